@@ -1,0 +1,1 @@
+"""Reward models and PPO for small language models, in JAX."""

@@ -1,0 +1,226 @@
+"""Configurations of the stages, and the named profiles."""
+
+import dataclasses
+from typing import Literal
+
+from reporting.runs import UserError
+from rlhf_jax.model import LoRAConfig
+
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """A reward model from pairwise preferences, all pairs of a post in one forward pass."""
+
+    loss: Literal["hinge", "logistic"] = "hinge"
+    margin: float = 1.0  # of the hinge, in units of the raw score
+    learning_rate: float = 5e-5
+    warmup_fraction: float = 0.05  # of the steps; the rate then falls linearly to zero
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    batch_pairs: int = 8
+    epochs: int = 5
+    evaluations_per_epoch: int = 2  # on the validation pairs; the best one is kept
+    train_pairs: int | None = None  # None: all there are
+    validation_pairs: int | None = 1000
+    test_pairs: int | None = None
+    max_pairs_per_post: int | None = 10
+    min_score_ratio: float = 1.0
+    max_tokens: int = 512  # of prompt and reply together; the prompt is cut to fit
+    reference_samples: int = 128  # responses on which the reward is centred and scaled
+    seed: int = 0
+
+    def __post_init__(self):
+        positive(self, "learning_rate", "batch_pairs", "epochs", "evaluations_per_epoch")
+        positive(self, "max_tokens", "clip_norm")
+        if self.margin < 0:
+            raise UserError(f"RewardConfig.margin={self.margin} must not be negative")
+        if self.min_score_ratio < 1:
+            raise UserError(f"RewardConfig.min_score_ratio={self.min_score_ratio} must be >= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Proximal policy optimisation (Schulman et al., 2017) on token-level rewards.
+
+    Defaults follow the original RLHF code as documented by Huang et al. (2024), "N+".
+    """
+
+    lora: LoRAConfig | None = None  # None trains every weight
+    learning_rate: float = 1e-5
+    value_learning_rate: float = 1e-4  # the value head starts at zero and has little time
+    adam_epsilon: float = 1e-5  # N+: PyTorch's 1e-8 is too small here
+    clip_norm: float = 1.0
+    batch: int = 64  # episodes per step
+    forward_batch: int = 16  # episodes per forward and backward pass
+    passes: int = 5  # over the prompts
+    inner_epochs: int = 4  # over each batch of episodes
+    prompts: int = 2000
+    prompt_tokens: int = 256  # template included; the user's text is cut to fit
+    response_tokens: int = 128
+    temperature: float = 1.0  # of the rollouts, and of every logprob
+    discount: float = 1.0  # gamma, per token
+    gae_decay: float = 0.95  # lambda in GAE
+    ratio_clip: float = 0.2
+    value_clip: float = 0.2  # in units of the normalised reward
+    value_weight: float = 0.1
+    kl_weight: float = 0.05  # beta at the start, reward per nat
+    target_kl: float = 0.05  # nats per token, policy to reference
+    kl_gain: float = 0.3  # per step, of the controller of beta, in log space
+    approx_kl_limit: float = 0.1  # nats per token; an update beyond it ends the inner epochs
+    missing_end_penalty: float = 1.0  # taken from the reward of a response that was cut off
+    sample_every: int = 10  # steps between the samples that are kept
+    seed: int = 0
+
+    def __post_init__(self):
+        positive(self, "learning_rate", "value_learning_rate", "batch", "forward_batch", "passes")
+        positive(self, "inner_epochs", "prompts", "response_tokens", "temperature", "target_kl")
+        if self.batch % self.forward_batch:
+            raise UserError(
+                f"PPOConfig.batch={self.batch} is not a multiple of "
+                f"forward_batch={self.forward_batch}"
+            )
+        if self.prompts < self.batch:
+            raise UserError(f"PPOConfig.prompts={self.prompts} is less than batch={self.batch}")
+        if not 0 < self.gae_decay <= 1 or not 0 < self.discount <= 1:
+            raise UserError("PPOConfig.gae_decay and PPOConfig.discount must be in (0, 1]")
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps on fresh episodes in the whole run."""
+        return self.passes * (self.prompts // self.batch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Comparison of the pretrained and the tuned policies on prompts nobody trained on."""
+
+    prompts: int = 200
+    rated_prompts: int = 3  # of them, shown for rating by hand
+    batch: int = 50
+    temperature: float = 1.0
+    resamples: int = 10_000  # of the bootstrap
+    seed: int = 0
+
+    def __post_init__(self):
+        positive(self, "prompts", "rated_prompts", "batch", "resamples")
+        if self.prompts < self.rated_prompts:
+            raise UserError("EvaluationConfig.prompts must not be less than rated_prompts")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """All that a report is made with. `promise` says what it costs and what to expect."""
+
+    name: str
+    promise: str
+    minutes: str  # on two cores
+    model: str = SMOLLM2
+    dtype: str = "float32"
+    reward: RewardConfig
+    ppo: PPOConfig
+    lora: PPOConfig
+    evaluation: EvaluationConfig
+
+
+def positive(config, *fields: str) -> None:
+    """Rejects values that are not above zero, naming the field."""
+    for field in fields:
+        if not getattr(config, field) > 0:
+            raise UserError(
+                f"{type(config).__name__}.{field}={getattr(config, field)} must be above zero"
+            )
+
+
+def with_lora(cfg: PPOConfig, **changes) -> PPOConfig:
+    """The LoRA variant of a PPO configuration; only what is named differs."""
+    return dataclasses.replace(cfg, lora=LoRAConfig(), **changes)
+
+
+def tiny() -> Profile:
+    ppo = PPOConfig(
+        learning_rate=1e-3, batch=8, forward_batch=4, passes=1, inner_epochs=2, prompts=24,
+        prompt_tokens=48, response_tokens=12, sample_every=1,
+    )  # fmt: skip
+    return Profile(
+        name="tiny",
+        promise="random weights and a few rows: shows that everything runs, and nothing else",
+        minutes="1",
+        model="random",
+        reward=RewardConfig(
+            learning_rate=1e-3, epochs=2, train_pairs=48, validation_pairs=24, test_pairs=48,
+            max_tokens=256, reference_samples=8,
+        ),
+        ppo=ppo,
+        lora=with_lora(ppo, learning_rate=1e-2),
+        evaluation=EvaluationConfig(prompts=16, batch=8, resamples=500),
+    )  # fmt: skip
+
+
+def cpu() -> Profile:
+    ppo = PPOConfig(
+        learning_rate=5e-5, value_learning_rate=1e-3, batch=16, forward_batch=8, passes=1,
+        inner_epochs=2, prompts=128, prompt_tokens=48, response_tokens=32, sample_every=2,
+    )  # fmt: skip
+    return Profile(
+        name="cpu",
+        promise=(
+            "everything trained for real with small budgets and one seed: a reward model above "
+            "chance and honest intervals, not a gain"
+        ),
+        minutes="12",
+        reward=RewardConfig(
+            epochs=1, batch_pairs=16, train_pairs=600, validation_pairs=120, test_pairs=400,
+            max_tokens=256, evaluations_per_epoch=3, reference_samples=32,
+        ),
+        ppo=ppo,
+        lora=with_lora(ppo, learning_rate=1e-3),
+        evaluation=EvaluationConfig(prompts=64, batch=32),
+    )  # fmt: skip
+
+
+def study() -> Profile:
+    ppo = PPOConfig(
+        learning_rate=2e-5, value_learning_rate=1e-3, batch=32, forward_batch=8, passes=2,
+        inner_epochs=4, prompts=400, prompt_tokens=96, response_tokens=48,
+    )  # fmt: skip
+    return Profile(
+        name="study",
+        promise="the smallest run whose claims deserve belief, on real votes and prompts",
+        minutes="100",
+        reward=RewardConfig(
+            epochs=1, batch_pairs=16, train_pairs=3000, validation_pairs=400, test_pairs=1000
+        ),
+        ppo=ppo,
+        lora=with_lora(ppo, learning_rate=5e-4),
+        evaluation=EvaluationConfig(prompts=100),
+    )
+
+
+def assignment() -> Profile:
+    ppo = PPOConfig()
+    return Profile(
+        name="assignment",
+        promise="the protocol to the letter",
+        minutes="several days (half an hour on one data-centre GPU)",
+        dtype="bfloat16",
+        reward=RewardConfig(train_pairs=6000),
+        ppo=ppo,
+        lora=with_lora(ppo),
+        evaluation=EvaluationConfig(),
+    )
+
+
+PROFILES = {make.__name__: make for make in (tiny, cpu, study, assignment)}
+
+
+def profile(name: str) -> Profile:
+    """A profile by name.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name not in PROFILES:
+        raise UserError(f"PROFILE={name}: unknown; choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]()

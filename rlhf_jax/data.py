@@ -1,0 +1,285 @@
+"""Preference pairs and prompts.
+
+Pairs are SHP's (Ethayarajh et al., 2022), prompts OASST1's (Koepf et al., 2023). They come from a
+local copy where one is given, else from the hub where it answers, else from the stand-in; the
+`Source` beside them says which.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from reporting.runs import UserError, fingerprint
+from rlhf_jax import source, standin
+from rlhf_jax.source import Source
+
+SHP = "stanfordnlp/SHP"
+OASST = "OpenAssistant/oasst1"
+SPLITS = ("train", "validation", "test")
+
+PAIR_TEXTS = ["post_id", "domain", "history", "human_ref_A", "human_ref_B"]
+PAIR_COLUMNS = [*PAIR_TEXTS, "score_A", "score_B", "labels"]
+MESSAGE_COLUMNS = ["message_id", "parent_id", "message_tree_id", "text", "role", "lang", "deleted"]
+
+STANDIN_NAME = "documentation of the installed Python packages"
+STANDIN_LICENCE = "the packages' own: PSF-2.0, BSD-3-Clause, Apache-2.0"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Post:
+    """A question, its distinct replies and the preferences among them."""
+
+    post_id: str
+    domain: str
+    prompt: str
+    replies: tuple[str, ...]
+    scores: tuple[int, ...]  # votes of each reply
+    pairs: tuple[tuple[int, int], ...]  # (chosen, rejected), indices of replies
+    grades: tuple[str, ...] = ()  # difficulty of each pair, where the data know it
+    split: str = ""  # the official one, where the data have one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """Something to answer."""
+
+    prompt_id: str
+    tree_id: str  # prompts of one conversation share it
+    text: str
+    origin: Literal["messages", "preferences", "stand-in"]
+
+
+def load_preferences(
+    data_dir: Path | None, *, hub_folder: str | None = None
+) -> tuple[pd.DataFrame, Source]:
+    """One row a comparison, in SHP's columns, with `score_ratio`.
+
+    Column `split` is there where the data come with official splits (the hub; files called
+    train, validation and test), `grade` in the stand-in.
+
+    Args:
+      data_dir: folder with a local copy in shp/; None for the hub or, without it, the stand-in.
+      hub_folder: read only this folder (subreddit) of the data set on the hub, e.g. "askculinary".
+
+    Raises:
+      UserError: the data cannot be used.
+    """
+    note = ""
+    if data_dir is not None:
+        kind, location = "local", str(Path(data_dir, "shp"))
+        frame, name = local_preferences(Path(data_dir, "shp"))
+        licence = "the owners' of the files; SHP's texts are by Reddit's users, for research"
+    elif source.on_hub(SHP):
+        kind, name, location = "hub", SHP, "/".join(filter(None, (SHP, hub_folder)))
+        frame = source.hub_frame(SHP, [*PAIR_COLUMNS, "score_ratio"], hub_folder)
+        frame["domain"] = frame["domain"].str.replace(r"_(train|validation|test)$", "", regex=True)
+        whole = frame[PAIR_TEXTS].apply(is_text).all(axis=1)
+        frame = frame[whole].reset_index(drop=True)
+        note = f"{(~whole).sum()} rows with an empty text left out" if not whole.all() else ""
+        licence = "texts by Reddit's users, for research; see the data set's card"
+    else:
+        kind, name, location, licence = "stand-in", STANDIN_NAME, "built here", STANDIN_LICENCE
+        frame = standin.preferences()
+        note = standin_note()
+    if "score_ratio" not in frame:
+        scores = frame[["score_A", "score_B"]].clip(lower=1)
+        frame["score_ratio"] = scores.max(axis=1) / scores.min(axis=1)
+    return frame, Source(
+        kind=kind, name=name, location=location, licence=licence, rows=len(frame),
+        fingerprint=source.content_fingerprint(frame), note=note,
+    )  # fmt: skip
+
+
+def local_preferences(folder: Path) -> tuple[pd.DataFrame, str]:
+    """The pairs of all files in a folder and the names of the files."""
+    frames = dict(source.tables(folder, PAIR_COLUMNS))
+    for path, frame in frames.items():
+        check_pairs(path, frame)
+    stems = {path: path.name.partition(".")[0] for path in frames}
+    if set(stems.values()) <= set(SPLITS):
+        frames = {path: frame.assign(split=stems[path]) for path, frame in frames.items()}
+    kept = [*PAIR_COLUMNS, "score_ratio", "split", "grade"]
+    pairs = pd.concat([frame[frame.columns.intersection(kept)] for frame in frames.values()])
+    if "score_ratio" in pairs and pairs["score_ratio"].isna().any():
+        del pairs["score_ratio"]
+    pairs = pairs.astype({"post_id": str, "score_A": float, "score_B": float, "labels": int})
+    return pairs.reset_index(drop=True), file_names(frames)
+
+
+def check_pairs(path: Path, frame: pd.DataFrame) -> None:
+    """Raises UserError for the first text, score or label that cannot be used."""
+    rules = {column: (is_text, "a text that is not empty") for column in PAIR_TEXTS[1:]}
+    for column in ("score_A", "score_B"):
+        rules[column] = (lambda s: pd.to_numeric(s, errors="coerce") % 1 == 0, "a number of votes")
+    rules["post_id"] = (lambda s: s.notna(), "the identifier of the post")
+    rules["labels"] = (lambda s: s.isin([0, 1]), "1 where A is preferred and 0 where B is")
+    for column, (is_right, expected) in rules.items():
+        wrong = frame[column][~is_right(frame[column])]
+        if len(wrong):
+            raise UserError(
+                f"{path}, {frame.index.name} {wrong.index[0]}: '{column}' is {wrong.iloc[0]!r}, "
+                f"it must be {expected}; correct or remove the row ({len(wrong)} in all)"
+            )
+
+
+def is_text(column: pd.Series) -> pd.Series:
+    return column.map(lambda value: isinstance(value, str) and bool(value.strip())).astype(bool)
+
+
+def posts(
+    frame: pd.DataFrame, *, max_pairs_per_post: int | None, min_score_ratio: float = 1.0, seed: int
+) -> list[Post]:
+    """The comparisons of a frame by post, in order of first appearance.
+
+    The chosen reply is A where `labels` is 1. Replies of the same text are one reply; comparisons
+    of a reply with itself, or made in both directions, say nothing and are left out.
+
+    Args:
+      frame: from `load_preferences`.
+      max_pairs_per_post: of a post with more, this many are drawn; None keeps all.
+      min_score_ratio: least ratio of the two replies' votes (SteamSHP: 2).
+      seed: for the draw, which does not depend on the other posts.
+    """
+    by_post: dict[tuple[str, str], list] = {}
+    for row in frame[frame["score_ratio"] >= min_score_ratio].itertuples(index=False):
+        by_post.setdefault((row.post_id, row.history.strip()), []).append(row)
+    assembled = (assembled_post(rows, max_pairs_per_post, seed) for rows in by_post.values())
+    return [post for post in assembled if post.pairs]
+
+
+def assembled_post(rows: list[Any], max_pairs: int | None, seed: int) -> Post:
+    scores: dict[str, int] = {}
+    compared: dict[tuple[str, str], str] = {}  # (chosen, rejected) -> grade
+    for row in rows:
+        a, b = row.human_ref_A.strip(), row.human_ref_B.strip()
+        scores.setdefault(a, int(row.score_A))
+        scores.setdefault(b, int(row.score_B))
+        compared[(a, b) if row.labels == 1 else (b, a)] = getattr(row, "grade", "")
+    pairs = [(x, y) for x, y in compared if (y, x) not in compared]
+    if max_pairs is not None and len(pairs) > max_pairs:
+        rng = np.random.default_rng([seed, zlib.crc32(rows[0].post_id.encode())])
+        pairs = [pairs[i] for i in sorted(rng.choice(len(pairs), max_pairs, replace=False))]
+    replies = list(dict.fromkeys(reply for pair in pairs for reply in pair))
+    position = {reply: i for i, reply in enumerate(replies)}
+    return Post(
+        post_id=rows[0].post_id,
+        domain=rows[0].domain,
+        prompt=rows[0].history.strip(),
+        replies=tuple(replies),
+        scores=tuple(scores[reply] for reply in replies),
+        pairs=tuple((position[x], position[y]) for x, y in pairs),
+        grades=tuple(compared[pair] for pair in pairs) if hasattr(rows[0], "grade") else (),
+        split=getattr(rows[0], "split", ""),
+    )
+
+
+def load_prompts(
+    data_dir: Path | None, *, only_openers: bool = False
+) -> tuple[list[Prompt], Source]:
+    """English messages by prompters, none empty, deleted or twice, in the order of the data.
+
+    Two texts that differ in case or white space only are the same.
+
+    Args:
+      data_dir: folder with a local copy in oasst/; None for the hub or, without it, the stand-in,
+        whose prompts are questions that none of its comparisons is about.
+      only_openers: leave out the messages that answer an assistant.
+
+    Raises:
+      UserError: the data cannot be used.
+    """
+    note = "messages that open a conversation" if only_openers else "every prompter message"
+    if data_dir is not None:
+        kind, licence, folder = "local", "Apache-2.0 (OASST)", Path(data_dir, "oasst")
+        frames = dict(source.tables(folder, MESSAGE_COLUMNS))
+        frame = pd.concat([part[MESSAGE_COLUMNS] for part in frames.values()])
+        prompts = messages(frame, only_openers=only_openers)
+        name, location = file_names(frames), str(folder)
+    elif source.on_hub(OASST):
+        kind, name, location, licence = "hub", OASST, OASST, "Apache-2.0"
+        prompts = messages(source.hub_frame(OASST, MESSAGE_COLUMNS), only_openers=only_openers)
+    else:
+        kind, name, location, licence = "stand-in", STANDIN_NAME, "built here", STANDIN_LICENCE
+        prompts = [
+            Prompt(prompt_id=entry.name, tree_id=entry.name, text=text, origin="stand-in")
+            for entry, text in standin.questions()
+        ]
+        note = standin_note()
+    prompts = distinct(prompts)
+    if not prompts:
+        raise UserError(
+            f"{location}: no English message by a prompter ('lang' en, 'role' prompter)"
+        )
+    return prompts, Source(
+        kind=kind, name=name, location=location, licence=licence, rows=len(prompts),
+        fingerprint=prompts_fingerprint(prompts), note=note,
+    )  # fmt: skip
+
+
+def messages(frame: pd.DataFrame, *, only_openers: bool) -> list[Prompt]:
+    """The prompts among the messages of a frame in OASST's columns."""
+    wanted = (frame["role"] == "prompter") & (frame["lang"] == "en") & is_text(frame["text"])
+    wanted &= ~frame["deleted"].isin([True])
+    if only_openers:
+        wanted &= frame["parent_id"].isna()
+    return [
+        Prompt(
+            prompt_id=row.message_id,
+            tree_id=row.message_tree_id,
+            text=row.text.strip(),
+            origin="messages",
+        )
+        for row in frame[wanted].drop_duplicates("message_id").itertuples(index=False)
+    ]
+
+
+def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The first prompt of every text."""
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        first.setdefault(normalised(prompt.text), prompt)
+    return list(first.values())
+
+
+def top_up(
+    prompts: Sequence[Prompt], prompts_source: Source, posts: Sequence[Post], *, wanted: int
+) -> tuple[list[Prompt], Source]:
+    """`wanted` prompts, filled up with the posts' questions in their order as far as they suffice.
+
+    The source that is returned says how many were added. No prompt is taken away.
+    """
+    questions = [
+        Prompt(prompt_id=post.post_id, tree_id=post.post_id, text=post.prompt, origin="preferences")
+        for post in posts
+    ]
+    enlarged = distinct([*prompts, *questions])[: max(wanted, len(prompts))]
+    added = len(enlarged) - len(prompts)
+    if not added:
+        return enlarged, prompts_source
+    note = f"{prompts_source.note}; {added} questions of the preference data added"
+    return enlarged, dataclasses.replace(
+        prompts_source, rows=len(enlarged), note=note, fingerprint=prompts_fingerprint(enlarged)
+    )
+
+
+def normalised(text: str) -> str:
+    """Equal for texts that differ in case or white space only."""
+    return " ".join(text.casefold().split())
+
+
+def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
+    return fingerprint([dataclasses.astuple(prompt) for prompt in prompts])
+
+
+def file_names(paths: Iterable[Path]) -> str:
+    names = sorted(path.name for path in paths)
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} files"
+
+
+def standin_note() -> str:
+    return ", ".join(f"{name} {version}" for name, version in standin.versions().items())

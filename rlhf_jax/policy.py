@@ -1,0 +1,148 @@
+"""Policies: a decoder with a value head, its adapters, and what of it is trained."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rlhf_jax.attention import block_mask
+from rlhf_jax.model import Decoder, Linear, LoRAConfig
+from rlhf_jax.pretrained import Pretrained, leaf_name
+from rlhf_jax.training import FROZEN
+
+CHUNK = 256  # tokens whose logits exist at the same time
+
+
+class ActorCritic(nnx.Module):
+    """One trunk for the policy and its critic."""
+
+    def __init__(self, decoder: Decoder, *, rngs: nnx.Rngs):
+        self.decoder = decoder
+        self.value = Linear(decoder.cfg.embed_dim, 1, use_bias=True, rngs=rngs)
+        self.value.kernel[...] = jnp.zeros_like(self.value.kernel[...])  # N+: the critic starts at 0
+
+    def response_states(
+        self,
+        tokens: Int[Array, "batch time"],
+        mask: Bool[Array, "batch time"],
+        prompt: int,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "batch response embed"]:
+        """Hidden states from which each response token is predicted: position t predicts t + 1."""
+        return response_states(self.decoder, tokens, mask, prompt, dropout_key)
+
+    def values(self, states: Float[Array, "batch time embed"]) -> Float[Array, "batch time"]:
+        """The critic's estimate before each token is emitted, float32."""
+        return self.value(states.astype(jnp.float32))[..., 0]
+
+
+class Policy(NamedTuple):
+    """An actor-critic, split into what is trained and what is not."""
+
+    definition: nnx.GraphDef
+    trainable: nnx.State
+    frozen: nnx.State
+
+    def decoder(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """Static half and arrays of the decoder alone, for sampling."""
+        return nnx.split(nnx.merge(*self).decoder)
+
+
+def build(pretrained: Pretrained, lora: LoRAConfig | None, *, seed: int) -> Policy:
+    """The policy before training: the pretrained model, with adapters that change nothing yet."""
+    rngs = nnx.Rngs(seed)
+    decoder = nnx.merge(pretrained.definition, pretrained.state)
+    if lora is not None:
+        add_adapters(decoder, lora, rngs=rngs)
+    model = ActorCritic(decoder, rngs=rngs)
+    return Policy(*nnx.split(model, lambda path, _: group(path, lora) != FROZEN, ...))
+
+
+def add_adapters(decoder: Decoder, lora: LoRAConfig, *, rngs: nnx.Rngs) -> None:
+    """Adds a low-rank adapter to every linear layer that the configuration names."""
+    for block in decoder.blocks:
+        for name in lora.targets:
+            owner = block.attention if hasattr(block.attention, name) else block.mlp
+            getattr(owner, name).add_adapter(lora, rngs=rngs)
+
+
+def group(path: tuple, lora: LoRAConfig | None) -> str:
+    """The optimizer's group of a parameter: "value", "policy" or "frozen"."""
+    name = leaf_name(path)
+    if name.startswith("value."):
+        return "value"
+    return "policy" if lora is None or "lora_" in name else FROZEN
+
+
+def response_states(decoder, tokens, mask, prompt, dropout_key=None):
+    """See `ActorCritic.response_states`; for a decoder without a value head."""
+    documents = jnp.where(mask, 0, -1)
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    visible = block_mask(documents, jnp.zeros_like(documents))
+    hidden = decoder(tokens, positions, visible, dropout_key=dropout_key)
+    return hidden[:, prompt - 1 : -1]
+
+
+def token_logprobs(
+    decoder: Decoder,
+    states: Float[Array, "batch time embed"],
+    targets: Int[Array, "batch time"],
+    temperature: float,
+) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
+    """Log-probability of each target and entropy of the policy there, nats.
+
+    The logits are divided by the temperature that the samples were drawn with (N+). They exist
+    for a few tokens at a time and are computed again for the gradient.
+    """
+
+    def chunk(args):
+        states, targets = args
+        logs = jax.nn.log_softmax(decoder.logits(states) / temperature, axis=-1)
+        logprobs = jnp.take_along_axis(logs, targets[:, None], axis=1)[:, 0]
+        entropy = -(jnp.exp(logs) * logs).sum(axis=-1)
+        return logprobs, jax.lax.stop_gradient(entropy)
+
+    return over_chunks(jax.checkpoint(chunk), states, targets)
+
+
+def compare(
+    decoder: Decoder,
+    reference: Decoder,
+    states: Float[Array, "batch time embed"],
+    reference_states: Float[Array, "batch time embed"],
+    targets: Int[Array, "batch time"],
+    temperature: float,
+) -> tuple[Float[Array, "batch time"], ...]:
+    """Of each target: logprob, the reference's logprob, entropy, exact KL over the vocabulary."""
+
+    def chunk(args):
+        states, reference_states, targets = args
+        logs = jax.nn.log_softmax(decoder.logits(states) / temperature, axis=-1)
+        others = jax.nn.log_softmax(reference.logits(reference_states) / temperature, axis=-1)
+        probabilities = jnp.exp(logs)
+        return (
+            jnp.take_along_axis(logs, targets[:, None], axis=1)[:, 0],
+            jnp.take_along_axis(others, targets[:, None], axis=1)[:, 0],
+            -(probabilities * logs).sum(axis=-1),
+            (probabilities * (logs - others)).sum(axis=-1),
+        )
+
+    return over_chunks(chunk, states, reference_states, targets)
+
+
+def over_chunks(function, *arrays):
+    """Applies a function of rows to [batch time ...] arrays, a few hundred rows at a time."""
+    batch, time = arrays[0].shape[:2]
+    rows = batch * time
+    size = min(CHUNK, rows)
+    count = -(-rows // size)
+
+    def divide(x):
+        x = x.reshape(rows, *x.shape[2:])
+        x = jnp.pad(x, [(0, count * size - rows)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(count, size, *x.shape[1:])
+
+    results = jax.lax.map(function, tuple(divide(x) for x in arrays))
+    return jax.tree.map(lambda x: x.reshape(-1)[:rows].reshape(batch, time), results)

@@ -1,0 +1,409 @@
+"""Proximal policy optimisation of a language model against a frozen reward model.
+
+A step samples a batch of episodes and then runs one compiled program: scoring by policy,
+reference and reward model, advantages, and all inner epochs. Full fine-tuning and LoRA are the
+same code; they differ in what `policy.build` calls trainable.
+"""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from reporting.runs import Run, progress
+from rlhf_jax import objectives, policy
+from rlhf_jax.batch import prompt_rows
+from rlhf_jax.config import PPOConfig
+from rlhf_jax.generation import Responses, sample
+from rlhf_jax.policy import Policy
+from rlhf_jax.pretrained import Pretrained
+from rlhf_jax.reward import Judge
+from rlhf_jax.training import (
+    Checkpoints,
+    TrainState,
+    check_finite,
+    load_weights,
+    optimizer_for,
+    over_devices,
+    replicated,
+    save_weights,
+)
+
+ROLLOUT, DROPOUT = 0, 1  # random streams
+
+
+class Static(NamedTuple):
+    """What the compiled step knows in advance."""
+
+    policy: nnx.GraphDef
+    reference: nnx.GraphDef
+    judge: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    cfg: PPOConfig
+    end: int  # token that ends a response
+
+
+class Frozen(NamedTuple):
+    """Arrays that a step reads and never copies."""
+
+    policy: nnx.State  # what the variant does not train
+    reference: nnx.State  # with LoRA the same arrays as above: the tree with adapters off
+    judge: nnx.State
+
+
+class Episodes(NamedTuple):
+    """A batch of prompts with responses; in the second group column t is response token t."""
+
+    tokens: Int[Array, "batch time"]  # prompt, padded on the left, then response
+    token_mask: Bool[Array, "batch time"]
+    mask: Bool[Array, "batch response"]  # the end token counts
+    logprobs: Float[Array, "batch response"]  # nats, of the policy that sampled
+    reference_logprobs: Float[Array, "batch response"]
+    entropy: Float[Array, "batch response"]  # nats
+    kl: Float[Array, "batch response"]  # nats, exact, policy to reference
+    values: Float[Array, "batch response"]  # the critic's, before the token
+    reward: Float[Array, "batch"]  # of the reward model, normalised; nothing added
+
+
+def train(
+    run: Run, cfg: PPOConfig, pretrained: Pretrained, judge: Judge, prompts: Sequence[str]
+) -> None:
+    """Trains one variant and saves what it trained.
+
+    Args:
+      run: where to log; resumes from its checkpoints.
+      cfg: the configuration; `cfg.lora` makes it the LoRA variant.
+      pretrained: the model to start from, and the reference.
+      judge: the frozen reward model.
+      prompts: to train on; `cfg.prompts` of them.
+    """
+    tokenizer = pretrained.tokenizer
+    rows, masks, cut = prompt_rows(prompts, tokenizer, length=cfg.prompt_tokens)
+    tuned = policy.build(pretrained, cfg.lora, seed=cfg.seed)
+    optimizer = ppo_optimizer(cfg)
+    state = TrainState(
+        tuned.trainable, optimizer.init(tuned.trainable), jnp.zeros((), jnp.int32)
+    )
+    state = replicated(jax.tree.map(jnp.copy, state))  # donated; the reference keeps the originals
+    static = Static(
+        tuned.definition, pretrained.definition, judge.definition, optimizer, cfg, tokenizer.end
+    )
+    frozen = replicated(Frozen(tuned.frozen, pretrained.state, judge.state))
+    checkpoints = Checkpoints(run.checkpoints)
+    start, notes = 0, {"kl_weight": cfg.kl_weight}
+    if restored := checkpoints.restore(state):
+        start, state, notes = restored
+    run.rewind(start)
+    key = jax.random.key(cfg.seed)
+    bar = progress(label=run.stage, total=cfg.steps, initial=start)
+    for step in range(start, cfg.steps):
+        chosen = episode_prompts(cfg, len(prompts), step)
+        batch = over_devices((rows[chosen], masks[chosen]))
+        began = time.perf_counter()
+        responses = draw(Policy(tuned.definition, state.trainable, frozen.policy), batch,
+                         step_key(key, ROLLOUT, step), cfg, tokenizer)  # fmt: skip
+        jax.block_until_ready(responses)
+        sampled = time.perf_counter()
+        state, metrics, episodes = update(
+            state, frozen, *batch, responses, notes["kl_weight"],
+            step_key(key, DROPOUT, step), static=static,
+        )  # fmt: skip
+        row = to_row(metrics)
+        check_finite(step + 1, **{k: row[k] for k in ("policy_loss", "value_loss", "kl")})
+        finished = time.perf_counter()
+        run.log(
+            step=step + 1, epoch=(step + 1) * cfg.passes / cfg.steps, **row, **notes,
+            seconds_sampling=sampled - began, seconds_update=finished - sampled,
+            tokens=int(responses.mask.sum()),
+        )  # fmt: skip
+        if step % cfg.sample_every == 0 or step + 1 == cfg.steps:
+            keep_samples(run, step + 1, [prompts[i] for i in chosen], episodes, tokenizer)
+        weight = objectives.next_kl_weight(
+            notes["kl_weight"], row["kl"], target=cfg.target_kl, gain=cfg.kl_gain
+        )
+        notes = {"kl_weight": weight}
+        checkpoints.maybe_save(step + 1, state, notes)
+        bar.update()
+        bar.set_postfix(reward=f"{row['reward']:.2f}", kl=f"{row['kl']:.3f}")
+    bar.close()
+    checkpoints.close()
+    save_weights(run.checkpoints / "policy", state.trainable)
+    run.finish(**outcome(run, cfg, state.trainable), prompts_cut=cut, prompts=len(prompts))
+
+
+def ppo_optimizer(cfg: PPOConfig) -> optax.GradientTransformation:
+    """Adam for the policy and for the value head; everything else is masked.
+
+    The rates fall linearly to zero over the run (N+).
+    """
+    steps = cfg.steps * cfg.inner_epochs
+
+    def adam(rate):
+        return optax.adam(optax.linear_schedule(rate, 0.0, steps), eps=cfg.adam_epsilon)
+
+    return optimizer_for(
+        {"policy": adam(cfg.learning_rate), "value": adam(cfg.value_learning_rate)},
+        functools.partial(policy.group, lora=cfg.lora),
+        clip_norm=cfg.clip_norm,
+    )
+
+
+def episode_prompts(cfg: PPOConfig, available: int, step: int) -> np.ndarray:
+    """Indices of the prompts of a step: every pass is a permutation of them all."""
+    per_pass = cfg.steps // cfg.passes
+    order = np.random.default_rng([cfg.seed, step // per_pass]).permutation(available)
+    start = (step % per_pass) * cfg.batch
+    return order[start : start + cfg.batch]
+
+
+def step_key(key: Array, stream: int, step: int) -> Array:
+    """The key of one stream at one step."""
+    return jax.random.fold_in(jax.random.fold_in(key, stream), step)
+
+
+def draw(tuned: Policy, batch, key: Array, cfg, tokenizer) -> Responses:
+    """One response per prompt from the policy as it is."""
+    definition, state = tuned.decoder()
+    return sample(
+        state, *batch, key, cfg.temperature, decoder_def=definition,
+        length=cfg.response_tokens, end=tokenizer.end, pad=tokenizer.pad,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames="static", donate_argnames="state")
+def update(
+    state: TrainState,
+    frozen: Frozen,
+    prompts: Int[Array, "batch prompt"],
+    prompt_mask: Bool[Array, "batch prompt"],
+    responses: Responses,
+    kl_weight: float,
+    key: Array,
+    *,
+    static: Static,
+) -> tuple[TrainState, dict[str, Array], Episodes]:
+    """Scores the episodes and runs all inner epochs on them, in one program."""
+    cfg = static.cfg
+    episodes = score(state.trainable, frozen, prompts, prompt_mask, responses, static=static)
+    ended = responses.tokens == static.end
+    cut_off = ~(ended & responses.mask).any(axis=1)
+    token_rewards = objectives.token_rewards(
+        episodes.reward - cfg.missing_end_penalty * cut_off,
+        episodes.logprobs, episodes.reference_logprobs, episodes.mask, kl_weight=kl_weight,
+    )  # fmt: skip
+    advantages = objectives.generalized_advantages(
+        token_rewards, episodes.values, episodes.mask,
+        discount=cfg.discount, decay=cfg.gae_decay,
+    )  # fmt: skip
+    returns = advantages + episodes.values
+    whitened = objectives.masked_whiten(advantages, episodes.mask)
+    state, inner = optimise(state, frozen, episodes, whitened, returns, key, static=static)
+    return state, inner | episode_metrics(episodes, returns, cut_off), episodes
+
+
+def score(trainable, frozen, prompts, prompt_mask, responses, *, static) -> Episodes:
+    """What policy, reference, critic and reward model say of the episodes, before any update.
+
+    Works on `forward_batch` episodes at a time, so that activations of no more exist.
+    """
+    cfg = static.cfg
+    model = nnx.merge(static.policy, trainable, frozen.policy)
+    reference = nnx.merge(static.reference, frozen.reference)
+    judge = nnx.merge(static.judge, frozen.judge)
+    width = prompts.shape[1]
+
+    def some(part):
+        tokens, token_mask, mask = part
+        states = model.response_states(tokens, token_mask, width)
+        others = policy.response_states(reference, tokens, token_mask, width)
+        compared = policy.compare(
+            model.decoder, reference, states, others, tokens[:, width:], cfg.temperature
+        )
+        reward = judge(*with_end(tokens, token_mask, static.end))
+        return Episodes(tokens, token_mask, mask, *compared, model.values(states), reward)
+
+    tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
+    token_mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
+    parts = divided((tokens, token_mask, responses.mask), cfg.forward_batch)
+    scored = jax.lax.map(some, parts)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
+
+
+def with_end(
+    tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"], end: int
+) -> tuple[Int[Array, "batch longer"], Bool[Array, "batch longer"]]:
+    """Episodes as the reward model was trained to read them: every response ends.
+
+    One that was cut off fills its row, so that the column added here is where its end belongs.
+    """
+    cut_off = mask[:, -1:] & (tokens[:, -1:] != end)
+    column = jnp.full_like(tokens[:, :1], end)
+    return jnp.concatenate([tokens, column], axis=1), jnp.concatenate([mask, cut_off], axis=1)
+
+
+def optimise(
+    state, frozen, episodes, advantages, returns, key, *, static
+) -> tuple[TrainState, dict[str, Array]]:
+    """The inner epochs: one optimizer step each, gradients summed over forward batches.
+
+    An epoch that finds the policy further than `approx_kl_limit` from the one that sampled is the
+    last. Metrics are those of the first and of the last epoch that ran.
+    """
+    cfg = static.cfg
+    count = jnp.maximum(episodes.mask.sum(), 1)
+    parts = divided((episodes, advantages, returns), cfg.forward_batch)
+    number = jnp.arange(cfg.batch // cfg.forward_batch)
+
+    def loss_fn(trainable, part, dropout_key):
+        model = nnx.merge(static.policy, trainable, frozen.policy)
+        return ppo_loss(model, *part, dropout_key, count=count, static=static)
+
+    def epoch(carry):
+        index, state, first, _ = carry
+        epoch_key = jax.random.fold_in(key, index)
+
+        def accumulate(total, item):
+            number, part = item
+            dropout_key = jax.random.fold_in(epoch_key, number) if cfg.lora else None
+            (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                state.trainable, part, dropout_key
+            )
+            return jax.tree.map(jnp.add, total, grads), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, state.trainable)
+        grads, metrics = jax.lax.scan(accumulate, zeros, (number, parts))
+        metrics = jax.tree.map(jnp.sum, metrics)
+        metrics["gradient_norm"] = optax.global_norm(grads)
+        updates, opt_state = static.optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        state = TrainState(trainable, opt_state, state.step + 1)
+        first = jax.tree.map(lambda a, b: jnp.where(index == 0, b, a), first, metrics)
+        return index + 1, state, first, metrics
+
+    def going_on(carry):
+        index, _, _, metrics = carry
+        return (index < cfg.inner_epochs) & (metrics["approx_kl"] <= cfg.approx_kl_limit)
+
+    empty = dict.fromkeys((*METRICS, "gradient_norm"), jnp.zeros(()))
+    index, state, first, last = jax.lax.while_loop(going_on, epoch, (0, state, empty, empty))
+    return state, last | {
+        "inner_epochs": index,
+        "first_ratio_error": first["ratio_error"],
+        "first_approx_kl": first["approx_kl"],
+    }
+
+
+METRICS = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "ratio_error")
+
+
+def ppo_loss(model, episodes, advantages, returns, dropout_key, *, count, static):
+    """Policy and value loss of some episodes, as their share of the whole batch's mean (@eq-total).
+
+    Args:
+      model: the actor-critic being trained.
+      episodes, advantages, returns: of one forward batch.
+      dropout_key: for the adapters' dropout; None where there is none.
+      count: response tokens in the whole batch.
+      static: configuration.
+    """
+    cfg = static.cfg
+    width = episodes.tokens.shape[1] - episodes.mask.shape[1]
+    states = model.response_states(episodes.tokens, episodes.token_mask, width, dropout_key)
+    logprobs, _ = policy.token_logprobs(
+        model.decoder, states, episodes.tokens[:, width:], cfg.temperature
+    )
+    # Outside the mask nothing may count, not even as infinity times zero.
+    logprobs = jnp.where(episodes.mask, logprobs, episodes.logprobs)
+    policy_losses = objectives.clipped_policy_loss(
+        logprobs, episodes.logprobs, advantages, ratio_clip=cfg.ratio_clip
+    )
+    value_losses = objectives.clipped_value_loss(
+        model.values(states), episodes.values, returns, value_clip=cfg.value_clip
+    )
+    distance = jnp.abs(jnp.exp(logprobs - episodes.logprobs) - 1)
+
+    def share(x):
+        return jnp.where(episodes.mask, x, 0.0).sum() / count
+
+    policy_loss, value_loss = share(policy_losses), share(value_losses)
+    metrics = {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "approx_kl": share(objectives.approximate_kl(logprobs, episodes.logprobs)),
+        "clip_fraction": share(distance > cfg.ratio_clip),
+        "ratio_error": share(distance),
+    }
+    return policy_loss + cfg.value_weight * value_loss, metrics
+
+
+def divided(tree: Any, size: int) -> Any:
+    """Every array with its leading axis divided into forward batches of `size`."""
+    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
+
+
+def episode_metrics(episodes: Episodes, returns, cut_off) -> dict[str, Array]:
+    """What a batch of episodes looks like before the update; nats, rewards, tokens."""
+    mask = episodes.mask
+    k1 = objectives.kl_k1(episodes.logprobs, episodes.reference_logprobs)
+    k3 = objectives.kl_k3(episodes.logprobs, episodes.reference_logprobs)
+    return {
+        "reward": episodes.reward.mean(),
+        "reward_std": episodes.reward.std(),
+        "kl": objectives.masked_mean(episodes.kl, mask),
+        "kl_k1": objectives.masked_mean(k1, mask),
+        "kl_k3": objectives.masked_mean(k3, mask),
+        "kl_sequence": jnp.where(mask, episodes.kl, 0.0).sum(axis=1).mean(),
+        "entropy": objectives.masked_mean(episodes.entropy, mask),
+        "explained_variance": objectives.explained_variance(episodes.values, returns, mask),
+        "response_tokens": mask.sum(axis=1).mean(),
+        "ended": 1 - cut_off.mean(),
+    }
+
+
+def to_row(metrics: Mapping[str, Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def keep_samples(run: Run, step: int, prompts, episodes: Episodes, tokenizer) -> None:
+    """The first episodes of a step, as text."""
+    responses = np.asarray(episodes.tokens[:, -episodes.mask.shape[1] :])
+    mask = np.asarray(episodes.mask)
+    for i in range(min(3, len(prompts))):
+        run.sample(
+            step=step, prompt=prompts[i], response=tokenizer.decode(responses[i][mask[i]]),
+            reward=float(episodes.reward[i]),
+        )  # fmt: skip
+
+
+def outcome(run: Run, cfg: PPOConfig, trainable: nnx.State) -> dict[str, Any]:
+    """The run in a few numbers: where it ended, what it cost."""
+    metrics = run.metrics()
+    tail = metrics.tail(max(1, len(metrics) // 4))
+    settled = metrics.iloc[1:] if len(metrics) > 1 else metrics  # without compilation
+    return {
+        "steps": cfg.steps,
+        "episodes": cfg.steps * cfg.batch,
+        "trained_parameters": sum(x.size for x in jax.tree.leaves(trainable)),
+        "reward_last_quarter": float(tail["reward"].mean()),
+        "kl_last_quarter": float(tail["kl"].mean()),
+        "sampling_tokens_per_second": float(
+            settled["tokens"].sum() / settled["seconds_sampling"].sum()
+        ),
+        "seconds_sampling": float(settled["seconds_sampling"].median()),
+        "seconds_update": float(settled["seconds_update"].median()),
+        "train_seconds": float((metrics["seconds_sampling"] + metrics["seconds_update"]).sum()),
+    }
+
+
+def tuned_decoder(run: Run, cfg: PPOConfig, pretrained: Pretrained) -> tuple[Any, nnx.State]:
+    """Static half and arrays of the policy that a finished run trained."""
+    start = policy.build(pretrained, cfg.lora, seed=cfg.seed)
+    trainable = load_weights(run.checkpoints / "policy", start.trainable)
+    return start._replace(trainable=trainable).decoder()

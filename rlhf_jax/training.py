@@ -1,0 +1,170 @@
+"""What every stage shares: the train state, optimizers, checkpoints, placement on devices."""
+
+import functools
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+FROZEN = "frozen"
+
+
+class TrainState(NamedTuple):
+    """What an update changes, and nothing else."""
+
+    trainable: nnx.State
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+def optimizer_for(
+    groups: dict[str, optax.GradientTransformation],
+    group_of: Callable[[tuple], str],
+    *,
+    clip_norm: float,
+) -> optax.GradientTransformation:
+    """One optimizer per group of parameters; `frozen` ones are masked: their update is zero.
+
+    The norm that is clipped is that of the parameters that are handed over, so hand over the
+    trainable ones only.
+
+    Args:
+      groups: optimizers by name.
+      group_of: name of a parameter's group, or "frozen", from its path.
+      clip_norm: largest norm of all gradients together.
+    """
+
+    def labels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: group_of(path), params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.partition({**groups, FROZEN: optax.set_to_zero()}, labels),
+    )
+
+
+class Checkpoints:
+    """The latest state of a stage, and the best one, under a run's `checkpoints` folder.
+
+    Saving is asynchronous and atomic: a killed process leaves the last whole checkpoint.
+    """
+
+    def __init__(self, folder: Path):
+        self.every_seconds = float(os.environ.get("RLHF_CHECKPOINT_SECONDS", "180"))
+        self.saved_at = time.monotonic()
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        self.latest = ocp.CheckpointManager(folder.resolve() / "resume", options=options)
+
+    def maybe_save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
+        """Saves if the last save is long ago. The notes are small values that JSON can hold."""
+        if time.monotonic() - self.saved_at >= self.every_seconds:
+            self.latest.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+                ),
+            )
+            self.saved_at = time.monotonic()
+
+    def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, state, notes) of the latest checkpoint; None when there is none.
+
+        Args:
+          like: a state of the same shapes, whose arrays also say where to place the restored ones.
+        """
+        step = self.latest.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        restored = self.latest.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
+            ),
+        )
+        return step, restored["state"], restored["notes"]
+
+    def close(self) -> None:
+        self.latest.wait_until_finished()
+        self.latest.close()
+
+
+def save_weights(path: Path, weights: Any) -> None:
+    """Saves a tree of arrays whole or not at all; an older one of that name is replaced."""
+    path = path.resolve()
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.with_name(f"{path.name}.new"), weights, force=True)
+    swap(path)
+
+
+def load_weights(path: Path, like: Any) -> Any:
+    """Loads what `save_weights` saved.
+
+    Args:
+      path: the checkpoint.
+      like: a tree of the same shapes, arrays or abstract.
+    """
+    path = path.resolve()
+    if not path.exists():  # killed between the two renames of a save
+        swap(path)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+
+
+def swap(path: Path) -> None:
+    """Moves a finished `<name>.new` into the place of `<name>`."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.with_name(f"{path.name}.new").rename(path)
+
+
+def linear_schedule(peak: float, steps: int, warmup_fraction: float) -> optax.Schedule:
+    """A linear rise to `peak`, then a linear fall to zero at the last step."""
+    warmup = math.ceil(warmup_fraction * steps)
+    return optax.join_schedules(
+        [optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1)),
+         optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))],
+        [warmup],
+    )  # fmt: skip
+
+
+def check_finite(step: int, **values: float) -> None:
+    """Stops a stage at the first value that is not finite.
+
+    Raises:
+      FloatingPointError: names step and value.
+    """
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise FloatingPointError(f"step {step}: {name} is {value}; lower the learning rate")
+
+
+@functools.cache
+def mesh() -> jax.sharding.Mesh:
+    """All devices in a row. Placement on it is all that tells one device from many."""
+    devices = jax.devices()
+    return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(tree: Any) -> Any:
+    """Parameters and states: the whole of them on every device."""
+    return jax.device_put(tree, NamedSharding(mesh(), PartitionSpec()))
+
+
+def over_devices(batch: Any) -> Any:
+    """Batches: the leading axis divided over the devices, where their number divides it."""
+
+    def place(x):
+        axes = PartitionSpec("batch" if x.shape[0] % mesh().size == 0 else None)
+        return jax.device_put(x, NamedSharding(mesh(), axes))
+
+    return jax.tree.map(place, batch)
