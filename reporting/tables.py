@@ -1,0 +1,73 @@
+"""Text and tables for the report, as Markdown that Quarto and the built-in renderer read alike."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+# Characters that are not allowed in a page, not seen, or that reorder what stands around them.
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+    "\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff]"
+)
+WIDEST = 60  # dashes under a column: Quarto shares the page's width in their proportion
+
+
+def quote(text: str) -> str:
+    """Markdown that shows arbitrary text, whatever it contains, as a block quotation.
+
+    Paragraphs, line breaks and indentation are kept; control characters become visible.
+    """
+    text = re.sub(r"\r\n?", "\n", text)
+    if not text.strip(" \t\n"):
+        return "> *(only white space)*" if text else "> *(empty)*"
+    paragraphs = re.split(r"\n(?:[ \t]*\n)+", re.sub(r"^(?:[ \t]*\n)+|[ \t\n]+$", "", text))
+    quoted = ("\\\n> ".join(map(escape, paragraph.split("\n"))) for paragraph in paragraphs)
+    return "\n>\n".join(f"> {paragraph}" for paragraph in quoted)
+
+
+def escape(text: str) -> str:
+    """Markdown that shows arbitrary text within a line or a table cell; a line end becomes ¶."""
+    text = visible(re.sub(r"\r\n?|\n", " ¶ ", text).expandtabs(4).rstrip(" "))
+    text = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+    return re.sub(r"^ ", "\u00a0", text.replace("  ", "\u00a0 "))
+
+
+def visible(text: str) -> str:
+    """The text with the number of each control character in its place."""
+    return INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
+
+
+def table(frame: pd.DataFrame, *, digits: int = 3, index: bool = False) -> Markdown:
+    """A data frame as a pipe table: numbers on the right with `digits` decimals, text escaped.
+
+    A missing value is a dash; a `Markdown` object in the frame stays Markdown.
+    """
+    frame = frame.reset_index() if index else frame
+    columns = [
+        [escape(str(name)), *(show(value, digits) for value in frame.iloc[:, k])]
+        for k, name in enumerate(frame.columns)
+    ]
+    rules = []
+    for k, cells in enumerate(columns):
+        number = pd.api.types.is_numeric_dtype(frame.dtypes.iloc[k])
+        dashes = "-" * min(WIDEST, max(3, *map(len, cells)))
+        rules.append(dashes[1:] + ":" if number else ":" + dashes[1:])
+    rows = [*zip(*columns, strict=True)]
+    return Markdown("\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rules, *rows[1:]]))
+
+
+def show(value: Any, digits: int) -> str:
+    """One cell of a table."""
+    if isinstance(value, Markdown):
+        return value.data
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return "–"
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, (float, np.floating)):
+        ordinary = value == 0 or 10**-digits <= abs(value) < 1e6
+        return f"{value:.{digits}f}" if ordinary else f"{value:.{digits}g}"
+    return escape(str(value))
