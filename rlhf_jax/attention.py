@@ -20,7 +20,7 @@ def block_mask(
       segments: 0 on the prompt, k >= 1 on the k-th reply.
     """
     time = jnp.arange(segments.shape[1])
-    causal = time[:, None] >= time[None, :]
+    causal = (time[:, None] >= time[None, :])[None]
     together = documents[:, :, None] == documents[:, None, :]
     keys, queries = segments[:, None, :], segments[:, :, None]
     return causal & together & ((keys == queries) | (keys == 0)) & (documents >= 0)[:, None, :]
@@ -31,7 +31,7 @@ def rotary(
 ) -> tuple[Float[Array, "batch time half"], Float[Array, "batch time half"]]:
     """Cosines and sines of the rotary embedding (Su et al., 2021), in the half-split layout."""
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions[:, :, None].astype(jnp.float32) * theta**-exponents
+    angles = positions[:, :, None].astype(jnp.float32) * theta ** -exponents[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -129,7 +129,7 @@ def subpost(post: EncodedPost, chosen_pairs: Sequence[int]) -> EncodedPost:
 
 
 def groups(
-    posts: Sequence[EncodedPost], *, batch_pairs: int, order: Sequence[int] | None = None
+    posts: Sequence[EncodedPost], *, batch_pairs: int, order: Int[np.ndarray, "posts"] | None = None
 ) -> list[list[EncodedPost]]:
     """The posts of each batch: whole posts, at most `batch_pairs` pairs together.
 

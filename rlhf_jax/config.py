@@ -29,6 +29,8 @@ class RewardConfig:
     min_score_ratio: float = 1.0
     max_tokens: int = 512  # of prompt and reply together; the prompt is cut to fit
     reference_samples: int = 128  # responses on which the reward is centred and scaled
+    reference_prompt_tokens: int = 256
+    reference_response_tokens: int = 128
     seed: int = 0
 
     def __post_init__(self):
@@ -150,7 +152,8 @@ def tiny() -> Profile:
         model="random",
         reward=RewardConfig(
             learning_rate=1e-3, epochs=2, train_pairs=48, validation_pairs=24, test_pairs=48,
-            max_tokens=256, reference_samples=8,
+            max_tokens=256, reference_samples=8, reference_prompt_tokens=48,
+            reference_response_tokens=12,
         ),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=1e-2),
@@ -173,6 +176,7 @@ def cpu() -> Profile:
         reward=RewardConfig(
             epochs=1, batch_pairs=16, train_pairs=600, validation_pairs=120, test_pairs=400,
             max_tokens=256, evaluations_per_epoch=3, reference_samples=32,
+            reference_prompt_tokens=48, reference_response_tokens=32,
         ),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=1e-3),
@@ -190,7 +194,8 @@ def study() -> Profile:
         promise="the smallest run whose claims deserve belief, on real votes and prompts",
         minutes="100",
         reward=RewardConfig(
-            epochs=1, batch_pairs=16, train_pairs=3000, validation_pairs=400, test_pairs=1000
+            epochs=1, batch_pairs=16, train_pairs=3000, validation_pairs=400, test_pairs=1000,
+            reference_prompt_tokens=96, reference_response_tokens=48,
         ),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=5e-4),

@@ -25,7 +25,7 @@ def sample(
     prompts: Int[Array, "batch prompt"],
     prompt_mask: Bool[Array, "batch prompt"],
     key: Array,
-    temperature: float,
+    temperature: float | Float[Array, ""],
     *,
     decoder_def: nnx.GraphDef,
     length: int,
@@ -51,7 +51,7 @@ def sample(
     batch, prompt = prompts.shape
     hidden, cache = prefill(decoder, prompts, prompt_mask, length)
     lengths = prompt_mask.sum(axis=1)
-    slots = jnp.arange(prompt + length)
+    slots = jnp.arange(prompt + length)[None]
     readable = jnp.pad(prompt_mask, ((0, 0), (0, length)))
     empty = Responses(
         jnp.full((batch, length), pad, prompts.dtype),

@@ -121,7 +121,7 @@ class Linear(nnx.Module):
     def __call__(self, x, dropout_key=None):
         y = matmul(x, self.kernel[...].astype(x.dtype))
         if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)
+            y = y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
         if self.lora_a is None:
             return y
         if dropout_key is not None and self.dropout:
@@ -141,7 +141,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x):
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
-        return (self.scale[...] * wide).astype(x.dtype)
+        return (jnp.broadcast_to(self.scale[...], x.shape) * wide).astype(x.dtype)
 
 
 class Attention(nnx.Module):

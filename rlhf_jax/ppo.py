@@ -24,11 +24,12 @@ from rlhf_jax.config import PPOConfig
 from rlhf_jax.generation import Responses, sample
 from rlhf_jax.policy import Policy
 from rlhf_jax.pretrained import Pretrained
-from rlhf_jax.reward import Judge
+from rlhf_jax.reward import Judge, with_end
 from rlhf_jax.training import (
     Checkpoints,
     TrainState,
     check_finite,
+    initial_state,
     load_weights,
     optimizer_for,
     over_devices,
@@ -88,10 +89,7 @@ def train(
     rows, masks, cut = prompt_rows(prompts, tokenizer, length=cfg.prompt_tokens)
     tuned = policy.build(pretrained, cfg.lora, seed=cfg.seed)
     optimizer = ppo_optimizer(cfg)
-    state = TrainState(
-        tuned.trainable, optimizer.init(tuned.trainable), jnp.zeros((), jnp.int32)
-    )
-    state = replicated(jax.tree.map(jnp.copy, state))  # donated; the reference keeps the originals
+    state = initial_state(tuned.trainable, optimizer)
     static = Static(
         tuned.definition, pretrained.definition, judge.definition, optimizer, cfg, tokenizer.end
     )
@@ -184,7 +182,7 @@ def update(
     prompts: Int[Array, "batch prompt"],
     prompt_mask: Bool[Array, "batch prompt"],
     responses: Responses,
-    kl_weight: float,
+    kl_weight: float | Float[Array, ""],
     key: Array,
     *,
     static: Static,
@@ -236,18 +234,6 @@ def score(trainable, frozen, prompts, prompt_mask, responses, *, static) -> Epis
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
 
 
-def with_end(
-    tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"], end: int
-) -> tuple[Int[Array, "batch longer"], Bool[Array, "batch longer"]]:
-    """Episodes as the reward model was trained to read them: every response ends.
-
-    One that was cut off fills its row, so that the column added here is where its end belongs.
-    """
-    cut_off = mask[:, -1:] & (tokens[:, -1:] != end)
-    column = jnp.full_like(tokens[:, :1], end)
-    return jnp.concatenate([tokens, column], axis=1), jnp.concatenate([mask, cut_off], axis=1)
-
-
 def optimise(
     state, frozen, episodes, advantages, returns, key, *, static
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -280,7 +266,7 @@ def optimise(
         zeros = jax.tree.map(jnp.zeros_like, state.trainable)
         grads, metrics = jax.lax.scan(accumulate, zeros, (number, parts))
         metrics = jax.tree.map(jnp.sum, metrics)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         updates, opt_state = static.optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         state = TrainState(trainable, opt_state, state.step + 1)

@@ -65,45 +65,70 @@ class Pretrained:
     huggingface_config: Mapping[str, Any]  # for exports
     state: nnx.State
     tokenizer: Tokenizer
-    fingerprint: str
 
     @property
     def definition(self) -> nnx.GraphDef:
         return nnx.split(abstract(self.config))[0]
 
 
-def load(model: str, *, dtype: str = "float32") -> Pretrained:
-    """Loads a model.
+RANDOM = "random"  # two small layers on bytes
+
+
+def find(model: str) -> Path | None:
+    """Where a model's files are, downloading them if need be; None for "random".
 
     Args:
-      model: a directory in the Hugging Face layout, a hub id, or "random" (two small layers on
-        bytes). The default model's id is read from the package that carries it when the hub
-        does not answer.
-      dtype: of the activations.
+      model: a directory in the Hugging Face layout, a hub id, or "random". The default model is
+        read from the package that carries it when the hub does not answer.
 
     Raises:
-      UserError: there is no such model, or its files do not fit together.
+      UserError: there is no such model.
     """
-    if model == "random":
-        return random_model(dtype)
+    if model == RANDOM:
+        return None
     if Path(model).is_dir():
-        return load_directory(Path(model), name=Path(model).resolve().name, dtype=dtype)
+        return Path(model)
     if model.startswith((".", "/", "~")):
         raise UserError(f"MODEL={model}: no such directory; name a folder or a hub id")
     try:
-        path = snapshot_download(
-            model, allow_patterns=FILES, etag_timeout=3, local_files_only=not hub_reachable()
+        return Path(
+            snapshot_download(
+                model, allow_patterns=FILES, etag_timeout=3, local_files_only=not hub_reachable()
+            )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         if model == HUB_ID and (packaged := packaged_gguf()):
-            return load_gguf(packaged, name=model, dtype=dtype)
+            return packaged
         raise UserError(
             f"MODEL={model}: neither on disk nor on the hub ({type(error).__name__}); name a "
             f"directory with config.json and safetensors, or install {PACKAGE} for {HUB_ID}"
         ) from None
-    return load_directory(Path(path), name=model, dtype=dtype)
 
 
+def identity(path: Path | None, *, dtype: str) -> str:
+    """Fingerprint of a model's files, without reading them into memory."""
+    if path is None:
+        return fingerprint(RANDOM, dtype)
+    if path.is_file():
+        return fingerprint(path, dtype)
+    files = sorted([*path.glob("*.safetensors"), *path.glob("*.json")])
+    return fingerprint(dtype, *files)
+
+
+def load(path: Path | None, *, name: str, dtype: str = "float32") -> Pretrained:
+    """Reads what `find` found.
+
+    Args:
+      path: a directory, a GGUF file, or None for the random model.
+      name: for the report.
+      dtype: of the activations.
+
+    Raises:
+      UserError: the files do not fit together.
+    """
+    if path is None:
+        return random_model(dtype)
+    return (load_gguf if path.is_file() else load_directory)(path, name=name, dtype=dtype)
 
 
 def load_directory(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
@@ -134,7 +159,6 @@ def load_directory(path: Path, *, name: str, dtype: str = "float32") -> Pretrain
         huggingface_config=config,
         state=decoder_state(decoder, tensors, source=str(path)),
         tokenizer=tokenizer,
-        fingerprint=fingerprint(config, path / "tokenizer.json", *files, dtype),
     )
 
 
@@ -171,7 +195,6 @@ def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
         huggingface_config=config,
         state=decoder_state(decoder, tensors, source=str(path)),
         tokenizer=Tokenizer.of(gguf_tokenizer(fields)),
-        fingerprint=fingerprint(path, dtype),
     )
 
 
@@ -193,7 +216,9 @@ def huggingface_config(fields: Mapping[str, Any], *, tied: bool) -> dict[str, An
         "num_hidden_layers": fields["llama.block_count"],
         "num_attention_heads": heads,
         "num_key_value_heads": fields["llama.attention.head_count_kv"],
-        "head_dim": fields.get("llama.attention.key_length", fields["llama.embedding_length"] // heads),
+        "head_dim": fields.get(
+            "llama.attention.key_length", fields["llama.embedding_length"] // heads
+        ),
         "max_position_embeddings": fields["llama.context_length"],
         "rope_theta": float(fields["llama.rope.freq_base"]),
         "rms_norm_eps": float(fields["llama.attention.layer_norm_rms_epsilon"]),
@@ -239,7 +264,6 @@ def random_model(dtype: str = "float32", *, seed: int = 0) -> Pretrained:
         huggingface_config=config,
         state=state,
         tokenizer=tokenizer,
-        fingerprint=fingerprint("random", config, seed, dtype),
     )
 
 
@@ -285,7 +309,7 @@ def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str
         values = jnp.asarray(values, jnp.float32)
         values = values.T if ours.endswith("kernel") else values
         if values.shape != leaf.shape:
-            problems.append(f"{name} has shape {tensors[name].shape}, expected another: {leaf.shape}")
+            problems.append(f"{name} has another shape: {values.shape}, expected {leaf.shape}")
         return values
 
     filled = jax.tree_util.tree_map_with_path(fill, state)

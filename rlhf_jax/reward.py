@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from reporting.runs import Run, progress
 from rlhf_jax import objectives
 from rlhf_jax.attention import block_mask
-from rlhf_jax.batch import EncodedPost, Fit, PairBatch, groups, pack
+from rlhf_jax.batch import EncodedPost, Fit, PairBatch, groups, pack, prompt_rows
 from rlhf_jax.config import RewardConfig
+from rlhf_jax.generation import Responses, sample
 from rlhf_jax.model import Decoder, Linear
 from rlhf_jax.pretrained import Pretrained
 from rlhf_jax.statistics import bootstrap, by_group
@@ -25,6 +26,7 @@ from rlhf_jax.training import (
     Checkpoints,
     TrainState,
     check_finite,
+    initial_state,
     linear_schedule,
     load_weights,
     optimizer_for,
@@ -32,6 +34,7 @@ from rlhf_jax.training import (
     replicated,
     save_weights,
 )
+from rlhf_jax.tokenizer import Tokenizer
 
 
 class RewardScale(nnx.Variable):
@@ -96,6 +99,7 @@ def train(
     cfg: RewardConfig,
     pretrained: Pretrained,
     parts: dict[str, tuple[list[EncodedPost], Fit]],
+    reference_prompts: Sequence[str],
 ) -> None:
     """Trains, keeps the best weights by validation loss and evaluates them on the test pairs.
 
@@ -104,6 +108,7 @@ def train(
       cfg: the configuration.
       pretrained: the model to start from.
       parts: encoded "train", "validation" and "test" posts.
+      reference_prompts: the pretrained policy's responses to these centre and scale the reward.
     """
     shape = {"batch_pairs": cfg.batch_pairs, "max_tokens": cfg.max_tokens}
     shape["pad"] = pretrained.tokenizer.pad
@@ -128,14 +133,15 @@ def train(
         lambda path: "all",
         clip_norm=cfg.clip_norm,
     )
-    state = TrainState(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32))
-    state, scale = replicated((state, scale))
+    state, scale = initial_state(trainable, optimizer), replicated(scale)
     static = {"definition": definition, "cfg": cfg}
     checkpoints = Checkpoints(run.checkpoints)
     start, best = 0, {"loss": math.inf, "step": -1}
     if restored := checkpoints.restore(state):
         start, state, best = restored
     run.rewind(start)
+    if start == 0:
+        keep_inputs(run, posts, pretrained.tokenizer)
     every = max(1, len(plan) // (cfg.epochs * cfg.evaluations_per_epoch))
     bar = progress(label="reward model", total=len(plan), initial=start)
     for step in range(start, len(plan)):
@@ -161,10 +167,26 @@ def train(
     bar.close()
     checkpoints.close()
     del state
-    trainable = load_weights(run.checkpoints / "best", trainable)
+    trainable = load_weights(run.checkpoints / "best", replicated(trainable))
     scored = score_pairs(definition, trainable, scale, parts["test"][0], **shape)
     run.save_arrays("test_pairs", **scored)
-    run.finish(best=best, steps=len(plan), **evidence(scored), **account(parts, run))
+    raw = Judge(*nnx.split(nnx.merge(definition, trainable, scale)))
+    run.finish(
+        best=best,
+        steps=len(plan),
+        scale=scale_on_reference(raw, pretrained, reference_prompts, cfg),
+        **evidence(scored),
+        **account(parts, run),
+    )
+
+
+def keep_inputs(run: Run, posts: Sequence[EncodedPost], tokenizer: Tokenizer) -> None:
+    """The first pairs exactly as they go into the model, special tokens written out."""
+    for post in posts[:6]:
+        chosen, rejected = (
+            tokenizer.decode_exact((*post.prompt, *post.replies[i])) for i in post.pairs[0]
+        )
+        run.sample(step=0, post=post.post_id, input_chosen=chosen, input_rejected=rejected)
 
 
 @functools.partial(
@@ -187,7 +209,7 @@ def update(
     (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    metrics["gradient_norm"] = optax.global_norm(grads)
+    metrics["gradient_norm"] = optax.tree.norm(grads)
     return TrainState(trainable, opt_state, state.step + 1), metrics
 
 
@@ -267,6 +289,51 @@ def score_pairs(
     return {name: np.asarray(column) for name, column in zip(names, columns, strict=True)}
 
 
+def with_end(
+    tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"], end: int
+) -> tuple[Int[Array, "batch longer"], Bool[Array, "batch longer"]]:
+    """Episodes as the reward model was trained to read them: every response ends.
+
+    One that was cut off fills its row, so that the column added here is where its end belongs.
+    """
+    cut_off = mask[:, -1:] & (tokens[:, -1:] != end)
+    column = jnp.full_like(tokens[:, :1], end)
+    return jnp.concatenate([tokens, column], axis=1), jnp.concatenate([mask, cut_off], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("definition", "end"))
+def response_rewards(
+    state: nnx.State,
+    prompts: Int[Array, "batch prompt"],
+    prompt_mask: Bool[Array, "batch prompt"],
+    responses: Responses,
+    *,
+    definition: nnx.GraphDef,
+    end: int,
+) -> Float[Array, "batch"]:
+    """Normalised reward of sampled responses; nothing is added or taken away."""
+    tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
+    mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
+    return nnx.merge(definition, state)(*with_end(tokens, mask, end))
+
+
+def scale_on_reference(
+    model: Judge, pretrained: Pretrained, prompts: Sequence[str], cfg: RewardConfig
+) -> dict[str, float]:
+    """Centre and gain that give the pretrained policy's responses mean 0 and deviation 1 (N+)."""
+    tokenizer = pretrained.tokenizer
+    rows, masks, _ = prompt_rows(prompts, tokenizer, length=cfg.reference_prompt_tokens)
+    responses = sample(
+        pretrained.state, rows, masks, jax.random.key(cfg.seed), 1.0,
+        decoder_def=pretrained.definition, length=cfg.reference_response_tokens,
+        end=tokenizer.end, pad=tokenizer.pad,
+    )  # fmt: skip
+    raw = response_rewards(
+        model.state, rows, masks, responses, definition=model.definition, end=tokenizer.end
+    )
+    return {"offset": float(raw.mean()), "gain": 1 / max(float(raw.std()), 1e-6)}
+
+
 def evidence(scored: dict[str, np.ndarray]) -> dict[str, object]:
     """Accuracy on held-out pairs with intervals by post, and what length alone achieves."""
     difference = scored["chosen"] - scored["rejected"]
@@ -312,4 +379,7 @@ def judge(run: Run, pretrained: Pretrained) -> Judge:
     """The frozen reward model of a finished run, with its normalisation."""
     definition, trainable, scale = initial(pretrained, run.config["seed"])
     trainable = load_weights(run.checkpoints / "best", trainable)
-    return Judge(*nnx.split(nnx.merge(definition, trainable, scale)))
+    model = nnx.merge(definition, trainable, scale)
+    model.offset[...] = jnp.float32(run.summary["scale"]["offset"])
+    model.gain[...] = jnp.float32(run.summary["scale"]["gain"])
+    return Judge(*nnx.split(model))

@@ -35,7 +35,9 @@ def bootstrap(
       seed: for the draws.
     """
     values = np.asarray(values, np.float64)
-    labels = np.arange(len(values)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    if clusters is None:
+        clusters = np.arange(len(values))
+    labels = np.unique(clusters, return_inverse=True)[1]
     sums = np.bincount(labels, values)
     counts = np.bincount(labels)
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -25,6 +26,12 @@ class TrainState(NamedTuple):
     trainable: nnx.State
     opt_state: optax.OptState
     step: jax.Array
+
+
+def initial_state(trainable: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, with arrays of its own: updates consume them."""
+    own = replicated(jax.tree.map(jnp.copy, trainable))
+    return TrainState(own, replicated(optimizer.init(own)), replicated(jnp.zeros((), jnp.int32)))
 
 
 def optimizer_for(
