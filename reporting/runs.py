@@ -68,6 +68,11 @@ class Run:
         return self.record["config"]
 
     @property
+    def about(self) -> dict[str, Any]:
+        """Profile, model and data in words."""
+        return self.record["about"]
+
+    @property
     def finished(self) -> bool:
         return (self.path / "summary.json").exists()
 
@@ -122,6 +127,7 @@ def ensure(
     train: Callable[[Run], None],
     *,
     inputs: Mapping[str, str],
+    about: Mapping[str, Any] | None = None,
     root: Path | None = None,
 ) -> Run:
     """Returns the finished run of exactly this configuration and these inputs, training if needed.
@@ -133,6 +139,7 @@ def ensure(
       config: a frozen dataclass, stored as `dataclasses.asdict`.
       train: does the work; must end with `run.finish(...)`.
       inputs: fingerprints of the model, the data and the upstream runs.
+      about: what these are, in words, for the report; not part of the identity.
       root: directory of the runs; results/local by default.
 
     Raises:
@@ -146,7 +153,8 @@ def ensure(
         try:
             path.mkdir(parents=True, exist_ok=True)
             record = {"stage": stage, "identity": identity, "config": config, "inputs": dict(inputs)}
-            write_text(path / "config.json", encode(record | provenance(), indent=1) + "\n")
+            record |= {"about": dict(about or {})} | provenance()
+            write_text(path / "config.json", encode(record, indent=1) + "\n")
         except OSError as error:
             raise UserError(
                 f"{root}: results cannot be written there ({error.strerror}); "

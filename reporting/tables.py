@@ -1,5 +1,6 @@
 """Text and tables for the report, as Markdown that Quarto and the built-in renderer read alike."""
 
+import inspect
 import re
 from typing import Any
 
@@ -57,6 +58,11 @@ def table(frame: pd.DataFrame, *, digits: int = 3, index: bool = False) -> Markd
         rules.append(dashes[1:] + ":" if number else ":" + dashes[1:])
     rows = [*zip(*columns, strict=True)]
     return Markdown("\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rules, *rows[1:]]))
+
+
+def source(function: Any) -> Markdown:
+    """The code of a function as it runs, decorators included."""
+    return Markdown(f"```python\n{inspect.getsource(inspect.unwrap(function)).rstrip()}\n```")
 
 
 def show(value: Any, digits: int) -> str:

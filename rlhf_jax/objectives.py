@@ -26,7 +26,7 @@ def logistic_loss(
 
 def masked_mean(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Scalar:
     """Mean of x where mask is True; 0 where it is True nowhere."""
-    return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+    return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(dtype=x.dtype), 1)
 
 
 def masked_whiten(

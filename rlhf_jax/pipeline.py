@@ -22,6 +22,7 @@ from rlhf_jax.source import Source
 from rlhf_jax.split import split_posts, split_prompts
 
 FRACTIONS = {"train": 0.75, "validation": 0.1, "test": 0.15}  # of the posts
+RATINGS = PROJECT / "results" / "ratings.jsonl"
 STAGES = ("reward", "ppo-full", "ppo-lora", "evaluate")
 
 
@@ -89,15 +90,29 @@ class Experiment:
         inputs = {"model": self.model_identity}
         inputs |= {name: source.fingerprint for name, source in self.sources.items()}
         if stage == "reward":
-            return ensure(stage, self.profile.reward, self._reward, inputs=inputs)
+            return self._ensure(stage, self.profile.reward, self._reward, inputs)
         inputs["reward"] = self.run("reward").identity
         if stage in ("ppo-full", "ppo-lora"):
             cfg = self.variant(stage)
-            return ensure(stage, cfg, functools.partial(self._ppo, cfg=cfg), inputs=inputs)
+            return self._ensure(stage, cfg, functools.partial(self._ppo, cfg=cfg), inputs)
         if stage == "evaluate":
             inputs |= {name: self.run(name).identity for name in ("ppo-full", "ppo-lora")}
-            return ensure(stage, self.profile.evaluation, self._evaluate, inputs=inputs)
+            return self._ensure(stage, self.profile.evaluation, self._evaluate, inputs)
         raise UserError(f"stage {stage!r}: unknown; choose one of {', '.join(STAGES)}")
+
+    def _ensure(self, stage: str, cfg, train, inputs: dict[str, str]) -> Run:
+        where = self.model_path
+        about = {
+            "profile": {"name": self.profile.name, "promise": self.profile.promise},
+            "model": {
+                "name": self.profile.model,
+                "file": "random weights" if where is None else where.name,
+                "dtype": self.profile.dtype,
+            },
+        }
+        for name, source in self.sources.items():
+            about[name] = dataclasses.asdict(dataclasses.replace(source, location=""))
+        return ensure(stage, cfg, train, inputs=inputs, about=about)
 
     def variant(self, stage: str) -> PPOConfig:
         return self.profile.lora if stage == "ppo-lora" else self.profile.ppo

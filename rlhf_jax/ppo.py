@@ -33,6 +33,7 @@ from rlhf_jax.training import (
     load_weights,
     optimizer_for,
     over_devices,
+    parameter_counts,
     replicated,
     save_weights,
 )
@@ -376,7 +377,7 @@ def outcome(run: Run, cfg: PPOConfig, trainable: nnx.State) -> dict[str, Any]:
     return {
         "steps": cfg.steps,
         "episodes": cfg.steps * cfg.batch,
-        "trained_parameters": sum(x.size for x in jax.tree.leaves(trainable)),
+        "trained_parameters": parameter_counts(trainable),
         "reward_last_quarter": float(tail["reward"].mean()),
         "kl_last_quarter": float(tail["kl"].mean()),
         "sampling_tokens_per_second": float(

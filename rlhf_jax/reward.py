@@ -1,5 +1,6 @@
 """The reward model: a decoder with a scalar head, trained on pairs, frozen afterwards."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -31,6 +32,7 @@ from rlhf_jax.training import (
     load_weights,
     optimizer_for,
     over_devices,
+    parameter_counts,
     replicated,
     save_weights,
 )
@@ -175,6 +177,8 @@ def train(
         best=best,
         steps=len(plan),
         scale=scale_on_reference(raw, pretrained, reference_prompts, cfg),
+        decoder=dataclasses.asdict(pretrained.config),
+        parameters=parameter_counts(trainable),
         **evidence(scored),
         **account(parts, run),
     )

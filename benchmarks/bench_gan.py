@@ -1,0 +1,155 @@
+"""Images per second of this DCGAN beside a plain PyTorch one: `python benchmarks/bench_gan.py`.
+
+Same architecture, batch, losses, optimizer and data resident in memory. Both sides stay alive and
+take turns, so that whatever else the machine does hits both; neither works while the other does.
+PyTorch may live in another environment: --torch-python names its interpreter.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+IMAGES = 1000  # random images to train on
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--widths", type=int, nargs=4, default=[512, 256, 128, 64])
+    options.add_argument("--batch", type=int, default=64)
+    options.add_argument("--steps", type=int, default=20, help="updates in one turn")
+    options.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    options.add_argument("--torch-python", default=sys.executable)
+    options.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    args = options.parse_args()
+    if args.side:
+        serve(SIDES[args.side](args))
+    else:
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Runs both sides in turns and prints the table."""
+    pythons = {"jax": sys.executable, "torch": args.torch_python}
+    workers = {}
+    for side, python in pythons.items():
+        shown = ["--widths", *map(str, args.widths), "--batch", str(args.batch)]
+        command = [python, __file__, "--side", side, "--steps", str(args.steps), *shown]
+        workers[side] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        )  # fmt: skip
+        print(workers[side].stdout.readline().strip(), file=sys.stderr)  # compiled and warm
+    speeds = {side: [] for side in workers}
+    for _ in range(args.rounds):
+        for side, worker in workers.items():
+            print("go", file=worker.stdin, flush=True)
+            seconds = float(worker.stdout.readline())
+            speeds[side].append(args.steps * args.batch / seconds)
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    print(
+        f"widths {args.widths}, batch {args.batch}, {args.rounds} turns of {args.steps} updates\n"
+    )
+    print("| side | images/s, median | lowest | highest |\n|---|---|---|---|")
+    for side, values in speeds.items():
+        middle = statistics.median(values)
+        print(f"| {side} | {middle:.0f} | {min(values):.0f} | {max(values):.0f} |")
+    ratios = [mine / theirs for mine, theirs in zip(*speeds.values(), strict=True)]
+    print(
+        f"\njax / torch: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def serve(turn) -> None:
+    """Answers each line of input with the seconds that one turn took."""
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        turn()
+        print(time.perf_counter() - started, flush=True)
+
+
+def jax_side(args: argparse.Namespace):
+    """The library's compiled step."""
+    import jax
+    import numpy as np
+
+    from gan_jax import GANConfig, training
+
+    cfg = GANConfig(widths=tuple(args.widths), batch=args.batch)
+    networks, state = training.initial(cfg, channels=3)
+    random = np.random.default_rng(0)
+    images = jax.device_put(random.integers(256, size=(IMAGES, 28, 28, 3), dtype=np.uint8))
+    order = random.integers(IMAGES, size=(args.steps, args.batch), dtype=np.int32)
+    key = jax.random.key(0)
+
+    def turn():
+        nonlocal state
+        state, metrics = training.updates(state, images, order, 0, key, networks=networks, cfg=cfg)
+        jax.block_until_ready((state, metrics))
+
+    turn()
+    print(f"jax {jax.__version__} on {jax.devices()[0].platform}", flush=True)
+    return turn
+
+
+def torch_side(args: argparse.Namespace):
+    """The same networks in plain PyTorch, in the order of pytorch/examples/dcgan, and with the
+    same economy: the generator runs forward once."""
+    import torch
+    from torch import nn
+    from torch.nn.functional import binary_cross_entropy_with_logits as entropy
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layers, inputs = [], 100
+    for index, width in enumerate(args.widths):
+        place = (2, 1) if index else (1, 0)
+        layers += [nn.ConvTranspose2d(inputs, width, 4, *place, bias=False)]
+        layers += [nn.BatchNorm2d(width), nn.ReLU(True)]
+        inputs = width
+    last = nn.ConvTranspose2d(inputs, 3, 5, 1, 4, bias=False)
+    generator = nn.Sequential(*layers, last, nn.Tanh()).to(device)
+    layers, inputs = [], 3
+    for index, width in enumerate(reversed(args.widths)):
+        padding = nn.ZeroPad2d((1, 2, 1, 2) if index == 2 else 1)  # 7 pixels become 4
+        layers += [padding, nn.Conv2d(inputs, width, 4, 2, bias=False)]
+        layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.2, True)]
+        inputs = width
+    logit = [nn.Conv2d(inputs, 1, 2, bias=False), nn.Flatten(0)]
+    discriminator = nn.Sequential(*layers, *logit).to(device)
+    networks = (generator, discriminator)
+    optimizers = [torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in networks]
+    images = torch.randint(256, (IMAGES, 3, 28, 28), dtype=torch.uint8, device=device)
+    ones, zeros = (torch.full((args.batch,), value, device=device) for value in (1.0, 0.0))
+
+    def update():
+        real = images[torch.randint(IMAGES, (args.batch,), device=device)] / 127.5 - 1
+        fake = generator(torch.randn(args.batch, 100, 1, 1, device=device))
+        optimizers[1].zero_grad()
+        loss = entropy(discriminator(real), ones) + entropy(discriminator(fake.detach()), zeros)
+        loss.backward()
+        optimizers[1].step()
+        optimizers[0].zero_grad()
+        entropy(discriminator(fake), ones).backward()
+        optimizers[0].step()
+
+    def turn():
+        for _ in range(args.steps):
+            update()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    turn()
+    print(f"torch {torch.__version__} on {device}", flush=True)
+    return turn
+
+
+SIDES = {"jax": jax_side, "torch": torch_side}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Which detector catches what: every detector on image sets whose defect is known.
+
+The scenarios are real images against real images, real images with a planted defect, a
+generator collapsed on purpose, and at last the trained generator. Each detector is computed on
+several draws of each. A detector catches a scenario when the mean over its draws lies outside the
+interval in which draws of real against real fall.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from scipy import stats
+
+from gan_jax import detectors
+from gan_jax.config import EvidenceConfig
+from gan_jax.data import ImageSet
+from gan_jax.features import FeatureSpace, flat
+from gan_jax.training import to_unit
+from reporting.runs import progress
+
+NOISE = 0.1  # standard deviation; pixels are in [-1, 1]
+MODES = 10  # images or latents that a collapsed set consists of
+TWIN_QUANTILE = 0.05  # share of real images that count as having a twin
+
+Images = Float[np.ndarray, "item height width channels"]  # in [-1, 1]
+Bytes = UInt8[np.ndarray, "real height width channels"]
+Scenario = Callable[[np.random.Generator, int], Images]  # draws so many images
+
+
+class RealImages(NamedTuple):
+    """The real images that every draw is compared with."""
+
+    train: np.ndarray
+    others: np.ndarray  # held-out images from which no scenario draws
+    twin_distance: float  # root mean square; two images nearer than this are twins
+
+
+def real_images(images: ImageSet, random: np.random.Generator, cfg: EvidenceConfig) -> RealImages:
+    """Sets the twins' distance so that `TWIN_QUANTILE` of the real images in a draw have one."""
+    distances = [
+        detectors.twin_distances(flat(pick(images.train, random, cfg.images)))
+        for _ in range(cfg.draws)
+    ]
+    others = images.held_out[len(images.held_out) // 2 :]
+    return RealImages(images.train, others, float(np.quantile(distances, TWIN_QUANTILE)))
+
+
+def pick(images: Bytes, random: np.random.Generator, count: int) -> Images:
+    """So many different images, or with repetition where there are too few."""
+    return to_unit(images[random.choice(len(images), count, replace=len(images) < count)])
+
+
+def scenarios(
+    images: ImageSet, generate: Callable[[Float[np.ndarray, "image latent"]], Images], latents: int
+) -> dict[str, Scenario]:
+    """The image sets by name, "real" first and "generated" last.
+
+    Args:
+      images: real images in scenarios come from the first half of the held-out ones.
+      generate: maps latents to images.
+      latents: length of a latent.
+    """
+    held_out = images.held_out[: len(images.held_out) // 2]
+
+    def noisy(random, count):
+        real = pick(held_out, random, count)
+        return (real + NOISE * random.normal(size=real.shape)).clip(-1, 1).astype(np.float32)
+
+    def repeated(random, count):
+        return pick(held_out, random, MODES)[random.integers(MODES, size=count)]
+
+    def collapsed(random, count):
+        modes = random.normal(size=(MODES, latents))[random.integers(MODES, size=count)]
+        return generate(modes + 0.05 * random.normal(size=modes.shape))
+
+    sets: dict[str, Scenario] = {
+        "real": lambda random, count: pick(held_out, random, count),
+        "real + noise": noisy,
+    }
+    if images.classes:
+        labels = images.held_out_labels[: len(held_out)].argmax(axis=1)
+        second = np.argsort(np.bincount(labels, minlength=2))[-2]
+        kept = held_out[labels != second]
+        sets[f"without {images.classes[second]}"] = lambda random, count: pick(kept, random, count)
+    return sets | {
+        "copies of training images": lambda random, count: pick(images.train, random, count),
+        f"{MODES} real images repeated": repeated,
+        f"generator collapsed to {MODES} latents": collapsed,
+        "generated": lambda random, count: generate(random.normal(size=(count, latents))),
+    }
+
+
+def measured(
+    sets: Mapping[str, Scenario],
+    real: RealImages,
+    space: FeatureSpace,
+    cfg: EvidenceConfig,
+    seed: list[int],
+) -> dict[str, dict[str, list[float]]]:
+    """Values of every detector, by scenario, one for each draw."""
+    values: dict[str, dict[str, list[float]]] = {}
+    with progress(label="detectors", total=len(sets) * cfg.draws) as bar:
+        for draw in range(cfg.draws):
+            # one reference for all scenarios of a draw
+            reference = pick(real.train, np.random.default_rng([*seed, draw]), cfg.images)
+            embedded = space.embed(reference)
+            for number, (name, scenario) in enumerate(sets.items()):
+                sample = scenario(np.random.default_rng([*seed, draw, number]), cfg.images)
+                found = measure(sample, space.embed(sample), embedded, real, cfg.neighbours)
+                for detector, value in found.items():
+                    values.setdefault(name, {}).setdefault(detector, []).append(value)
+                bar.update()
+    return values
+
+
+def measure(
+    sample: Images, embedded: tuple, reference: tuple, real: RealImages, neighbours: int
+) -> dict[str, float]:
+    """Every detector on one draw.
+
+    Args:
+      sample: the drawn images.
+      embedded: their features and class probabilities (None where there are no classes).
+      reference: features and probabilities of as many training images.
+      real: the real images.
+      neighbours: k of the manifold scores.
+    """
+    values = {
+        **compiled_detectors(sample, embedded, reference, real.twin_distance, neighbours),
+        "train_nearest": detectors.train_nearest_share(sample, real.train, real.others),
+        "fid": detectors.frechet_distance(embedded[0], reference[0]),
+    }
+    return {name: float(values[name]) for name in sorted(values)}
+
+
+@functools.partial(jax.jit, static_argnames="neighbours")
+def compiled_detectors(sample, embedded, reference, twin_distance, neighbours: int):
+    """The detectors on float32 arrays of fixed shapes."""
+    features, probabilities = embedded
+    real_features, real_probabilities = reference
+    half = len(sample) // 2
+    values = {
+        "kid": detectors.kernel_distance(features, real_features),
+        **detectors.manifold_scores(features, real_features, neighbours=neighbours),
+        "nn_accuracy": detectors.neighbour_accuracy(features, real_features),
+        "ms_ssim": detectors.similarity(sample[:half], sample[half : 2 * half]).mean(),
+        "twins": (detectors.twin_distances(flat(sample)) < twin_distance).mean(),
+    }
+    if probabilities is not None:
+        values["class_divergence"] = detectors.class_divergence(probabilities, real_probabilities)
+    return values
+
+
+def calibration_table(values: Mapping[str, Mapping[str, list[float]]]) -> list[dict[str, Any]]:
+    """One row for each scenario and detector (@tbl-calibration).
+
+    Returns:
+      Rows with `mean` over the draws, its 95 % interval `low` to `high`, and `caught`: whether
+      the mean lies outside `real_low` to `real_high`, where 95 % of the draws of real against
+      real fall (both intervals by Student's t).
+    """
+    rows = []
+    for scenario, by_detector in values.items():
+        for detector, draws in by_detector.items():
+            real_low, real_high = interval(values["real"][detector], of_mean=False)
+            low, high = interval(draws, of_mean=True)
+            mean = float(np.mean(draws))
+            rows.append(
+                {
+                    "scenario": scenario, "detector": detector, "mean": mean, "low": low,
+                    "high": high, "real_low": real_low, "real_high": real_high,
+                    "caught": not real_low <= mean <= real_high,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def interval(draws: list[float], *, of_mean: bool) -> tuple[float, float]:
+    """95 % interval of the mean of normal draws, or of one more draw."""
+    count, mean, deviation = len(draws), np.mean(draws), np.std(draws, ddof=1)
+    spread = np.sqrt(1 / count if of_mean else 1 + 1 / count)
+    reach = stats.t.ppf(0.975, count - 1) * deviation * spread
+    return float(mean - reach), float(mean + reach)

@@ -1,0 +1,88 @@
+"""Configuration of the GAN and its named profiles."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvidenceConfig:
+    """How much evidence is gathered about the trained networks.
+
+    Every detector is computed `draws` times on `images` images, for generated images and for
+    every calibration scenario alike.
+    """
+
+    images: int = 500  # in one draw, both of the sample and of the reference
+    draws: int = 10
+    neighbours: int = 5  # k in precision, recall, density and coverage
+    classifier_steps: int = 1500  # of batches of 128; the classifier's features measure distances
+
+    def __post_init__(self):
+        if self.draws < 2:
+            raise ValueError(f"draws is {self.draws}; an interval needs at least 2")
+        if not 1 <= self.neighbours < self.images:
+            raise ValueError(
+                f"neighbours is {self.neighbours}; needs 1 <= neighbours < images ({self.images})"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GANConfig:
+    """A DCGAN (Radford et al., 2016); the defaults are the assignment's protocol."""
+
+    dataset: str | None = None  # a 2D MedMNIST name or "histology"; None: by the student ID
+    side: int = 28  # pixels: 28 or 64
+    latents: int = 100
+    widths: tuple[int, int, int, int] = (512, 256, 128, 64)  # generator; discriminator reversed
+    batch: int = 64
+    epochs: int = 1000
+    most_steps: int | None = None  # stop after so many updates, however few epochs they make
+    learning_rate: float = 2e-4
+    momentum: float = 0.5  # beta_1 of Adam
+    variance_decay: float = 0.999  # beta_2 of Adam
+    label_smoothing: float = 0.0  # the discriminator's target for real images is 1 minus this
+    seed: int = 0
+    dispatch_steps: int = 20  # updates in one compiled call; one logged line each
+    checkpoint_steps: int = 1000
+    frames: int = 12  # sample grids kept over time
+    evidence: EvidenceConfig = EvidenceConfig()
+
+    def __post_init__(self):
+        if self.side not in (28, 64):
+            raise ValueError(f"side is {self.side}; the generator's last layer makes 28 or 64")
+        if len(self.widths) != 4 or min(self.widths) < 1:
+            raise ValueError(f"widths is {self.widths}; needs four positive numbers")
+        positive = ("latents", "batch", "epochs", "dispatch_steps", "checkpoint_steps", "frames")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; needs at least 1")
+        if self.most_steps is not None and self.most_steps < 1:
+            raise ValueError(f"most_steps is {self.most_steps}; needs at least 1, or None")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; needs 0 to below 0.5")
+
+    def steps(self, images: int) -> int:
+        """Updates in all for so many training images, in whole dispatches (rounded up)."""
+        wanted = self.epochs * max(1, images // self.batch)
+        if self.most_steps is not None:
+            wanted = min(wanted, self.most_steps)
+        return -(-wanted // self.dispatch_steps) * self.dispatch_steps
+
+
+PROFILES = {
+    # Seconds: for tests. The images are noise.
+    "tiny": GANConfig(
+        widths=(16, 8, 8, 4), batch=16, most_steps=8, dispatch_steps=4, checkpoint_steps=4,
+        frames=2, evidence=EvidenceConfig(images=32, draws=2, classifier_steps=4),
+    ),
+    # Under two minutes on two cores with everything: a quarter of the protocol's widths, and
+    # so many updates as fit. Tissue is recognisable; fine detail is not.
+    "cpu": GANConfig(
+        widths=(128, 64, 32, 16), most_steps=1500, checkpoint_steps=400, frames=8,
+        evidence=EvidenceConfig(images=250, draws=5, classifier_steps=200),
+    ),
+    # About 15 minutes on two cores: half the protocol's widths.
+    "study": GANConfig(widths=(256, 128, 64, 32), most_steps=6000),
+    # The protocol: 1,000 epochs. Minutes on a data-centre GPU, about 9 hours on two cores for
+    # DermaMNIST.
+    "assignment": GANConfig(),
+}  # fmt: skip

@@ -1,0 +1,66 @@
+"""The whole GAN part of the report as one stage: train or load, with all evidence."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+from gan_jax import data, evaluation, export, training
+from gan_jax.config import PROFILES, GANConfig
+from reporting.runs import PROJECT, Run, UserError, ensure, find
+
+
+def run(
+    profile: str | GANConfig, *, data_dir: Path | None = None, student_id: str | None = None
+) -> Run:
+    """The finished run of a profile (or of any configuration), trained when there is none.
+
+    Args:
+      profile: a name in `PROFILES`, or a configuration.
+      data_dir: folder whose `medmnist/` holds MedMNIST's files; without it they are fetched.
+      student_id: its last digit chooses the data set where the configuration names none.
+
+    Raises:
+      UserError: no such profile, or images that cannot be had.
+    """
+    cfg = named(profile) if isinstance(profile, str) else profile
+    images = data.load(cfg.dataset, side=cfg.side, data_dir=data_dir, student_id=student_id)
+    print(f"GAN: {images.source}; {len(images.train)} training images", file=sys.stderr)
+
+    def work(run: Run) -> None:
+        networks, state, frames = training.train(run, cfg, images)
+        export.save_networks(run, cfg, networks, state)
+        summary, grids = evaluation.evaluate(cfg, images, networks, state)
+        run.save_arrays(frames=frames, **grids)
+        run.finish(
+            dataset=images.name, source=images.source, classes=images.classes,
+            train_images=len(images.train), held_out_images=len(images.held_out),
+            channels=images.train.shape[-1], steps=cfg.steps(len(images.train)), **summary,
+        )  # fmt: skip
+
+    return ensure("gan", cfg, work, inputs={"images": images.fingerprint})
+
+
+def named(profile: str) -> GANConfig:
+    """A profile by name."""
+    if profile not in PROFILES:
+        raise UserError(f"profile '{profile}': unknown; use one of {', '.join(PROFILES)}")
+    return PROFILES[profile]
+
+
+def from_environment() -> Run:
+    """The run that the report shows: RLHF_PROFILE, RLHF_DATA_DIR, RLHF_STUDENT_ID, RLHF_RUN."""
+    if committed := os.environ.get("RLHF_RUN"):
+        return find("gan", PROJECT / "results" / committed)
+    data_dir = os.environ.get("RLHF_DATA_DIR")
+    return run(
+        os.environ.get("RLHF_PROFILE") or default_profile(),
+        data_dir=Path(data_dir) if data_dir else None,
+        student_id=os.environ.get("RLHF_STUDENT_ID") or None,
+    )
+
+
+def default_profile() -> str:
+    """The profile of a machine: `assignment` where there is an accelerator."""
+    return "cpu" if jax.default_backend() == "cpu" else "assignment"

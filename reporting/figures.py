@@ -1,0 +1,232 @@
+"""Figures of the report, drawn from runs. Readable in grey: lines differ in dash and marker too."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reporting.runs import Run
+
+# Okabe and Ito's palette, whose colours the colour-blind tell apart
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+VARIANTS = {
+    "pretrained": {"color": GREY, "linestyle": ":", "marker": "s"},
+    "ppo-full": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "ppo-lora": {"color": ORANGE, "linestyle": "--", "marker": "^"},
+}
+LABELS = {"pretrained": "pretrained", "ppo-full": "PPO, full", "ppo-lora": "PPO, LoRA"}
+STYLE = {
+    "figure.dpi": 110,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+}
+plt.rcParams.update(STYLE)
+
+
+def panels(count: int, *, height: float = 2.6, width: float = 7.0) -> tuple[Figure, Sequence[Axes]]:
+    """Some axes side by side."""
+    figure, axes = plt.subplots(1, count, figsize=(width, height), layout="constrained")
+    return figure, np.atleast_1d(axes)
+
+
+def reward_learning(run: Run) -> None:
+    """Loss and accuracy of the reward model, training batches and validation pairs."""
+    metrics = run.metrics()
+    validation = metrics.dropna(subset="validation_loss")
+    _, axes = panels(2)
+    for ax, name in zip(axes, ("loss", "accuracy"), strict=True):
+        smooth = metrics[name].rolling(max(2, len(metrics) // 12), min_periods=1).mean()
+        ax.plot(metrics["step"], metrics[name], color=BLUE, alpha=0.2)
+        ax.plot(metrics["step"], smooth, color=BLUE, label="training, moving mean")
+        ax.plot(
+            validation["step"], validation[f"validation_{name}"],
+            color=ORANGE, linestyle="--", marker="o", label="validation",
+        )  # fmt: skip
+        ax.axvline(run.summary["best"]["step"], color=GREY, linestyle=":", label="kept")
+        ax.set(xlabel="step", ylabel=name)
+    axes[1].axhline(0.5, color=GREY, linewidth=0.8)
+    axes[0].legend()
+
+
+def accuracies(run: Run) -> None:
+    """Held-out accuracy with intervals: all pairs, groups of them, and what length achieves."""
+    summary = run.summary
+    rows = {"all pairs": summary["accuracy"], "longer answer wins": summary["longer_wins"]}
+    if "accuracy_alike" in summary:
+        rows["pairs of like length"] = summary["accuracy_alike"]
+    groups = summary.get("accuracy_by_grade") or summary["accuracy_by_domain"]
+    rows |= {f"{name} pairs": own for name, own in groups.items()}
+    _, (ax,) = panels(1, height=0.5 + 0.28 * len(rows))
+    for y, (name, own) in enumerate(rows.items()):
+        baseline = name.startswith("longer")
+        ax.errorbar(
+            own["value"], y, xerr=[[own["value"] - own["low"]], [own["high"] - own["value"]]],
+            marker="s" if baseline else "o", color=GREY if baseline else BLUE, capsize=3,
+        )  # fmt: skip
+    ax.axvline(0.5, color=GREY, linestyle=":")
+    ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel="share of pairs ordered as people did")
+    ax.invert_yaxis()
+
+
+def score_differences(run: Run) -> None:
+    """How far chosen and rejected replies lie apart, and score against length."""
+    pairs = run.arrays("test_pairs")
+    _, axes = panels(2)
+    axes[0].hist(pairs["chosen"] - pairs["rejected"], bins=40, color=BLUE)
+    axes[0].axvline(0, color=GREY, linestyle=":")
+    axes[0].set(xlabel="score of chosen minus rejected", ylabel="pairs")
+    for name, colour, marker in (("chosen", BLUE, "o"), ("rejected", ORANGE, "^")):
+        axes[1].scatter(
+            pairs[f"{name}_tokens"], pairs[name], s=6, alpha=0.4,
+            color=colour, marker=marker, label=name,
+        )  # fmt: skip
+    axes[1].set(xlabel="length of the reply (tokens)", ylabel="raw score", xscale="log")
+    axes[1].legend()
+
+
+def kl_curves(runs: Mapping[str, Run]) -> None:
+    """KL to the reference with the band that it should stay in, and its coefficient."""
+    _, axes = panels(2)
+    axes[0].axhspan(0.02, 0.1, color=GREEN, alpha=0.15, label="band 0.02 to 0.1")
+    for name, run in runs.items():
+        metrics = run.metrics()
+        style = VARIANTS[name] | {"label": LABELS[name], "markevery": max(1, len(metrics) // 10)}
+        axes[0].plot(metrics["step"], metrics["kl"], **style)
+        axes[1].plot(metrics["step"], metrics["kl_weight"], **style)
+    axes[0].set(xlabel="step", ylabel="KL (nats per token)", ylim=(0, None))
+    axes[1].set(xlabel="step", ylabel="coefficient (reward per nat)", yscale="log")
+    axes[0].legend()
+
+
+def ppo_learning(runs: Mapping[str, Run]) -> None:
+    """Reward of the episodes, entropy, and what the critic explains."""
+    shown = {"reward": "reward of the episodes", "entropy": "entropy (nats per token)",
+             "explained_variance": "critic's explained variance"}  # fmt: skip
+    _, axes = panels(3)
+    for ax, (column, label) in zip(axes, shown.items(), strict=True):
+        for name, run in runs.items():
+            metrics = run.metrics()
+            every = max(1, len(metrics) // 10)
+            ax.plot(
+                metrics["step"], metrics[column], **VARIANTS[name],
+                label=LABELS[name], markevery=every,
+            )  # fmt: skip
+        ax.set(xlabel="step", ylabel=label)
+    axes[0].legend()
+
+
+def update_health(runs: Mapping[str, Run]) -> None:
+    """How far each update moved the policy, how much was clipped, how long responses are."""
+    shown = {"approx_kl": "approximate KL of an update", "clip_fraction": "clipped share",
+             "response_tokens": "tokens per response"}  # fmt: skip
+    _, axes = panels(3)
+    for ax, (column, label) in zip(axes, shown.items(), strict=True):
+        for name, run in runs.items():
+            metrics = run.metrics()
+            every = max(1, len(metrics) // 10)
+            ax.plot(
+                metrics["step"], metrics[column], **VARIANTS[name],
+                label=LABELS[name], markevery=every,
+            )  # fmt: skip
+        ax.set(xlabel="step", ylabel=label, ylim=(0, None))
+    axes[0].legend()
+
+
+def mean_rewards(run: Run) -> None:
+    """Mean reward of each policy on unseen prompts, and the paired gains, with 95 % intervals."""
+    summary = run.summary
+    _, axes = panels(2)
+    shown = (
+        (axes[0], {name: own["reward"] for name, own in summary["policies"].items()}),
+        (axes[1], {name: own["reward"] for name, own in summary["gains"].items()}),
+    )
+    for ax, rows in shown:
+        for x, (name, own) in enumerate(rows.items()):
+            error = [[own["value"] - own["low"]], [own["high"] - own["value"]]]
+            style = VARIANTS[name]
+            ax.errorbar(x, own["value"], yerr=error, color=style["color"], marker=style["marker"],
+                        markersize=7, capsize=4)  # fmt: skip
+        ax.axhline(0, color=GREY, linestyle=":")
+        ax.set(xticks=range(len(rows)), xticklabels=[LABELS[name] for name in rows])
+        ax.margins(x=0.3)
+    axes[0].set_ylabel("mean reward")
+    axes[1].set_ylabel("gain over pretrained")
+
+
+def reward_against_kl(run: Run, training: Mapping[str, Run]) -> None:
+    """Reward against the square root of the KL per response (Gao et al., 2023)."""
+    _, (ax,) = panels(1, width=4.2)
+    for name, own in training.items():
+        metrics = own.metrics()
+        ax.scatter(
+            np.sqrt(metrics["kl_sequence"].clip(lower=0)), metrics["reward"], s=10, alpha=0.4,
+            color=VARIANTS[name]["color"], marker=VARIANTS[name]["marker"],
+        )  # fmt: skip
+    for name, own in run.summary["policies"].items():
+        ax.scatter(
+            np.sqrt(max(own["kl_per_sequence"], 0)), own["reward"]["value"], s=60,
+            color=VARIANTS[name]["color"], marker=VARIANTS[name]["marker"],
+            edgecolor="black", label=LABELS[name],
+        )  # fmt: skip
+    ax.set(xlabel="square root of KL (nats per response)", ylabel="reward")
+    ax.legend(title="unseen prompts")
+
+
+def image_grid(images: np.ndarray, *, width: float = 6.5, ylabels: Sequence[str] = ()) -> None:
+    """Rows and columns of images.
+
+    Args:
+      images: bytes, [rows columns height width channels].
+      width: of the figure, inches.
+      ylabels: one a row, where the rows differ.
+    """
+    rows, columns, height, across, channels = images.shape
+    pasted = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * across, channels)
+    _, (ax,) = panels(1, width=width, height=width * rows / columns + 0.1)
+    grey = {"cmap": "gray", "vmin": 0, "vmax": 255}
+    ax.imshow(pasted.squeeze(), **(grey if channels == 1 else {}), interpolation="nearest")
+    ax.grid(False)
+    ax.set_xticks([])
+    ax.set_yticks([height * (row + 0.5) for row in range(len(ylabels))], ylabels)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def gan_learning(run: Run) -> None:
+    """Losses of both networks, and what the discriminator says of real and generated images."""
+    metrics = run.metrics()
+    smooth = metrics.rolling(max(1, len(metrics) // 60), min_periods=1).mean()
+    _, axes = panels(2)
+    shown = (
+        (axes[0], {"loss_d": "discriminator", "loss_g": "generator"}, "loss (nats)"),
+        (axes[1], {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"}, "probability of real"),
+    )
+    for ax, columns, label in shown:
+        for column, colour, dash in zip(columns, (BLUE, ORANGE), ("-", "--"), strict=True):
+            ax.plot(smooth["step"], smooth[column], color=colour, linestyle=dash,
+                    label=columns[column])  # fmt: skip
+        ax.set(xlabel="step", ylabel=label)
+        ax.legend()
+
+
+def detector_chart(rows: pd.DataFrame) -> None:
+    """Which detector catches which planted failure: filled where it does."""
+    wide = rows.pivot(index="scenario", columns="detector", values="caught")
+    wide = wide.loc[rows["scenario"].unique(), rows["detector"].unique()]
+    _, (ax,) = panels(1, height=0.9 + 0.3 * len(wide))
+    for y, name in enumerate(wide.index):
+        for x, caught in enumerate(wide.loc[name]):
+            ax.scatter(x, y, s=60, facecolor=BLUE if caught else "none", edgecolor=GREY)
+    ax.set(yticks=range(len(wide)), yticklabels=wide.index, xticks=range(wide.shape[1]))
+    ax.set_xticklabels(wide.columns, rotation=40, ha="right")
+    ax.invert_yaxis()
+    ax.margins(0.06)

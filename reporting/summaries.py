@@ -1,0 +1,343 @@
+"""What the chapters show as tables: data frames made from runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from reporting.runs import Run, code_changed_since
+from reporting.tables import escape, quote
+from rlhf_jax.ratings import response_hash
+
+NAMES = {"pretrained": "pretrained", "ppo-full": "PPO, full", "ppo-lora": "PPO, LoRA"}
+
+
+def interval(own: Mapping[str, float], digits: int = 3) -> str:
+    """An estimate with its 95 % interval, for prose and tables."""
+    return f"{own['value']:.{digits}f} [{own['low']:.{digits}f}, {own['high']:.{digits}f}]"
+
+
+def percent(own: Mapping[str, float]) -> str:
+    """A share with its 95 % interval, in per cent."""
+    return f"{own['value']:.1%} [{own['low']:.1%}, {own['high']:.1%}]"
+
+
+def sources(run: Run) -> pd.DataFrame:
+    """Model and data: what was read, and from where."""
+    model = run.about["model"]
+    rows = [{"what": "model", "name": model["name"], "from": model["file"], "note": model["dtype"]}]
+    for what in ("preferences", "prompts"):
+        own = run.about[what]
+        note = "; ".join(filter(None, [f"{own['rows']:,} rows", own["licence"], own["note"]]))
+        rows.append({"what": what, "name": own["name"], "from": own["kind"], "note": note})
+    return pd.DataFrame(rows)
+
+
+def standing_in(run: Run) -> str:
+    """The sentence of the first page that says what is not the protocol's own data."""
+    names = [what for what in ("preferences", "prompts") if run.about[what]["kind"] == "stand-in"]
+    if not names:
+        return "Model and data are those named in the table."
+    return (
+        f"The {' and '.join(names)} are a stand-in made from the documentation of installed Python "
+        "packages, because neither a local copy nor the hub was at hand: real English, but not "
+        "human votes and not people's questions."
+    )
+
+
+def inputs(run: Run, count: int = 5) -> pd.DataFrame:
+    """Pairs exactly as they go into the reward model."""
+    rows = run.samples()[:count]
+    return pd.DataFrame(rows, columns=["input_chosen", "input_rejected"])
+
+
+def cuts(run: Run) -> pd.DataFrame:
+    """How many posts and pairs there are in each part, and what was cut to fit."""
+    rows = []
+    for part, fit in run.summary["fit"].items():
+        rows.append(
+            {
+                "part": part, "posts": fit["posts"], "pairs": fit["pairs"],
+                "prompts cut": fit["prompts_cut"], "tokens cut": fit["tokens_cut"],
+                "replies too long": fit["replies_dropped"], "pairs lost": fit["pairs_dropped"],
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def accuracies(run: Run) -> pd.DataFrame:
+    """Held-out accuracy overall and by group, beside what length achieves."""
+    summary = run.summary
+    rows = [("all pairs", summary["accuracy"]), ("the longer reply wins", summary["longer_wins"])]
+    if "accuracy_alike" in summary:
+        rows.append(("pairs of like length (within 20 %)", summary["accuracy_alike"]))
+    rows += [(f"domain {name}", own) for name, own in summary["accuracy_by_domain"].items()]
+    rows += [(f"grade {name}", own) for name, own in summary.get("accuracy_by_grade", {}).items()]
+    return pd.DataFrame(
+        [{"pairs": name, "accuracy": percent(own), "count": own["count"]} for name, own in rows]
+    )
+
+
+def first_rows(run: Run, columns: Sequence[str], count: int = 8) -> pd.DataFrame:
+    """The beginning of a training log."""
+    metrics = run.metrics()
+    return metrics[[name for name in columns if name in metrics]].head(count)
+
+
+def last_samples(run: Run, count: int = 3) -> list[dict[str, Any]]:
+    """The episodes that were kept last."""
+    return run.samples()[-count:]
+
+
+def policies(run: Run) -> pd.DataFrame:
+    """Every policy on the unseen prompts."""
+    rows = []
+    for name, own in run.summary["policies"].items():
+        rows.append(
+            {
+                "policy": NAMES[name], "mean reward": interval(own["reward"]),
+                "KL per token": own["kl_per_token"], "KL per response": own["kl_per_sequence"],
+                "tokens": own["tokens"], "ended": f"{own['ended']:.0%}",
+                "empty": f"{own['empty']:.0%}", "distinct-2": own["distinct_2"],
+                "repeated": f"{own['repetition']:.0%}",
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def gains(run: Run) -> pd.DataFrame:
+    """The tuned policies against the pretrained one, prompt by prompt."""
+    rows = []
+    for name, own in run.summary["gains"].items():
+        rows.append(
+            {
+                "policy": NAMES[name], "gain": interval(own["reward"]),
+                "wins": own["wins"], "ties": own["ties"], "losses": own["losses"],
+                "change in tokens": own["tokens"],
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def gain_reading(own: Mapping[str, Any]) -> str:
+    """What an interval of a gain allows to say."""
+    low, high = own["reward"]["low"], own["reward"]["high"]
+    if low > 0:
+        return "higher than the pretrained policy's, beyond what chance explains"
+    if high < 0:
+        return "lower than the pretrained policy's, beyond what chance explains"
+    return "not distinguishable from the pretrained policy's with so many prompts"
+
+
+def kl_reading(run: Run, low: float = 0.02, high: float = 0.1) -> str:
+    """Where the KL per token stood against its band, from the numbers."""
+    metrics = run.metrics()
+    inside = metrics["kl"].between(low, high)
+    last = metrics["kl"].iloc[-1]
+    where = "below" if last < low else "above" if last > high else "inside"
+    share = f"{inside.mean():.0%} of the steps"
+    text = f"it ended {where} the band at {last:.4f} nats per token and was inside for {share}"
+    if inside.any():
+        text += f", first at step {int(metrics['step'][inside.idxmax()])}"
+    if where == "below":
+        text += "; the policy has moved little, and the coefficient was still falling to let it"
+    if where == "above":
+        text += "; the policy moves faster than the coefficient could follow"
+    return text
+
+
+def parameters(counts: Mapping[str, int]) -> pd.DataFrame:
+    """Numbers in each part of a model; layers of one kind together."""
+    rows = [{"part": name, "parameters": count} for name, count in counts.items()]
+    return pd.DataFrame([*rows, {"part": "together", "parameters": sum(counts.values())}])
+
+
+def settings(config: Mapping[str, Any]) -> pd.DataFrame:
+    """A configuration, or two side by side, as rows."""
+    return pd.DataFrame([{"setting": name, "value": str(value)} for name, value in config.items()])
+
+
+def environment(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Where every number of the report comes from."""
+    rows = []
+    for name, run in runs.items():
+        record = run.record
+        rows.append(
+            {
+                "stage": name, "run": run.path.name, "code": record["git"],
+                "made on": record["device"], "started": record["started"],
+                "code since": "changed" if code_changed_since(run) else "the same",
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def packages(run: Run) -> pd.DataFrame:
+    """Versions that made a run."""
+    rows = {"python": run.record["python"], **run.record["packages"]}
+    return pd.DataFrame([{"package": name, "version": value} for name, value in rows.items()])
+
+
+def invariants(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """What must hold before the first update, as measured in these very runs."""
+    rows = []
+    for name, run in runs.items():
+        first = run.metrics().iloc[0]
+        rows += [
+            {"variant": NAMES[name], "invariant": text, "measured": f"{value:.2e}", "must be": must}
+            for text, value, must in (
+                ("ratio minus 1, first update", first["first_ratio_error"], "below 1e-5"),
+                ("KL to the reference, first step", first["kl"], "below 1e-5"),
+                ("k3 estimate, first step", first["kl_k3"], "below 1e-5"),
+                ("approximate KL, first update", first["first_approx_kl"], "below 1e-5"),
+            )
+        ]
+    return pd.DataFrame(rows)
+
+
+def protocol(reward: Run, full: Run, lora: Run, evaluation: Run) -> pd.DataFrame:
+    """The protocol's values, the values of these runs, and why they differ."""
+    r, f, a, e = reward.config, full.config, lora.config, evaluation.config
+    budget = "budget of the profile"
+    small = "so few updates move nothing at the protocol's rate"
+    pairs = reward.summary["pairs"]["train"]
+    adapter = a["lora"]
+    rows = [
+        ("framework", "TRL", "JAX", "TRL's PPO was removed in 2026 (pull request 7020)"),
+        ("preferences", "SHP", reward.about["preferences"]["name"], "what was at hand"),
+        ("prompts", "OASST1, prompter", full.about["prompts"]["name"], "what was at hand"),
+        ("training pairs", "at least 5,000", f"{pairs:,}", budget),
+        ("reward loss", "pairwise margin ranking", r["loss"], ""),
+        ("reward learning rate", "5e-05", f"{r['learning_rate']:.0e}", small),
+        ("reward batch (pairs)", "8", str(r["batch_pairs"]), "whole posts in one pass"),
+        ("reward epochs", "5", str(r["epochs"]), budget),
+        ("prompts for PPO", "2,000", f"{full.summary['prompts']:,}", budget),
+        ("PPO learning rate, full", "1e-05", f"{f['learning_rate']:.0e}", small),
+        ("PPO learning rate, LoRA", "1e-05", f"{a['learning_rate']:.0e}", small),
+        ("PPO batch / forward batch", "64 / 16", f"{f['batch']} / {f['forward_batch']}", budget),
+        ("passes over the prompts", "5", str(f["passes"]), budget),
+        ("inner epochs a batch", "4", str(f["inner_epochs"]), budget),
+        ("prompt tokens", "256", str(f["prompt_tokens"]), budget),
+        ("response tokens", "128", str(f["response_tokens"]), budget),
+        ("KL per token", "0.02 to 0.1", f"controlled to {f['target_kl']}", ""),
+        ("LoRA targets", "q_proj, v_proj", ", ".join(adapter["targets"]), ""),
+        ("LoRA rank / alpha", "4-16 / 32", f"{adapter['rank']} / {adapter['alpha']:.0f}", ""),
+        ("LoRA dropout", "0.2", str(adapter["dropout"]), "in updates only"),
+        ("trained with LoRA", "only LoRA", "LoRA and the value head", "PPO needs a critic"),
+        ("unseen prompts", "at least 50", str(e["prompts"]), ""),
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["setting", "protocol", "here", "why"])
+    same = frame["protocol"] == frame["here"]
+    frame.loc[same, "why"] = "–"
+    return frame
+
+
+def gan_protocol(run: Run) -> pd.DataFrame:
+    """The same for the DCGAN."""
+    cfg = run.config
+    epochs = run.metrics()["epoch"].iloc[-1]
+    rows = [
+        ("data", "DermaMNIST or ChestMNIST", run.summary["source"], "what was at hand"),
+        ("epochs", "1000", f"{epochs:.1f}", "budget of the profile"),
+        ("generator widths", "512, 256, 128, 64", ", ".join(map(str, cfg["widths"])),
+         "budget of the profile"),
+        ("Adam", "2e-4, beta 0.5, 0.999",
+         f"{cfg['learning_rate']:.0e}, beta {cfg['momentum']}, {cfg['variance_decay']}", ""),
+        ("batch", "64", str(cfg["batch"]), ""),
+        ("grid", "8 x 4", "8 x 4", ""),
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["setting", "protocol", "here", "why"])
+
+
+def detectors(run: Run) -> pd.DataFrame:
+    """Every detector on every scenario; a star marks what lies outside real against real."""
+    rows = pd.DataFrame(run.summary["detectors"])
+    rows["shown"] = [
+        f"{mean:.3g}{' *' if caught else ''}"
+        for mean, caught in zip(rows["mean"], rows["caught"], strict=True)
+    ]
+    wide = rows.pivot(index="detector", columns="scenario", values="shown")
+    return wide.loc[rows["detector"].unique(), rows["scenario"].unique()].reset_index()
+
+
+def rated_responses(run: Run) -> list[dict[str, Any]]:
+    """The responses of an evaluation that are there to be rated."""
+    return [row for row in run.samples() if row["rated"]]
+
+
+def rating_state(responses: Sequence[Mapping[str, Any]], ratings: Sequence[Any]) -> str:
+    """How much of what is shown has been rated, and by whom."""
+    hashes = {response_hash(row["prompt"], row["response"]) for row in responses}
+    known = [rating for rating in ratings if rating.response_hash in hashes]
+    done = len({rating.response_hash for rating in known})
+    if not done:
+        return f"None of the {len(hashes)} responses below has been rated."
+    raters = sorted({(rating.rater, rating.rater_kind) for rating in known})
+    names = ", ".join(
+        f"{name} ({'an AI system' if kind == 'ai' else 'a person'})" for name, kind in raters
+    )
+    return f"{done} of the {len(hashes)} responses below have been rated, by {names}."
+
+
+def prompt_and_responses(
+    responses: Sequence[Mapping[str, Any]], prompt_id: int
+) -> list[str]:
+    """Markdown of one prompt and what each policy answered."""
+    own = [row for row in responses if row["prompt_id"] == prompt_id]
+    blocks = [f"**Prompt {prompt_id + 1}.** {escape(own[0]['prompt'])}"]
+    for row in own:
+        blocks += [f"*{NAMES[row['model']]}* (reward {row['reward']:.2f})", quote(row["response"])]
+    return blocks
+
+
+def mean_interval(own: Mapping[str, float]) -> str:
+    """A mean with its 95 % interval, as the GAN's evidence stores them."""
+    return f"{own['mean']:.3f} [{own['low']:.3f}, {own['high']:.3f}]"
+
+
+def detector_rows(run: Run) -> pd.DataFrame:
+    """One row a detector and scenario."""
+    return pd.DataFrame(run.summary["detectors"])
+
+
+def confusion(run: Run) -> pd.DataFrame:
+    """The discriminator's confusion matrix; rows are the truth."""
+    kinds = ("generated", "real")
+    counts = run.summary["discriminator"]["confusion"]
+    rows = zip(kinds, counts, strict=True)
+    return pd.DataFrame([{"truth": kind, **dict(zip(kinds, row, strict=True))} for kind, row in rows])
+
+
+def classification(run: Run) -> pd.DataFrame:
+    """The discriminator's classification report."""
+    return pd.DataFrame(run.summary["discriminator"]["report"])
+
+
+def collapse_reading(run: Run) -> str:
+    """What the detectors say of the trained generator, given what they catch when it is planted."""
+    rows = detector_rows(run)
+    caught = rows[rows["caught"]].groupby("scenario")["detector"].agg(list).to_dict()
+    scenarios = list(rows["scenario"].unique())
+    planted = [name for name in scenarios[1:-1] if name in caught]
+    missed = [name for name in scenarios[1:-1] if name not in caught]
+    own = caught.get("generated", [])
+    count = rows["detector"].nunique()
+    text = f"Of {len(scenarios) - 2} planted defects, {len(planted)} are caught by some detector"
+    text += f" (not: {', '.join(missed)}). " if missed else ". "
+    if not own:
+        return f"{text}None of the {count} detectors tells the generated images from real ones."
+    collapsed = {
+        name for scenario, names in caught.items() if "collapsed" in scenario for name in names
+    }
+    shared = [name for name in own if name in collapsed]
+    text += f"On the trained generator {len(own)} of {count} detectors react: {', '.join(own)}. "
+    if collapsed:
+        text += f"{len(shared)} of these also react to the generator that was collapsed on purpose."
+    return text
+
+
+def frame_strip(frames: Any, columns: int = 8, rows: int = 6) -> Any:
+    """The first images of some sample grids, one grid a row, from first to last."""
+    grids = frames.reshape(len(frames), -1, *frames.shape[-3:])
+    moments = sorted({round(i * (len(grids) - 1) / (rows - 1)) for i in range(rows)})
+    return grids[moments, :columns]

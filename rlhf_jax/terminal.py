@@ -1,0 +1,28 @@
+"""Texts that a model wrote, shown in a terminal: they must not steer it."""
+
+import shutil
+import textwrap
+import unicodedata
+
+
+def block(text: str) -> str:
+    """The text indented and wrapped to the terminal's width; an empty one says so."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    lines = []
+    for line in printable(text).split("\n"):
+        wrapped = textwrap.wrap(
+            line, width, initial_indent="  ", subsequent_indent="  ", drop_whitespace=False
+        )
+        lines += wrapped or [""]
+    return "\n".join(lines) if text.strip() else "  (empty)"
+
+
+def printable(text: str) -> str:
+    """The text with the number of each invisible character in its place.
+
+    Among them are those that colour, erase or reorder what stands around them.
+    """
+    return "".join(
+        f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c).startswith("C") and c not in "\n\t" else c
+        for c in text.replace("\r\n", "\n")
+    )

@@ -1,0 +1,101 @@
+"""The detectors detect what was planted, and only the draws decide."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from gan_jax import calibration
+from gan_jax.calibration import RealImages
+from gan_jax.config import EvidenceConfig
+from gan_jax.features import FeatureSpace, feature_space
+from gan_jax.training import to_unit
+
+CFG = EvidenceConfig(images=80, draws=4)
+
+
+def embed(images):
+    """Means of 7 x 7 pixels as features; the class is the brightness."""
+    blocks = images.reshape(len(images), 4, 7, 4, 7, 3).mean(axis=(2, 4))
+    shade = np.round((images.mean(axis=(1, 2, 3)) + 1) * 127.5 / 30).clip(0, 6).astype(int)
+    return blocks.reshape(len(images), -1), 0.93 * np.eye(7, dtype=np.float32)[shade] + 0.01
+
+
+def imitation(latents):
+    """Squares like the real ones: every cell of the latents' space has its own noise."""
+    shade = np.floor(7 * stats.norm.cdf(latents[:, 0])).clip(0, 6)
+    cells = np.round(latents).astype(int) + 100
+    noise = np.stack([np.random.default_rng(cell).normal(0, 20, (28, 28, 3)) for cell in cells])
+    return to_unit(np.uint8((30 * shade[:, None, None, None] + noise).clip(0, 255)))
+
+
+@pytest.fixture(scope="module")
+def table(squares):
+    space = FeatureSpace("means", embed, {})
+    real = calibration.real_images(squares, np.random.default_rng(0), CFG)
+    sets = calibration.scenarios(squares, imitation, latents=16)
+    values = calibration.measured(sets, real, space, CFG, [0])
+    rows = calibration.calibration_table(values)
+    return {(row["scenario"], row["detector"]): row for row in rows}
+
+
+def caught(table, scenario):
+    return {
+        name for (where, name), row in table.items() if where.startswith(scenario) and row["caught"]
+    }
+
+
+def test_real_images_are_caught_by_nothing(table):
+    assert caught(table, "real") - caught(table, "real +") == set()
+
+
+def test_repeated_images_are_caught_as_collapse(table):
+    assert {"twins", "recall", "coverage", "nn_accuracy"} <= caught(
+        table, "10 real images repeated"
+    )
+    assert table["10 real images repeated", "twins"]["mean"] == 1
+
+
+def test_copies_of_training_images_are_caught_by_their_neighbours_and_not_by_fid(table):
+    found = caught(table, "copies of training images")
+    assert "train_nearest" in found and "fid" not in found
+    assert table["copies of training images", "train_nearest"]["mean"] == 1
+
+
+def test_a_collapsed_generator_is_caught_by_more_than_an_honest_one(table):
+    assert "twins" not in caught(table, "generated")
+    assert len(caught(table, "generator collapsed")) > len(caught(table, "generated"))
+
+
+def test_a_missing_class_is_caught_by_the_class_histogram(table):
+    assert "class_divergence" in caught(table, "without")
+
+
+def test_without_labels_no_detector_needs_a_class(squares):
+    unlabelled = squares.__class__(
+        name="u", source="", train=squares.train, held_out=squares.held_out
+    )
+    space = feature_space(unlabelled, jax.random.key(0), steps=1)
+    real = RealImages(squares.train, squares.held_out, 0.1)
+    sample = to_unit(squares.held_out[:20])
+    found = calibration.measure(sample, space.embed(sample), space.embed(sample), real, 3)
+    assert "class_divergence" not in found and found["fid"] == pytest.approx(0, abs=1e-3)
+    names = calibration.scenarios(unlabelled, lambda latents: sample, 4)
+    assert not any(name.startswith("without") for name in names)
+
+
+def test_intervals_are_those_of_student():
+    draws = [1.0, 2.0, 3.0, 4.0]
+    deviation = np.std(draws, ddof=1)
+    low, high = calibration.interval(draws, of_mean=True)
+    assert (low + high) / 2 == 2.5 and high - 2.5 == pytest.approx(3.1824 * deviation / 2, rel=1e-4)
+    low, high = calibration.interval(draws, of_mean=False)
+    assert high - 2.5 == pytest.approx(3.1824 * deviation * np.sqrt(1.25), rel=1e-4)
+
+
+def test_the_classifier_learns_the_classes(squares):
+    space = feature_space(squares, jax.random.key(0), steps=40)
+    assert space.accuracy["low"] > space.accuracy["majority"] + 0.2
+    features, probabilities = space.embed(to_unit(squares.held_out[:5]))
+    assert features.shape == (5, 64)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)

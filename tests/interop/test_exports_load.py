@@ -1,0 +1,249 @@
+"""Exports as transformers and PEFT see them: no warning, the same numbers."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from reporting.runs import ensure
+from rlhf_jax import export, policy, pretrained, reward
+from rlhf_jax.config import PPOConfig, RewardConfig
+from rlhf_jax.model import LINEAR_LAYERS, Decoder, DecoderConfig, LoRAConfig
+from rlhf_jax.training import save_weights
+
+pytestmark = [
+    pytest.mark.interop,
+    # PEFT 0.21 asks transformers 5 for an attribute by its old name, whatever it loads
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+torch = pytest.importorskip("torch", reason="needs the extra `interop`")
+peft = pytest.importorskip("peft", reason="needs the extra `interop`")
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
+
+FAMILIES = {
+    "llama": {"rope_theta": 50_000.0},
+    "qwen2": {"tie_word_embeddings": False},
+    "qwen3": {"head_dim": 16},
+}
+LORAS = (LoRAConfig(), LoRAConfig(rank=4, alpha=6.0, targets=LINEAR_LAYERS))
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    """A small model of each family in which no parameter is zero or one."""
+    base = pretrained.random_model()
+    config = {**base.huggingface_config, "model_type": request.param, **FAMILIES[request.param]}
+    config |= {"attention_dropout": 0.0, "use_sliding_window": False}
+    decoder = DecoderConfig.from_huggingface(config)
+    state = noisy(nnx.state(Decoder(decoder, rngs=nnx.Rngs(0))))
+    return dataclasses.replace(base, config=decoder, huggingface_config=config, state=state)
+
+
+@pytest.fixture(autouse=True)
+def silence():
+    """No line of warning from the libraries' own loggers either."""
+    heard = []
+
+    class Ear(logging.Handler):
+        def emit(self, record):
+            heard.append(record.getMessage())
+
+    ear = Ear(logging.WARNING)
+    names = ("transformers", "peft")
+    for name in names:
+        logging.getLogger(name).addHandler(ear)
+    yield
+    for name in names:
+        logging.getLogger(name).removeHandler(ear)
+    assert not heard
+
+
+def noisy(state, scale=0.2, seed=1):
+    leaves, tree = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def rows(model, *, left):
+    """Rows of different lengths and which of their columns are real."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(4, model.config.vocab_size, (4, 24)).astype(np.int32)
+    lengths = np.array([24, 17, 5, 1])[:, None]
+    columns = np.arange(24)[None]
+    mask = columns >= 24 - lengths if left else columns < lengths
+    return np.where(mask, tokens, model.tokenizer.pad).astype(np.int32), mask
+
+
+def our_logits(decoder, tokens, mask):
+    definition, state = nnx.split(decoder)
+
+    @jax.jit
+    def logits(state):
+        decoder = nnx.merge(definition, state)
+        padded = jnp.pad(tokens, ((0, 0), (0, 1))), jnp.pad(mask, ((0, 0), (0, 1)))
+        return decoder.logits(policy.response_states(decoder, *padded, 1))
+
+    return np.asarray(logits(state))
+
+
+def their_inputs(tokens, mask):
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    arrays = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+    return {name: torch.tensor(array.astype(np.int64)) for name, array in arrays.items()}
+
+
+def difference(theirs, decoder, model):
+    """Largest difference of the logits at real tokens, both paddings."""
+    largest = 0.0
+    for left in (True, False):
+        tokens, mask = rows(model, left=left)
+        with torch.no_grad():
+            logits = theirs(**their_inputs(tokens, mask)).logits.numpy()
+        ours = our_logits(decoder, tokens, mask)
+        assert ours[mask].std() > 0.5
+        largest = max(largest, np.abs(logits - ours)[mask].max())
+    return largest
+
+
+def loaded(kind, path):
+    """What transformers loads, which must not miss or ignore a single tensor."""
+    theirs, info = kind.from_pretrained(path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert theirs.dtype == torch.float32
+    return theirs.eval()
+
+
+def test_policy_loads_silently_with_the_same_logits(model, tmp_path, record_property):
+    decoder = nnx.merge(model.definition, model.state)
+    export.export_policy(decoder, model, tmp_path, export.generation_settings(PPOConfig()))
+    theirs = loaded(AutoModelForCausalLM, tmp_path)
+    assert (error := difference(theirs, decoder, model)) < 1e-3
+    record_property("logits", float(error)); print("MEASURED logits", error)
+    assert theirs.generation_config.top_k == 0
+    assert theirs.config.pad_token_id == model.tokenizer.pad
+
+
+@pytest.mark.parametrize("lora", LORAS, ids=["qv", "all"])
+def test_adapter_loads_silently_with_the_same_logits(model, lora, tmp_path, record_property):
+    tuned = policy.build(model, lora, seed=0)
+    decoder = nnx.merge(*tuned._replace(trainable=noisy(tuned.trainable))).decoder
+    export.export_policy(decoder, model, tmp_path / "base", {})
+    export.export_adapter(decoder, lora, model, tmp_path)
+    base = loaded(AutoModelForCausalLM, tmp_path / "base")
+    assert difference(base, decoder, model) > 0.05  # the adapter matters
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    assert (error := difference(theirs, decoder, model)) < 1e-3
+    record_property("logits", float(error)); print("MEASURED logits", error)
+    factors = {name: p for name, p in theirs.named_parameters() if "lora_B" in name}
+    assert len(factors) == len(lora.targets) * model.config.num_layers
+    assert all(p.abs().min() > 0 for p in factors.values())
+    config = theirs.peft_config["default"]
+    assert (config.r, config.lora_alpha) == (lora.rank, lora.alpha)
+    assert set(config.target_modules) == set(lora.targets)
+    merged = theirs.merge_and_unload()
+    assert (error := difference(merged, decoder, model)) < 1e-3
+    record_property("merged logits", float(error)); print("MEASURED merged logits", error)
+
+
+def noisy_judge(model, offset=0.7, gain=2.5):
+    rewarder = reward.RewardModel(nnx.merge(model.definition, model.state), rngs=nnx.Rngs(3))
+    rewarder.offset[...], rewarder.gain[...] = jnp.float32(offset), jnp.float32(gain)
+    return reward.Judge(*nnx.split(rewarder))
+
+
+def our_rewards(judge, tokens, mask):
+    rows = jnp.asarray(tokens), jnp.asarray(mask)
+    return np.asarray(jax.jit(lambda state: nnx.merge(judge.definition, state)(*rows))(judge.state))
+
+
+def test_reward_model_loads_silently_with_the_same_scores(model, tmp_path, record_property):
+    judge = noisy_judge(model)
+    export.export_reward_model(judge, model, tmp_path)
+    theirs = loaded(AutoModelForSequenceClassification, tmp_path)
+    for left in (True, False):
+        tokens, mask = rows(model, left=left)
+        ours = our_rewards(judge, tokens, mask)
+        with torch.no_grad():
+            scores = theirs(**their_inputs(tokens, mask)).logits[:, 0].numpy()
+        error = np.abs(scores - theirs.config.reward_offset - ours).max()
+        assert ours.std() > 0.5 and error < 1e-4
+        record_property("scores", float(error)); print("MEASURED scores", error)
+
+
+def test_reward_model_of_transformers_scores_the_same_here(tmp_path):
+    own = pretrained.random_model()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=own.tokenizer.vocab_size, hidden_size=32, intermediate_size=48,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_labels=1,
+        pad_token_id=own.tokenizer.pad, initializer_range=0.3,
+    )  # fmt: skip
+    theirs = LlamaForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    own.tokenizer.huggingface.save_pretrained(tmp_path)
+    judge = export.load_reward_model(tmp_path, own.tokenizer)
+    tokens, mask = rows(own, left=False)
+    with torch.no_grad():
+        scores = theirs(**their_inputs(tokens, mask)).logits[:, 0].numpy()
+    ours = our_rewards(judge, tokens, mask)
+    assert ours.std() > 0.1
+    np.testing.assert_allclose(ours, scores, atol=1e-4)
+
+
+SUMMARY = {
+    "accuracy": {"value": 0.7, "low": 0.6, "high": 0.8, "count": 9},
+    "longer_wins": {"value": 0.6, "low": 0.5, "high": 0.8, "count": 9},
+    "length_correlation": 0.4,
+    "scale": {"offset": 0.7, "gain": 2.5},
+    "reward_last_quarter": 0.3,
+    "kl_last_quarter": 0.04,
+    "trained_parameters": {"x": 9},
+}
+
+
+@pytest.mark.parametrize("stage", ["reward", "ppo-full", "ppo-lora"])
+def test_code_on_the_card_runs(stage, tmp_path):
+    own = pretrained.random_model()
+    lora = LoRAConfig() if stage == "ppo-lora" else None
+    if stage == "reward":
+        cfg, name, weights = RewardConfig(), "best", reward.initial(own, 0)[1]
+    else:
+        cfg, name = PPOConfig(lora=lora, response_tokens=5), "policy"
+        weights = policy.build(own, lora, seed=0).trainable
+
+    def train(run):
+        save_weights(run.checkpoints / name, noisy(weights))
+        run.finish(**SUMMARY)
+
+    run = ensure(stage, cfg, train, inputs={}, root=tmp_path / "runs")
+    export.export_run(run, own, tmp_path / "out")
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    scope = {"path": str(tmp_path / "out"), "question": "Why?", "answer": "Because."}
+    exec(code, scope)
+    tokens = scope["inputs"]["input_ids"].numpy().astype(np.int32)
+    if stage == "reward":
+        judge = reward.judge(run, own)
+        ours = our_rewards(judge, tokens, np.ones_like(tokens, bool))
+        assert tokens[0, -1] == own.tokenizer.end
+        assert scope["reward"] == pytest.approx(float(ours[0]), abs=1e-4)
+    else:
+        assert scope["answer"].shape[1] <= tokens.shape[1] + 5
+
+
+def test_exported_tokenizer_reads_as_ours(tmp_path):
+    own = pretrained.random_model().tokenizer
+    export.save_tokenizer(own, tmp_path, padding_side="left")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    text = "naïve  text\n\tand 123 <b>"
+    assert theirs(text, add_special_tokens=False)["input_ids"] == own.encode([text])[0]

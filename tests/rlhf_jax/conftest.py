@@ -1,0 +1,123 @@
+"""Small real models, random posts and finished runs, shared by the tests of the language model."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from reporting import runs
+from rlhf_jax import batch, config, ppo, pretrained, reward
+from rlhf_jax.data import Post
+from rlhf_jax.model import Decoder
+from rlhf_jax.tokenizer import CHATML, Tokenizer, byte_level
+
+SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<|unk|>"]
+
+
+@pytest.fixture(scope="session")
+def model():
+    """Two small layers with random weights on bytes."""
+    return pretrained.random_model()
+
+
+@pytest.fixture(scope="session")
+def random_posts():
+    """A function that makes posts of random words."""
+
+    def make(count, *, seed=0, replies=(2, 4), prompt=(3, 30), reply=(1, 12)):
+        rng = np.random.default_rng(seed)
+
+        def word(low, high):
+            return "".join(rng.choice(list("abcdefgh "), rng.integers(low, high + 1)))
+
+        made = []
+        for i in range(count):
+            texts = tuple(word(*reply) for _ in range(rng.integers(replies[0], replies[1] + 1)))
+            every = [(a, b) for a in range(len(texts)) for b in range(len(texts)) if a != b]
+            pairs = rng.permutation(every)[: rng.integers(1, len(every) + 1)]
+            made.append(
+                Post(
+                    post_id=f"p{i}", domain="ab"[i % 2], prompt=word(*prompt), replies=texts,
+                    scores=(1,) * len(texts), pairs=tuple((int(a), int(b)) for a, b in pairs),
+                )
+            )  # fmt: skip
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """A one-layer decoder over eight letters and four special tokens."""
+    words = [*SPECIAL, *"abcdefgh"]
+    tokenizer = Tokenizer.of(
+        byte_level(
+            {word: i for i, word in enumerate(words)}, [], SPECIAL,
+            end="<|im_end|>", pad="<|pad|>", template=CHATML,
+        )
+    )  # fmt: skip
+    base = pretrained.random_model()
+    small = dataclasses.replace(base.config, vocab_size=len(words), num_layers=1)
+    return dataclasses.replace(
+        base, config=small, tokenizer=tokenizer,
+        state=nnx.state(Decoder(small, rngs=nnx.Rngs(0))),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def best_token(toy):
+    """The letter that the toy's judge likes."""
+    (token,) = toy.tokenizer.encode(["c"])[0]
+    return token
+
+
+@pytest.fixture(scope="session")
+def toy_judge(toy, best_token):
+    """A reward that grows with the share of one letter in prompt and response.
+
+    Attention is uniform (queries and keys are zero) and hands on the first coordinate of the
+    embedding, which is 1 for that letter and 0 for every other token.
+    """
+    rewarder = reward.RewardModel(Decoder(toy.config, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    table = np.zeros(rewarder.decoder.embedding.shape, np.float32)
+    table[:, 1] = 1
+    table[best_token] = np.eye(table.shape[1])[0]
+    rewarder.decoder.embedding[...] = jax.numpy.asarray(table)
+    (block,) = rewarder.decoder.blocks
+    for layer in (block.attention.q_proj, block.attention.k_proj, block.mlp.down_proj):
+        layer.kernel[...] = jax.numpy.zeros_like(layer.kernel[...])
+    for layer in (block.attention.v_proj, block.attention.o_proj, rewarder.score):
+        layer.kernel[...] = jax.numpy.zeros_like(layer.kernel[...]).at[0, 0].set(1.0)
+    return reward.Judge(*nnx.split(rewarder))
+
+
+TOY_PPO = config.PPOConfig(
+    learning_rate=2e-2, value_learning_rate=1e-2, batch=32, forward_batch=16, passes=40,
+    inner_epochs=3, prompts=32, prompt_tokens=12, response_tokens=4, kl_weight=1e-3, kl_gain=1e-6,
+    approx_kl_limit=1.0, missing_end_penalty=0.0, sample_every=10,
+)  # fmt: skip
+TOY_PROMPTS = [a + b for a, b in zip("abcdefgh" * 4, "hgfedcba" * 4, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def train_toy(toy, toy_judge):
+    """A function that runs PPO on the toy, or returns the finished run."""
+
+    def run(variant, root, *, train=ppo.train, **changes):
+        cfg = dataclasses.replace(TOY_PPO, **changes)
+        if variant == "lora":
+            cfg = config.with_lora(cfg, learning_rate=1e-1)
+        return runs.ensure(
+            f"ppo-{variant}", cfg, lambda run: train(run, cfg, toy, toy_judge, TOY_PROMPTS),
+            inputs={}, root=root,
+        ), cfg  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session", params=["full", "lora"])
+def toy_run(request, train_toy, tmp_path_factory):
+    """A finished PPO run on the toy with its configuration, of either variant."""
+    return train_toy(request.param, tmp_path_factory.mktemp("runs"))

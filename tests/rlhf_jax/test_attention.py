@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import attention
+
+BATCH, TIME, HEADS, KV_HEADS, HEAD_DIM = 2, 7, 4, 2, 6
+
+
+def inputs(seed=0):
+    shapes = [(HEADS,), (KV_HEADS,), (KV_HEADS,)]
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return [
+        jax.random.normal(key, (BATCH, TIME, *heads, HEAD_DIM))
+        for key, heads in zip(keys, shapes, strict=True)
+    ]
+
+
+def mask_with_padding():
+    documents = jnp.asarray([[-1, -1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, -1]])
+    segments = jnp.asarray([[0, 0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 0, 1, 0]])
+    return attention.block_mask(documents, segments), documents, segments
+
+
+def plain_attention(query, key, value, mask):
+    """As in the textbook, one query head at a time, for JAX to differentiate."""
+    heads = []
+    for head in range(HEADS):
+        shared = head // (HEADS // KV_HEADS)
+        scores = query[:, :, head] @ key[:, :, shared].swapaxes(1, 2) / jnp.sqrt(HEAD_DIM)
+        weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
+        heads.append(weights @ value[:, :, shared])
+    return jnp.stack(heads, axis=2)
+
+
+def test_a_query_sees_earlier_tokens_of_its_prompt_and_its_own_reply_only():
+    mask, documents, segments = mask_with_padding()
+    for b in range(BATCH):
+        for query in range(TIME):
+            for key in range(TIME):
+                expected = (
+                    key <= query
+                    and documents[b, key] == documents[b, query] >= 0
+                    and segments[b, key] in (0, segments[b, query])
+                )
+                if documents[b, query] >= 0:
+                    assert bool(mask[b, query, key]) == expected
+    assert not mask[documents[:, None, :].repeat(TIME, 1) < 0].any()  # nobody sees padding
+
+
+@jax.jit
+def value_and_pulled_back(arrays, mask, direction):
+    out, pull_back = jax.vjp(lambda *a: attention.attend(*a, mask), *arrays)
+    return [out, *pull_back(direction)]
+
+
+@jax.jit
+def expected_value_and_pulled_back(arrays, mask, direction):
+    out, pull_back = jax.vjp(lambda *a: plain_attention(*a, mask), *arrays)
+    return [out, *pull_back(direction)]
+
+
+def test_attention_and_its_gradient_equal_the_plain_formula():
+    mask, documents, _ = mask_with_padding()
+    direction = jax.random.normal(jax.random.key(9), (BATCH, TIME, HEADS, HEAD_DIM))
+    direction = jnp.where((documents >= 0)[:, :, None, None], direction, 0.0)
+    real = np.asarray(documents >= 0)
+    found = value_and_pulled_back(inputs(), mask, direction)
+    expected = expected_value_and_pulled_back(inputs(), mask, direction)
+    np.testing.assert_allclose(found[0][real], expected[0][real], rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        assert float(jnp.abs(theirs).max()) > 0.1
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_that_sees_nothing_stays_finite():
+    query, key, value = inputs()
+    nothing = jnp.zeros((BATCH, TIME, TIME), bool)
+    found = value_and_pulled_back([query, key, value], nothing, jnp.ones_like(query))
+    assert all(bool(jnp.isfinite(x).all()) for x in found)
+
+
+def test_attention_over_a_cache_equals_the_last_row_of_attention():
+    query, key, value = inputs()
+    mask = jnp.tril(jnp.ones((BATCH, TIME, TIME), bool)).at[1, :, :2].set(False)
+    expected = attention.attend(query, key, value, mask)[:, -1]
+    cached = attention.attend_cached(
+        query[:, -1], key.transpose(0, 2, 3, 1), value.transpose(0, 2, 3, 1), mask[:, -1]
+    )
+    np.testing.assert_allclose(cached, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1, 50])
+def test_rotated_products_depend_on_the_distance_alone(shift):
+    query, key, _ = inputs()
+    key = jnp.repeat(key, HEADS // KV_HEADS, axis=2)
+
+    def products(offset):
+        positions = jnp.broadcast_to(jnp.arange(TIME) + offset, (BATCH, TIME))
+        rope = attention.rotary(positions, HEAD_DIM, 10_000.0)
+        turned = attention.rotate(query, rope), attention.rotate(key, rope)
+        return jnp.einsum("bthd,bshd->bhts", *turned)
+
+    np.testing.assert_allclose(products(0), products(shift), rtol=1e-3, atol=1e-4)
+    assert not np.allclose(products(0), jnp.einsum("bthd,bshd->bhts", query, key), atol=0.1)

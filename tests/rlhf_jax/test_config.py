@@ -1,0 +1,61 @@
+import dataclasses
+
+import pytest
+
+from reporting.runs import UserError
+from rlhf_jax import config
+from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
+
+
+@pytest.mark.parametrize(
+    "kind, wrong, named",
+    [
+        (RewardConfig, {"learning_rate": 0.0}, "learning_rate=0.0"),
+        (RewardConfig, {"batch_pairs": -1}, "batch_pairs=-1"),
+        (RewardConfig, {"margin": -0.5}, "margin=-0.5"),
+        (RewardConfig, {"min_score_ratio": 0.5}, "min_score_ratio=0.5"),
+        (PPOConfig, {"batch": 10, "forward_batch": 4}, "batch=10.*forward_batch=4"),
+        (PPOConfig, {"prompts": 8}, "prompts=8 .*batch=64"),
+        (PPOConfig, {"temperature": 0.0}, "temperature=0.0"),
+        (PPOConfig, {"gae_decay": 1.5}, "gae_decay"),
+        (PPOConfig, {"inner_epochs": 0}, "inner_epochs=0"),
+        (EvaluationConfig, {"prompts": 2}, "rated_prompts"),
+    ],
+)
+def test_what_cannot_be_is_rejected_naming_field_and_value(kind, wrong, named):
+    with pytest.raises(UserError, match=named):
+        kind(**wrong)
+
+
+def test_an_unknown_profile_is_answered_with_those_there_are():
+    with pytest.raises(UserError, match="PROFILE=fast.*tiny, cpu, study, assignment"):
+        config.profile("fast")
+
+
+@pytest.mark.parametrize("name", config.PROFILES)
+def test_the_variants_of_a_profile_differ_in_adapters_and_learning_rate_alone(name):
+    profile = config.profile(name)
+    assert profile.name == name
+    rates = {"lora": profile.lora.lora, "learning_rate": profile.lora.learning_rate}
+    assert dataclasses.replace(profile.ppo, **rates) == profile.lora
+    assert profile.ppo.lora is None and profile.lora.lora is not None
+
+
+def test_the_assignment_profile_is_the_protocol():
+    profile = config.profile("assignment")
+    assert profile.reward.train_pairs >= 5000
+    assert (profile.reward.learning_rate, profile.reward.batch_pairs, profile.reward.epochs) == (
+        5e-5, 8, 5,
+    )  # fmt: skip
+    ppo = profile.ppo
+    assert (ppo.learning_rate, ppo.batch, ppo.forward_batch, ppo.passes) == (1e-5, 64, 16, 5)
+    assert (ppo.prompts, ppo.prompt_tokens, ppo.response_tokens) == (2000, 256, 128)
+    assert 0.02 <= ppo.target_kl <= 0.1
+    lora = profile.lora.lora
+    assert (lora.targets, lora.alpha, lora.dropout) == (("q_proj", "v_proj"), 32, 0.2)
+    assert 4 <= lora.rank <= 16 and profile.lora.learning_rate == 1e-5
+    assert profile.evaluation.prompts >= 50 and profile.evaluation.rated_prompts == 3
+
+
+def test_the_steps_are_the_passes_times_the_whole_batches_of_a_pass():
+    assert PPOConfig().steps == 5 * (2000 // 64) == 155

@@ -1,0 +1,232 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from flax import nnx
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+from reporting.runs import UserError, ensure
+from rlhf_jax import export, policy, pretrained, reward
+from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
+from rlhf_jax.model import LoRAConfig
+from rlhf_jax.training import save_weights
+
+LORA = LoRAConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
+ABOUT = {
+    "model": {"name": "acme/small", "file": "abc"},
+    "preferences": {
+        "name": "stanfordnlp/SHP", "kind": "hub", "rows": 5, "licence": "research",
+        "location": "",
+    },
+}  # fmt: skip
+SUMMARY = {
+    "reward": {
+        "accuracy": {"value": 0.71, "low": 0.6, "high": 0.8, "count": 9},
+        "longer_wins": {"value": 0.66, "low": 0.5, "high": 0.8, "count": 9},
+        "length_correlation": 0.43,
+        "scale": {"offset": 0.7, "gain": 2.5},
+    },
+    "ppo": {"reward_last_quarter": 0.3, "kl_last_quarter": 0.04, "trained_parameters": {"x": 9}},
+}
+PROMPT = "Is <b>this</b> safe?"
+
+
+def noisy(state, scale=0.3, seed=1):
+    """A state that training might have left: nothing in it is zero or one any more."""
+    leaves, tree = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def finished(stage, model, root):
+    """A run as training leaves it."""
+    if stage == "reward":
+        cfg, name, summary = RewardConfig(), "best", SUMMARY["reward"]
+        weights = noisy(reward.initial(model, cfg.seed)[1])
+    else:
+        cfg = PPOConfig(lora=LORA if stage == "ppo-lora" else None, response_tokens=16)
+        name, summary = "policy", SUMMARY["ppo"]
+        weights = noisy(policy.build(model, cfg.lora, seed=cfg.seed).trainable)
+
+    def train(run):
+        save_weights(run.checkpoints / name, weights)
+        run.finish(**summary)
+
+    return ensure(stage, cfg, train, inputs={"model": "x"}, about=ABOUT, root=root)
+
+
+@pytest.fixture(scope="module", params=["reward", "ppo-full", "ppo-lora"])
+def exported(request, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    run = finished(request.param, model, folder / "runs")
+    export.export_run(run, model, folder / "out")
+    return run, folder / "out"
+
+
+def tensors_in(path):
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_directory_holds_no_pickle_and_all_that_a_loader_looks_for(exported):
+    run, out = exported
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    whole = {"config.json", "model.safetensors", *tokenizer}
+    expected = {
+        "reward": whole,
+        "ppo-full": whole | {"generation_config.json"},
+        "ppo-lora": {"adapter_config.json", "adapter_model.safetensors", *tokenizer}
+        | {f"base/{name}" for name in (*whole, "generation_config.json")},
+    }
+    assert names == expected[run.stage] | {"README.md"}
+
+
+def test_exported_tokenizer_pads_with_another_token_than_the_end(exported, model):
+    run, out = exported
+    loaded = AutoTokenizer.from_pretrained(out)
+    assert loaded.pad_token_id == model.tokenizer.pad != loaded.eos_token_id == model.tokenizer.end
+    assert loaded.padding_side == ("right" if run.stage == "reward" else "left")
+    assert model.tokenizer.encode(["<|im_end|>"]) != [[model.tokenizer.end]]  # ours is as it was
+
+
+def test_card_gives_the_prompt_that_the_training_used(exported, model):
+    _, out = exported
+    card = (out / "README.md").read_text()
+    code = card.split("messages = ")[1].split("\ninputs")[0]
+    scope = {"tokenizer": AutoTokenizer.from_pretrained(out), "question": PROMPT}
+    exec(f"messages = {code}", scope)
+    tokens = scope["tokenizer"](scope["prompt"], add_special_tokens=False)["input_ids"]
+    own = model.tokenizer
+    assert tuple(tokens) == (*own.prefix, *own.encode([PROMPT])[0], *own.suffix)
+
+
+def test_card_states_what_it_is_and_what_it_cannot_do(exported):
+    run, out = exported
+    _, header, body = (out / "README.md").read_text().split("---\n", 2)
+    fields = yaml.safe_load(header)
+    assert fields["base_model"] == "acme/small"
+    assert fields["datasets"] == ["stanfordnlp/SHP"]
+    assert fields["base_model_relation"] == ("adapter" if run.stage == "ppo-lora" else "finetune")
+    assert fields["library_name"] == ("peft" if run.stage == "ppo-lora" else "transformers")
+    task = "text-classification" if run.stage == "reward" else "text-generation"
+    assert fields["pipeline_tag"] == task
+    metrics = fields["model-index"][0]["results"][0]["metrics"]
+    assert metrics[0]["value"] == (0.71 if run.stage == "reward" else 0.3)
+    assert "| learning_rate | " in body and "| seed | 0 |" in body
+    assert ("0.43" in body) == (run.stage == "reward")
+    assert "onger answer" in body.split("## Limits")[1]
+
+
+def test_base_model_without_a_hub_id_is_not_named_as_one(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(ABOUT, "model", {"name": str(tmp_path), "file": "abc"})
+    export.export_run(finished("ppo-full", model, tmp_path / "runs"), model, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model:" not in card and str(tmp_path) not in card
+
+
+def test_policy_comes_back_as_it_was(model, tmp_path):
+    run = finished("ppo-full", model, tmp_path / "runs")
+    export.export_run(run, model, tmp_path / "out")
+    again = pretrained.load_directory(tmp_path / "out", name="again")
+    trained = policy.build(model, None, seed=0)._replace(
+        trainable=noisy(policy.build(model, None, seed=0).trainable)
+    )
+    jax.tree.map(np.testing.assert_array_equal, again.state, trained.decoder()[1])
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert settings["top_k"] == 0 and settings["top_p"] == 1 and settings["max_new_tokens"] == 16
+
+
+def test_adapter_keeps_the_base_model_and_adds_its_own_product(model, tmp_path):
+    run = finished("ppo-lora", model, tmp_path / "runs")
+    export.export_run(run, model, tmp_path / "out")
+    base = pretrained.load_directory(tmp_path / "out" / "base", name="base")
+    jax.tree.map(np.testing.assert_array_equal, base.state, model.state)
+    tensors = tensors_in(tmp_path / "out" / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 3 * 2  # layers, targets, factors
+    prefix = "base_model.model.model.layers.1.mlp.down_proj"
+    a, b = (tensors[f"{prefix}.lora_{x}.weight"] for x in "AB")
+    assert a.shape == (4, 64) and b.shape == (32, 4)
+    trained = noisy(policy.build(model, LORA, seed=0).trainable)
+    own = trained["decoder"]["blocks"][1]["mlp"]["down_proj"]
+    np.testing.assert_allclose((b @ a).T, own["lora_a"][...] @ own["lora_b"][...], atol=1e-6)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 32)
+    assert config["target_modules"] == ["down_proj", "q_proj", "v_proj"]
+
+
+def episodes(model):
+    rows = jax.random.randint(jax.random.key(0), (3, 20), 4, model.tokenizer.vocab_size)
+    return rows, jnp.arange(20)[None] < jnp.array([[20], [13], [7]])
+
+
+def scores(judge, tokens, mask):
+    return jax.jit(lambda state: nnx.merge(judge.definition, state)(tokens, mask))(judge.state)
+
+
+def test_reward_model_comes_back_with_the_same_rewards(model, tmp_path):
+    run = finished("reward", model, tmp_path / "runs")
+    export.export_run(run, model, tmp_path / "out")
+    judges = reward.judge(run, model), export.load_reward_model(tmp_path / "out", model.tokenizer)
+    one, other = (scores(judge, *episodes(model)) for judge in judges)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    assert one.std() > 0.1
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["reward_offset"] == pytest.approx(0.7 * 2.5)
+    tensors = tensors_in(tmp_path / "out" / "model.safetensors")
+    assert tensors["score.weight"].shape == (1, 32) and "lm_head.weight" not in tensors
+
+
+def test_foreign_directories_are_refused_with_the_reason(model, tmp_path):
+    run = finished("reward", model, tmp_path / "runs")
+    out = tmp_path / "out"
+    export.export_run(run, model, out)
+    renamed = dataclasses.replace(model.tokenizer, suffix=(1, 2))
+    with pytest.raises(UserError, match="chat template is not the policy's"):
+        export.load_reward_model(out, renamed)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(UserError, match="holds LlamaForCausalLM"):
+        export.load_reward_model(out, model.tokenizer)
+    (out / "config.json").write_text(json.dumps(config))
+    tensors = tensors_in(out / "model.safetensors")
+    tensors["score.weight"] = np.repeat(tensors["score.weight"], 2, axis=0)
+    export.save_tensors(out / "model.safetensors", tensors)
+    with pytest.raises(UserError, match="has 2 labels"):
+        export.load_reward_model(out, model.tokenizer)
+    (out / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="pickled weights"):
+        export.load_reward_model(out, model.tokenizer)
+    with pytest.raises(UserError, match="missing"):
+        export.load_reward_model(tmp_path / "nowhere", model.tokenizer)
+
+
+def test_run_without_weights_is_refused_with_the_reason(model, tmp_path):
+    evaluation = ensure(
+        "evaluate", EvaluationConfig(), lambda run: run.finish(), inputs={}, root=tmp_path
+    )
+    bare = ensure("reward", RewardConfig(seed=1), lambda run: run.finish(), inputs={}, root=tmp_path)
+    with pytest.raises(UserError, match="stage 'evaluate' has no weights"):
+        export.export_run(evaluation, model, tmp_path / "out")
+    with pytest.raises(UserError, match="committed runs have none"):
+        export.export_run(bare, model, tmp_path / "out")
+    (bare.path / "summary.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        export.export_run(bare, model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_over(model, tmp_path):
+    run = finished("reward", model, tmp_path / "runs")
+    (tmp_path / "file").write_text("mine")
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match="is there already"):
+            export.export_run(run, model, taken)
+    assert (tmp_path / "file").read_text() == "mine"
