@@ -101,9 +101,7 @@ def patches(images, side: int, stride: int, padding: Pads):
     padded = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *cut, (0, 0, 0)])
     cells = padded.reshape(batch, cells_high, stride, cells_wide, stride, channels)
     cells = cells.swapaxes(2, 3).reshape(batch, cells_high, cells_wide, -1)
-    views = [
-        cells[:, i : i + rows, j : j + columns] for i in range(reach) for j in range(reach)
-    ]
+    views = [cells[:, i : i + rows, j : j + columns] for i in range(reach) for j in range(reach)]
     return jnp.concatenate(views, axis=-1)
 
 

@@ -53,9 +53,7 @@ def dataset_for(student_id: str | None) -> str:
     return ODD if int(student_id[-1]) % 2 else EVEN
 
 
-def load(
-    name: str | None, *, side: int, data_dir: Path | None, student_id: str | None
-) -> ImageSet:
+def load(name: str | None, *, side: int, data_dir: Path | None, student_id: str | None) -> ImageSet:
     """The images to train on.
 
     A set that is named must be there: in `data_dir`, in MedMNIST's own folder or on the network.

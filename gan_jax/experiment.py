@@ -30,7 +30,7 @@ def run(
 
     def work(run: Run) -> None:
         networks, state, frames = training.train(run, cfg, images)
-        export.save_networks(run, cfg, networks, state)
+        export.save_networks(run, networks, state)
         summary, grids = evaluation.evaluate(cfg, images, networks, state)
         run.save_arrays(frames=frames, **grids)
         run.finish(

@@ -16,8 +16,6 @@
     images = generator(torch.randn(32, weights["0.weight"].shape[0], 1, 1))  # in [-1, 1]
 """
 
-import json
-
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -29,14 +27,13 @@ from gan_jax.training import Definitions, State, initial
 from reporting.runs import Run, UserError
 
 
-def save_networks(run: Run, cfg: GANConfig, networks: Definitions, state: State) -> None:
+def save_networks(run: Run, networks: Definitions, state: State) -> None:
     """Writes the run's final checkpoint and its `generator.safetensors`."""
     with ocp.StandardCheckpointer() as checkpointer:
         path = (run.checkpoints / "final").absolute()
         checkpointer.save(path, jax.tree.leaves(state), force=True)
     generator = nnx.merge(networks.generator, *state.generator[:2])
-    metadata = {"format": "pt", "config": json.dumps({"latents": cfg.latents, "side": cfg.side})}
-    save_file(torch_layout(generator), run.path / "generator.safetensors", metadata)
+    save_file(torch_layout(generator), run.path / "generator.safetensors", {"format": "pt"})
 
 
 def torch_layout(generator) -> dict[str, np.ndarray]:

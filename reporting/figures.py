@@ -53,7 +53,7 @@ def reward_learning(run: Run) -> None:
         ax.axvline(run.summary["best"]["step"], color=GREY, linestyle=":", label="kept")
         ax.set(xlabel="step", ylabel=name)
     axes[1].axhline(0.5, color=GREY, linewidth=0.8)
-    axes[0].legend()
+    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
 
 def accuracies(run: Run) -> None:
@@ -88,7 +88,7 @@ def score_differences(run: Run) -> None:
             pairs[f"{name}_tokens"], pairs[name], s=6, alpha=0.4,
             color=colour, marker=marker, label=name,
         )  # fmt: skip
-    axes[1].set(xlabel="length of the reply (tokens)", ylabel="raw score", xscale="log")
+    axes[1].set(xlabel="length of the reply (tokens)", ylabel="raw score")
     axes[1].legend()
 
 
@@ -102,8 +102,8 @@ def kl_curves(runs: Mapping[str, Run]) -> None:
         axes[0].plot(metrics["step"], metrics["kl"], **style)
         axes[1].plot(metrics["step"], metrics["kl_weight"], **style)
     axes[0].set(xlabel="step", ylabel="KL (nats per token)", ylim=(0, None))
-    axes[1].set(xlabel="step", ylabel="coefficient (reward per nat)", yscale="log")
-    axes[0].legend()
+    axes[1].set(xlabel="step", ylabel="coefficient (reward per nat)")
+    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
 
 def ppo_learning(runs: Mapping[str, Run]) -> None:
@@ -120,7 +120,7 @@ def ppo_learning(runs: Mapping[str, Run]) -> None:
                 label=LABELS[name], markevery=every,
             )  # fmt: skip
         ax.set(xlabel="step", ylabel=label)
-    axes[0].legend()
+    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def update_health(runs: Mapping[str, Run]) -> None:
@@ -137,7 +137,7 @@ def update_health(runs: Mapping[str, Run]) -> None:
                 label=LABELS[name], markevery=every,
             )  # fmt: skip
         ax.set(xlabel="step", ylabel=label, ylim=(0, None))
-    axes[0].legend()
+    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def mean_rewards(run: Run) -> None:

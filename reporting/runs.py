@@ -15,6 +15,7 @@ data, upstream runs). That is all the caching there is.
 
 import dataclasses
 import functools
+import gc
 import hashlib
 import json
 import math
@@ -35,7 +36,16 @@ from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
 LOCAL = PROJECT / "results" / "local"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "datasets",
+    "numpy",
+)
 
 
 class UserError(Exception):
@@ -152,7 +162,12 @@ def ensure(
     if not (path / "config.json").exists():
         try:
             path.mkdir(parents=True, exist_ok=True)
-            record = {"stage": stage, "identity": identity, "config": config, "inputs": dict(inputs)}
+            record = {
+                "stage": stage,
+                "identity": identity,
+                "config": config,
+                "inputs": dict(inputs),
+            }
             record |= {"about": dict(about or {})} | provenance()
             write_text(path / "config.json", encode(record, indent=1) + "\n")
         except OSError as error:
@@ -164,6 +179,7 @@ def ensure(
     if not run.finished:
         started = time.monotonic()
         train(run)
+        gc.collect()  # modules refer to each other in cycles, which would keep their arrays
         if not run.finished:
             raise RuntimeError(f"{path}: the stage returned without run.finish()")
         shutil.rmtree(run.checkpoints / "resume", ignore_errors=True)

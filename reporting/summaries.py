@@ -7,7 +7,6 @@ import pandas as pd
 
 from reporting.runs import Run, code_changed_since
 from reporting.tables import escape, quote
-from rlhf_jax.ratings import response_hash
 
 NAMES = {"pretrained": "pretrained", "ppo-full": "PPO, full", "ppo-lora": "PPO, LoRA"}
 
@@ -265,23 +264,7 @@ def rated_responses(run: Run) -> list[dict[str, Any]]:
     return [row for row in run.samples() if row["rated"]]
 
 
-def rating_state(responses: Sequence[Mapping[str, Any]], ratings: Sequence[Any]) -> str:
-    """How much of what is shown has been rated, and by whom."""
-    hashes = {response_hash(row["prompt"], row["response"]) for row in responses}
-    known = [rating for rating in ratings if rating.response_hash in hashes]
-    done = len({rating.response_hash for rating in known})
-    if not done:
-        return f"None of the {len(hashes)} responses below has been rated."
-    raters = sorted({(rating.rater, rating.rater_kind) for rating in known})
-    names = ", ".join(
-        f"{name} ({'an AI system' if kind == 'ai' else 'a person'})" for name, kind in raters
-    )
-    return f"{done} of the {len(hashes)} responses below have been rated, by {names}."
-
-
-def prompt_and_responses(
-    responses: Sequence[Mapping[str, Any]], prompt_id: int
-) -> list[str]:
+def prompt_and_responses(responses: Sequence[Mapping[str, Any]], prompt_id: int) -> list[str]:
     """Markdown of one prompt and what each policy answered."""
     own = [row for row in responses if row["prompt_id"] == prompt_id]
     blocks = [f"**Prompt {prompt_id + 1}.** {escape(own[0]['prompt'])}"]
@@ -305,7 +288,9 @@ def confusion(run: Run) -> pd.DataFrame:
     kinds = ("generated", "real")
     counts = run.summary["discriminator"]["confusion"]
     rows = zip(kinds, counts, strict=True)
-    return pd.DataFrame([{"truth": kind, **dict(zip(kinds, row, strict=True))} for kind, row in rows])
+    return pd.DataFrame(
+        [{"truth": kind, **dict(zip(kinds, row, strict=True))} for kind, row in rows]
+    )
 
 
 def classification(run: Run) -> pd.DataFrame:

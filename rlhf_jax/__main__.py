@@ -1,7 +1,9 @@
-"""python -m rlhf_jax {run,reward,ppo,evaluate}"""
+"""python -m rlhf_jax {run,reward,ppo,evaluate,rate,chat,export}"""
 
 import argparse
 import dataclasses
+import functools
+import operator
 import os
 import sys
 from pathlib import Path
@@ -11,24 +13,28 @@ import jax
 import tyro
 
 from reporting.runs import Run, UserError
-from rlhf_jax import config, pipeline
+from rlhf_jax import evaluation, pipeline
+from rlhf_jax.chat import chat
 from rlhf_jax.config import Profile
+from rlhf_jax.export import export_run
 from rlhf_jax.pipeline import Experiment
+from rlhf_jax.questionnaire import rate_in_browser, rate_in_terminal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
     """Options of every command; the configuration's fields follow with the profile's values."""
 
-    profile: str = "cpu"  # tiny, cpu, study or assignment; the last one on an accelerator
-    data_dir: Path | None = None  # local copies in shp/, oasst/; without it the hub or a stand-in
-    cfg: Annotated[Profile, tyro.conf.arg(name="")] = config.cpu()
+    profile: str  # tiny, cpu, study or assignment; the last one on an accelerator
+    data_dir: Path | None  # local copies in shp/, oasst/; without it the hub or a stand-in
+    cfg: Annotated[Profile, tyro.conf.arg(name="")]
 
     @property
     def experiment(self) -> Experiment:
         if self.data_dir is not None and not self.data_dir.is_dir():
             raise UserError(f"--data-dir {self.data_dir}: no such folder")
-        return Experiment(profile=self.cfg, data_dir=self.data_dir)
+        committed = pipeline.experiment().committed
+        return Experiment(profile=self.cfg, data_dir=self.data_dir, committed=committed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,46 +75,119 @@ class Evaluate(Command):
     """
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Use(Command):
+    """A command that uses what a profile has trained, and offers none of its settings."""
+
+    cfg: tyro.conf.Suppress[Profile]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rate(Use):
+    """Rate the responses of the evaluation yourself: blind, one at a time, in random order.
+
+    Stop whenever you like; the next call goes on there.
+
+      python -m rlhf_jax rate --rater "Ada Lovelace"
+      python -m rlhf_jax rate --rater "Ada Lovelace" --browser
+    """
+
+    rater: str = ""  # your name
+    browser: bool = False  # a page on this machine instead of the terminal
+    kind: Literal["person", "ai"] = "person"  # who rates
+    ratings: Path = pipeline.RATINGS  # the file that they go into
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chat(Use):
+    """Ask the pretrained and both tuned policies, and see each answer's reward.
+
+    python -m rlhf_jax chat --profile cpu
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Use):
+    """Write a trained model in the Hugging Face layouts: policy, reward model or PEFT adapter.
+
+    python -m rlhf_jax export --stage ppo-lora --out exported
+    """
+
+    stage: Literal["reward", "ppo-full", "ppo-lora"] = "ppo-full"
+    out: Path = Path("exported")  # a new directory
+
+
+COMMANDS = {
+    "run": All, "reward": Reward, "ppo": PPO, "evaluate": Evaluate,
+    "rate": Rate, "chat": Chat, "export": Export,
+}  # fmt: skip
+
+
+def execute(command: Command) -> None:
+    """Runs the stages that a command needs, then what it is for."""
+    experiment = command.experiment
+    if experiment.committed is None:
+        announce(experiment)
+    match command:
+        case Rate():
+            responses = [row for row in experiment.run("evaluate").samples() if row["rated"]]
+            rate = rate_in_browser if command.browser else rate_in_terminal
+            rate(responses, command.ratings, command.rater, kind=command.kind)
+        case Chat():
+            base = experiment.pretrained
+            models = {evaluation.BASE: (base.definition, base.state), **experiment.tuned()}
+            chat(models, experiment.judge(), base.tokenizer,
+                 prompt_tokens=experiment.profile.ppo.prompt_tokens)  # fmt: skip
+        case Export():
+            export_run(experiment.run(command.stage), experiment.pretrained, command.out)
+            print(f"wrote {command.out}")
+        case Reward():
+            show(experiment, ["reward"])
+        case PPO():
+            show(experiment, ["reward", f"ppo-{command.variant}"])
+        case _:
+            show(experiment, list(pipeline.STAGES))
+
+
 def announce(experiment: Experiment) -> None:
     """Which model, data and device, and how long it will take."""
-    profile = experiment.profile
+    profile, where = experiment.profile, experiment.model_path
     print(f"profile  {profile.name}: {profile.promise}")
-    where = experiment.model_path
     print(f"model    {profile.model} ({'random weights' if where is None else where.name})")
     for name, source in experiment.sources.items():
-        print(f"data     {name}: {source.rows} from {source.name} ({source.kind})")
-    device = jax.devices()[0]
-    print(f"device   {len(jax.devices())} x {device.device_kind}, {os.cpu_count()} cores")
+        print(f"data     {name}: {source.rows:,} from {source.name} ({source.kind})")
+    devices = jax.devices()
+    print(f"device   {len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores")
     print(f"time     about {profile.minutes} minutes on two cores, less what is done", flush=True)
 
 
-def execute(command: Command) -> list[Run]:
-    experiment = command.experiment
-    announce(experiment)
-    match command:
-        case Reward():
-            stages = ["reward"]
-        case PPO():
-            stages = ["reward", f"ppo-{command.variant}"]
-        case _:
-            stages = list(pipeline.STAGES)
-    return [experiment.run(stage) for stage in stages]
+def show(experiment: Experiment, stages: list[str]) -> list[Run]:
+    """Trains or loads the stages and says where each is."""
+    runs = []
+    for stage in stages:
+        runs.append(experiment.run(stage))
+        print(f"{stage:9}{runs[-1].path}", flush=True)
+    return runs
 
 
 def parsed(arguments: list[str]) -> Command:
-    """The command, with the named profile's values as defaults of its options."""
+    """The command; what the environment or the named profile says are its options' defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--profile")
-    known = first.parse_known_args(arguments)[0]
-    chosen = known.profile or pipeline.default_profile()
-    default = {"profile": chosen, "cfg": config.profile(chosen)}
-    commands = {"run": All, "reward": Reward, "ppo": PPO, "evaluate": Evaluate}
-    union = [
+    if named := first.parse_known_args(arguments)[0].profile:
+        os.environ["RLHF_PROFILE"] = named
+    experiment = pipeline.experiment()
+    default = {
+        "profile": experiment.profile.name,
+        "data_dir": experiment.data_dir,
+        "cfg": experiment.profile,
+    }
+    kinds = [
         Annotated[kind, tyro.conf.subcommand(name, default=kind(**default))]
-        for name, kind in commands.items()
+        for name, kind in COMMANDS.items()
     ]
     return tyro.cli(
-        union[0] | union[1] | union[2] | union[3],
+        functools.reduce(operator.or_, kinds),
         prog="python -m rlhf_jax",
         args=arguments,
         config=(tyro.conf.AvoidSubcommands,),
@@ -118,8 +197,7 @@ def parsed(arguments: list[str]) -> Command:
 def main(arguments: list[str] | None = None) -> None:
     """Bad input is told in one message, with exit code 2."""
     try:
-        for run in execute(parsed(sys.argv[1:] if arguments is None else arguments)):
-            print(f"{run.stage:9}{run.path}")
+        execute(parsed(sys.argv[1:] if arguments is None else arguments))
     except (UserError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

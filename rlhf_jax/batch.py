@@ -154,9 +154,7 @@ def groups(
     return result
 
 
-def pack(
-    posts: Sequence[EncodedPost], *, batch_pairs: int, max_tokens: int, pad: int
-) -> PairBatch:
+def pack(posts: Sequence[EncodedPost], *, batch_pairs: int, max_tokens: int, pad: int) -> PairBatch:
     """Fills rows with posts, longest first; a post longer than a row repeats its prompt.
 
     The number of rows is rounded up to a power of two or one and a half of it, so that few shapes
@@ -243,6 +241,11 @@ def prompt_rows(
 ) -> tuple[Int[np.ndarray, "prompts time"], Bool[np.ndarray, "prompts time"], int]:
     """Prompts in the template, padded on the left, and how many were cut.
 
+    Args:
+      texts: the users' texts.
+      tokenizer: brings the template.
+      length: the longest row; where all prompts are shorter, so are the rows.
+
     Raises:
       UserError: the template alone does not fit.
     """
@@ -252,9 +255,11 @@ def prompt_rows(
             f"prompt_tokens={length} leaves no room beside the chat template's "
             f"{tokenizer.template_length} tokens; give it more"
         )
+    encoded = tokenizer.encode(texts)
+    longest = max(map(len, encoded)) + tokenizer.template_length
+    length = min(length, -(-longest // 8) * 8)  # whole eights, so that few shapes occur
     tokens = np.full((len(texts), length), tokenizer.pad, np.int32)
     mask = np.zeros((len(texts), length), bool)
-    encoded = tokenizer.encode(texts)
     for row, text in enumerate(encoded):
         whole = [*tokenizer.prefix, *text[:room], *tokenizer.suffix]
         tokens[row, length - len(whole) :] = whole

@@ -52,6 +52,7 @@ class PPOConfig:
     lora: LoRAConfig | None = None  # None trains every weight
     learning_rate: float = 1e-5
     value_learning_rate: float = 1e-4  # the value head starts at zero and has little time
+    warmup_fraction: float = 0.05  # of the optimizer's steps; the rates then fall linearly to zero
     adam_epsilon: float = 1e-5  # N+: PyTorch's 1e-8 is too small here
     clip_norm: float = 1.0
     batch: int = 64  # episodes per step
@@ -163,8 +164,10 @@ def tiny() -> Profile:
 
 def cpu() -> Profile:
     ppo = PPOConfig(
-        learning_rate=5e-5, value_learning_rate=1e-3, batch=16, forward_batch=8, passes=1,
-        inner_epochs=2, prompts=128, prompt_tokens=48, response_tokens=32, sample_every=2,
+        learning_rate=5e-5, value_learning_rate=1e-3, warmup_fraction=0.2, batch=16,
+        forward_batch=8, passes=1, inner_epochs=2, prompts=256, prompt_tokens=48,
+        response_tokens=32, sample_every=2,
+        missing_end_penalty=0.0,  # hardly any answer can end within so few tokens
     )  # fmt: skip
     return Profile(
         name="cpu",
@@ -180,7 +183,7 @@ def cpu() -> Profile:
         ),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=1e-3),
-        evaluation=EvaluationConfig(prompts=64, batch=32),
+        evaluation=EvaluationConfig(prompts=96, batch=32),
     )  # fmt: skip
 
 
@@ -194,8 +197,13 @@ def study() -> Profile:
         promise="the smallest run whose claims deserve belief, on real votes and prompts",
         minutes="100",
         reward=RewardConfig(
-            epochs=1, batch_pairs=16, train_pairs=3000, validation_pairs=400, test_pairs=1000,
-            reference_prompt_tokens=96, reference_response_tokens=48,
+            epochs=1,
+            batch_pairs=16,
+            train_pairs=3000,
+            validation_pairs=400,
+            test_pairs=1000,
+            reference_prompt_tokens=96,
+            reference_response_tokens=48,
         ),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=5e-4),

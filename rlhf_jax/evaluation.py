@@ -108,9 +108,7 @@ def sequence_kl(
     width = prompts.shape[1]
     states = policy.response_states(decoder, tokens, mask, width)
     others = policy.response_states(reference, tokens, mask, width)
-    *_, kl = policy.compare(
-        decoder, reference, states, others, responses.tokens, temperature
-    )
+    *_, kl = policy.compare(decoder, reference, states, others, responses.tokens, temperature)
     return jnp.where(responses.mask, kl, 0.0).sum(axis=1)
 
 

@@ -44,9 +44,7 @@ class Experiment:
 
     @functools.cached_property
     def pretrained(self) -> Pretrained:
-        return pretrained.load(
-            self.model_path, name=self.profile.model, dtype=self.profile.dtype
-        )
+        return pretrained.load(self.model_path, name=self.profile.model, dtype=self.profile.dtype)
 
     @functools.cached_property
     def preferences(self):
@@ -120,6 +118,13 @@ class Experiment:
     def judge(self) -> reward.Judge:
         return reward.judge(self.run("reward"), self.pretrained)
 
+    def tuned(self) -> evaluation.Decoders:
+        """The decoders of both tuned policies."""
+        return {
+            stage: ppo.tuned_decoder(self.run(stage), self.variant(stage), self.pretrained)
+            for stage in ("ppo-full", "ppo-lora")
+        }
+
     def _reward(self, run: Run) -> None:
         cfg = self.profile.reward
         limits = {
@@ -143,13 +148,10 @@ class Experiment:
         ppo.train(run, cfg, self.pretrained, self.judge(), prompts)
 
     def _evaluate(self, run: Run) -> None:
-        tuned = {
-            stage: ppo.tuned_decoder(self.run(stage), self.variant(stage), self.pretrained)
-            for stage in ("ppo-full", "ppo-lora")
-        }
+        prompts = [prompt.text for prompt in self.prompts[1]]
         evaluation.evaluate(
-            run, self.profile.evaluation, self.profile.ppo, self.pretrained, self.judge(), tuned,
-            [prompt.text for prompt in self.prompts[1]],
+            run, self.profile.evaluation, self.profile.ppo, self.pretrained, self.judge(),
+            self.tuned(), prompts,
         )  # fmt: skip
 
 

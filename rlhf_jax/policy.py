@@ -21,7 +21,9 @@ class ActorCritic(nnx.Module):
     def __init__(self, decoder: Decoder, *, rngs: nnx.Rngs):
         self.decoder = decoder
         self.value = Linear(decoder.cfg.embed_dim, 1, use_bias=True, rngs=rngs)
-        self.value.kernel[...] = jnp.zeros_like(self.value.kernel[...])  # N+: the critic starts at 0
+        self.value.kernel[...] = jnp.zeros_like(
+            self.value.kernel[...]
+        )  # N+: the critic starts at 0
 
     def response_states(
         self,

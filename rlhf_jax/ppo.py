@@ -30,10 +30,12 @@ from rlhf_jax.training import (
     TrainState,
     check_finite,
     initial_state,
+    linear_schedule,
     load_weights,
     optimizer_for,
     over_devices,
     parameter_counts,
+    peak_memory_gb,
     replicated,
     save_weights,
 )
@@ -120,7 +122,7 @@ def train(
         run.log(
             step=step + 1, epoch=(step + 1) * cfg.passes / cfg.steps, **row, **notes,
             seconds_sampling=sampled - began, seconds_update=finished - sampled,
-            tokens=int(responses.mask.sum()),
+            tokens=int(responses.mask.sum()), peak_memory_gb=peak_memory_gb(),
         )  # fmt: skip
         if step % cfg.sample_every == 0 or step + 1 == cfg.steps:
             keep_samples(run, step + 1, [prompts[i] for i in chosen], episodes, tokenizer)
@@ -140,12 +142,13 @@ def train(
 def ppo_optimizer(cfg: PPOConfig) -> optax.GradientTransformation:
     """Adam for the policy and for the value head; everything else is masked.
 
-    The rates fall linearly to zero over the run (N+).
+    The rates rise for a short while, then fall linearly to zero over the run (N+).
     """
     steps = cfg.steps * cfg.inner_epochs
 
     def adam(rate):
-        return optax.adam(optax.linear_schedule(rate, 0.0, steps), eps=cfg.adam_epsilon)
+        schedule = linear_schedule(rate, steps, cfg.warmup_fraction)
+        return optax.adam(schedule, eps=cfg.adam_epsilon)
 
     return optimizer_for(
         {"policy": adam(cfg.learning_rate), "value": adam(cfg.value_learning_rate)},
@@ -385,6 +388,7 @@ def outcome(run: Run, cfg: PPOConfig, trainable: nnx.State) -> dict[str, Any]:
         ),
         "seconds_sampling": float(settled["seconds_sampling"].median()),
         "seconds_update": float(settled["seconds_update"].median()),
+        "peak_memory_gb": float(metrics["peak_memory_gb"].max()),
         "train_seconds": float((metrics["seconds_sampling"] + metrics["seconds_update"]).sum()),
     }
 

@@ -176,7 +176,9 @@ def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
     fields = {key: field.contents() for key, field in reader.fields.items()}
     if fields["general.architecture"] != "llama" or fields["tokenizer.ggml.model"] != "gpt2":
         raise UserError(f"{path}: only llama-family GGUF with a gpt2 tokenizer is supported")
-    config = huggingface_config(fields, tied="output.weight" not in {t.name for t in reader.tensors})
+    config = huggingface_config(
+        fields, tied="output.weight" not in {t.name for t in reader.tensors}
+    )
     decoder = DecoderConfig.from_huggingface(config, dtype=dtype)
     names = {theirs: hf for _, hf, theirs in tensor_table(decoder)}
     tensors = {}

@@ -223,6 +223,20 @@ def standing(texts: Sequence[Sequence[Rating]]) -> str:
     return f"{part}by {' and '.join(names)}"
 
 
+def rating_state(responses: Sequence[Response], ratings: Sequence[Rating]) -> str:
+    """How much of what is shown has been rated, and by whom."""
+    hashes = set(by_hash(responses))
+    known = [rating for rating in ratings if rating.response_hash in hashes]
+    done = len({rating.response_hash for rating in known})
+    if not done:
+        return f"None of the {len(hashes)} responses below has been rated."
+    raters = sorted({(rating.rater, rating.rater_kind) for rating in known})
+    names = ", ".join(
+        f"{name} ({'an AI system' if kind == 'ai' else 'a person'})" for name, kind in raters
+    )
+    return f"{done} of the {len(hashes)} responses below have been rated, by {names}."
+
+
 def rater_agreement(ratings: Sequence[Rating]) -> pd.DataFrame:
     """Quadratically weighted kappa (Cohen, 1968) of every two raters, on what both have rated.
 

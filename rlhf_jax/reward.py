@@ -23,6 +23,7 @@ from rlhf_jax.generation import Responses, sample
 from rlhf_jax.model import Decoder, Linear
 from rlhf_jax.pretrained import Pretrained
 from rlhf_jax.statistics import bootstrap, by_group
+from rlhf_jax.tokenizer import Tokenizer
 from rlhf_jax.training import (
     Checkpoints,
     TrainState,
@@ -33,10 +34,10 @@ from rlhf_jax.training import (
     optimizer_for,
     over_devices,
     parameter_counts,
+    peak_memory_gb,
     replicated,
     save_weights,
 )
-from rlhf_jax.tokenizer import Tokenizer
 
 
 class RewardScale(nnx.Variable):
@@ -156,6 +157,7 @@ def train(
         row = {"epoch": (step + 1) * cfg.epochs / len(plan), "seconds": time.perf_counter() - began}
         tokens = int((np.asarray(batch.documents) >= 0).sum())
         row |= {"tokens": tokens, "padding": 1 - tokens / batch.tokens.size}
+        row["peak_memory_gb"] = peak_memory_gb()
         if (step + 1) % every == 0 or step + 1 == len(plan):
             scored = measure(state.trainable, scale, validation, **static)
             row |= {f"validation_{name}": value for name, value in scored.items()}
@@ -375,6 +377,7 @@ def account(parts: dict[str, tuple[list[EncodedPost], Fit]], run: Run) -> dict[s
         "padding": float(metrics["padding"].mean()),
         "tokens_per_second": float(settled["tokens"].sum() / settled["seconds"].sum()),
         "pairs_per_second": float(settled["pairs"].sum() / settled["seconds"].sum()),
+        "peak_memory_gb": float(metrics["peak_memory_gb"].max()),
         "train_seconds": float(metrics["seconds"].sum()),
     }
 

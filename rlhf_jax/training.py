@@ -4,7 +4,9 @@ import functools
 import math
 import os
 import re
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +156,14 @@ def linear_schedule(peak: float, steps: int, warmup_fraction: float) -> optax.Sc
          optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))],
         [warmup],
     )  # fmt: skip
+
+
+def peak_memory_gb() -> float:
+    """Most memory in use so far: the accelerator's where there is one, else the process's."""
+    if statistics := jax.devices()[0].memory_stats():
+        return statistics["peak_bytes_in_use"] / 1e9
+    units = 1e9 if sys.platform == "darwin" else 1e6  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
 
 
 def check_finite(step: int, **values: float) -> None:

@@ -204,8 +204,8 @@ def test_kill_9_loses_nothing(tmp_path):
     command = [sys.executable, "-m", "gan_jax", "train", *options]
 
     def launch(name):
-        env = os.environ | {"RLHF_RESULTS": str(tmp_path / name)}
-        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+        env = {"RLHF_RESULTS": str(tmp_path / name), "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+        return subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL)
 
     assert launch("whole").wait() == 0
     killed = launch("killed")

@@ -16,6 +16,43 @@ from rlhf_jax.tokenizer import CHATML, Tokenizer, byte_level
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<|unk|>"]
 
 
+class Interrupted(Exception):
+    pass
+
+
+class FragileRun(runs.Run):
+    """A run that is cut off while its third step is being logged."""
+
+    def log(self, *, step, **row):
+        super().log(step=step, **row)
+        if step == 3:
+            raise Interrupted
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A function that calls `train` with a checkpoint at every step and cuts it off."""
+
+    def cut_off(train, run, *args):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setenv("RLHF_CHECKPOINT_SECONDS", "0")
+            train(FragileRun(run.path), *args)
+        raise Interrupted
+
+    return cut_off
+
+
+@pytest.fixture(scope="session")
+def timeless():
+    """A function that drops from logged rows what no two runs have in common."""
+
+    def select(run):
+        metrics = run.metrics()
+        return metrics[[name for name in metrics if "second" not in name and "memory" not in name]]
+
+    return select
+
+
 @pytest.fixture(scope="session")
 def model():
     """Two small layers with random weights on bytes."""
@@ -36,7 +73,7 @@ def random_posts():
         for i in range(count):
             texts = tuple(word(*reply) for _ in range(rng.integers(replies[0], replies[1] + 1)))
             every = [(a, b) for a in range(len(texts)) for b in range(len(texts)) if a != b]
-            pairs = rng.permutation(every)[: rng.integers(1, len(every) + 1)]
+            pairs = rng.permutation(every)[: rng.integers(1, 4)]
             made.append(
                 Post(
                     post_id=f"p{i}", domain="ab"[i % 2], prompt=word(*prompt), replies=texts,

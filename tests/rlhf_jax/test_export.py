@@ -212,7 +212,9 @@ def test_run_without_weights_is_refused_with_the_reason(model, tmp_path):
     evaluation = ensure(
         "evaluate", EvaluationConfig(), lambda run: run.finish(), inputs={}, root=tmp_path
     )
-    bare = ensure("reward", RewardConfig(seed=1), lambda run: run.finish(), inputs={}, root=tmp_path)
+    bare = ensure(
+        "reward", RewardConfig(seed=1), lambda run: run.finish(), inputs={}, root=tmp_path
+    )
     with pytest.raises(UserError, match="stage 'evaluate' has no weights"):
         export.export_run(evaluation, model, tmp_path / "out")
     with pytest.raises(UserError, match="committed runs have none"):

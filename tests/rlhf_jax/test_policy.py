@@ -27,21 +27,19 @@ def names(state):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunked_logprobs_and_their_gradient_are_those_of_the_whole(toy, states, temperature):
     hidden, _, targets = states
-    table = toy.state["embedding"][...]
 
-    def chunked(hidden, table):
-        decoder = nnx.merge(toy.definition, toy.state)
-        decoder.embedding[...] = table
+    def chunked(hidden, state):
+        decoder = nnx.merge(toy.definition, state)
         logprobs, entropy = policy.token_logprobs(decoder, hidden, targets, temperature)
         return (logprobs**2).sum(), (logprobs, entropy)
 
-    def whole(hidden, table):
-        logs = jax.nn.log_softmax(hidden @ table.T / temperature)
+    def whole(hidden, state):
+        logs = jax.nn.log_softmax(hidden @ state["embedding"][...].T / temperature)
         logprobs = jnp.take_along_axis(logs, targets[..., None], -1)[..., 0]
         return (logprobs**2).sum(), (logprobs, -(jnp.exp(logs) * logs).sum(-1))
 
     found, expected = (
-        jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(hidden, table)
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(hidden, toy.state)
         for f in (chunked, whole)
     )
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -64,14 +62,17 @@ def test_the_exact_kl_is_that_of_the_two_distributions(toy, states):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_response_token_is_predicted_from_the_position_before_it(toy):
-    tokens = jax.random.randint(jax.random.key(2), (2, 9), 4, 12)
-    mask = jnp.ones((2, 9), bool)
+def test_a_response_token_is_predicted_from_what_stands_before_it_and_nothing_else(toy):
+    tokens = jax.random.randint(jax.random.key(2), (9,), 4, 11)
+    changed = tokens[None] + jnp.eye(9, dtype=int)  # row i differs in token i
+    rows = jnp.concatenate([tokens[None], changed])
     decoder = nnx.merge(toy.definition, toy.state)
-    states = policy.response_states(decoder, tokens, mask, 5)
-    for t in range(4):
-        alone = policy.response_states(decoder, tokens[:, : 5 + t + 1], mask[:, : 5 + t + 1], 5 + t)
-        np.testing.assert_allclose(states[:, t], alone[:, 0], atol=1e-5)
+    states = jax.jit(lambda rows: policy.response_states(decoder, rows, rows > 0, 5))(rows)
+    differs = np.asarray(jnp.abs(states[1:] - states[0][None]).max(axis=-1) > 1e-6)
+    for response_token in range(4):
+        assert differs[:, response_token].tolist() == [True] * (5 + response_token) + [False] * (
+            4 - response_token
+        )
 
 
 def test_full_training_trains_every_parameter(toy):

@@ -1,0 +1,85 @@
+"""A conversation in the terminal: every policy answers, the reward model scores each answer."""
+
+from collections.abc import Mapping
+
+import jax
+from flax import nnx
+
+from rlhf_jax.batch import prompt_rows
+from rlhf_jax.generation import sample
+from rlhf_jax.reward import Judge, response_rewards
+from rlhf_jax.terminal import block
+from rlhf_jax.tokenizer import Tokenizer
+
+
+def chat(
+    models: Mapping[str, tuple[nnx.GraphDef, nnx.State]],
+    judge: Judge,
+    tokenizer: Tokenizer,
+    *,
+    prompt_tokens: int = 256,
+    response_tokens: int = 128,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Asks for questions until there are no more, and shows the answers below each other.
+
+    Every question stands for itself: the models were trained on single ones.
+
+    Args:
+      models: a policy's name to its decoder.
+      judge: scores the answers.
+      tokenizer: of all of them.
+      prompt_tokens: longest question, template included; what is longer is cut.
+      response_tokens: longest answer.
+      temperature: of the answers; 0 takes the most likely token.
+      seed: of the answers; all models get the same draws.
+    """
+    key = jax.random.key(seed)
+    print("Ask one question at a time; an empty line ends. The first answers take longest.")
+    turn = 0
+    while question := ask():
+        for name, decoder in models.items():
+            text, reward, ended = answer(
+                question, decoder, judge, tokenizer, jax.random.fold_in(key, turn), temperature,
+                prompt_tokens=prompt_tokens, response_tokens=response_tokens,
+            )  # fmt: skip
+            cut = "" if ended else ", cut off"
+            print(f"\n{name} (reward {reward:+.2f}{cut})\n{block(text)}", flush=True)
+        turn += 1
+
+
+def ask() -> str:
+    """The next question; empty at the end of the conversation."""
+    try:
+        return input("\n> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return ""
+
+
+def answer(
+    question: str,
+    decoder: tuple[nnx.GraphDef, nnx.State],
+    judge: Judge,
+    tokenizer: Tokenizer,
+    key: jax.Array,
+    temperature: float,
+    *,
+    prompt_tokens: int,
+    response_tokens: int,
+) -> tuple[str, float, bool]:
+    """A policy's answer, its reward, and whether it ended by itself."""
+    definition, state = decoder
+    rows, masks, _ = prompt_rows([question], tokenizer, length=prompt_tokens)
+    prompt = jax.numpy.asarray(rows), jax.numpy.asarray(masks)
+    responses = sample(
+        state, *prompt, key, temperature,
+        decoder_def=definition, length=response_tokens, end=tokenizer.end, pad=tokenizer.pad,
+    )  # fmt: skip
+    reward = response_rewards(
+        judge.state, *prompt, responses, definition=judge.definition, end=tokenizer.end
+    )
+    tokens = jax.device_get(responses.tokens)[0]
+    ended = bool((tokens == tokenizer.end).any())
+    return tokenizer.decode(tokens), float(reward[0]), ended

@@ -1,0 +1,76 @@
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rlhf_jax import policy, reward
+from rlhf_jax.chat import answer, chat
+from rlhf_jax.model import LoRAConfig
+
+
+def talk(monkeypatch, capsys, models, judge, tokenizer, *questions):
+    left = iter(questions)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(left))
+    chat(models, judge, tokenizer, prompt_tokens=48, response_tokens=6)
+    assert next(left, None) is None
+    return capsys.readouterr().out
+
+
+def test_every_model_answers_with_the_reward_of_its_own_answer(model, monkeypatch, capsys):
+    tuned = policy.build(model, LoRAConfig(), seed=0)
+    moved = jax.tree.map(lambda x: x + 0.5, tuned.trainable)
+    models = {
+        "pretrained": (model.definition, model.state),
+        "ppo-lora": tuned._replace(trainable=moved).decoder(),
+    }
+    rewarder = reward.RewardModel(nnx.merge(*models["pretrained"]), rngs=nnx.Rngs(0))
+    judge = reward.Judge(*nnx.split(rewarder))
+    shown = talk(monkeypatch, capsys, models, judge, model.tokenizer, "Why \x1b[2J?", "How?", "")
+    found = re.findall(r"^(\S+) \(reward ([+-]\d+\.\d\d)(, cut off)?\)\n(.*)", shown, re.MULTILINE)
+    assert [name for name, *_ in found] == ["pretrained", "ppo-lora"] * 2
+    assert "\x1b" not in shown
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    text, score, ended = answer(
+        "How?",
+        models["ppo-lora"],
+        judge,
+        model.tokenizer,
+        key,
+        1.0,
+        prompt_tokens=48,
+        response_tokens=6,
+    )
+    assert found[3][1] == f"{score:+.2f}" and (found[3][2] == "") == ended
+    words = [*model.tokenizer.prefix, *model.tokenizer.encode(["How?"])[0], *model.tokenizer.suffix]
+    definition, state = models["ppo-lora"]
+    likely = answer(
+        "How?",
+        models["ppo-lora"],
+        judge,
+        model.tokenizer,
+        key,
+        0.0,
+        prompt_tokens=48,
+        response_tokens=1,
+    )[0]
+
+    @jax.jit
+    def next_token(state):
+        tokens = jnp.asarray([[*words, 0]])
+        decoder = nnx.merge(definition, state)
+        states = policy.response_states(decoder, tokens, jnp.ones_like(tokens, bool), len(words))
+        return decoder.logits(states)[0, 0].argmax()
+
+    assert likely == model.tokenizer.decode([int(next_token(state))])
+
+
+def test_end_of_input_ends_the_conversation(model, monkeypatch, capsys):
+    def closed(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", closed)
+    judge = reward.Judge(*nnx.split(reward.RewardModel(nnx.merge(model.definition, model.state),
+                                                       rngs=nnx.Rngs(0))))  # fmt: skip
+    chat({"pretrained": (model.definition, model.state)}, judge, model.tokenizer)
+    assert "reward" not in capsys.readouterr().out
