@@ -332,7 +332,8 @@ def read_jsonl(path: Path, *, whole: bool = True) -> list[dict[str, Any]]:
       UserError: a line is not JSON.
     """
     rows = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = text.removesuffix("\n").split("\n") if text else []  # texts may hold U+2028
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))

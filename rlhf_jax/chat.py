@@ -7,7 +7,7 @@ from flax import nnx
 
 from rlhf_jax.batch import prompt_rows
 from rlhf_jax.generation import sample
-from rlhf_jax.reward import Judge, response_rewards
+from rlhf_jax.judge import Judge, response_rewards
 from rlhf_jax.terminal import block
 from rlhf_jax.tokenizer import Tokenizer
 

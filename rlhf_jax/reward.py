@@ -1,28 +1,25 @@
-"""The reward model: a decoder with a scalar head, trained on pairs, frozen afterwards."""
+"""Training of the reward model on pairs; it is frozen afterwards."""
 
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from reporting.runs import Run, progress
 from rlhf_jax import objectives
-from rlhf_jax.attention import block_mask
-from rlhf_jax.batch import EncodedPost, Fit, PairBatch, groups, pack, prompt_rows
+from rlhf_jax.batch import EncodedPost, Fit, PairBatch, groups, pack
 from rlhf_jax.config import RewardConfig
-from rlhf_jax.generation import Responses, sample
-from rlhf_jax.model import Decoder, Linear
+from rlhf_jax.evidence import evidence
+from rlhf_jax.judge import Judge, initial, scale_on_reference
 from rlhf_jax.pretrained import Pretrained
-from rlhf_jax.statistics import bootstrap, by_group
 from rlhf_jax.tokenizer import Tokenizer
 from rlhf_jax.training import (
     Checkpoints,
@@ -39,69 +36,14 @@ from rlhf_jax.training import (
     save_weights,
 )
 
-
-class RewardScale(nnx.Variable):
-    """Centre and gain of the reward; set after training, never trained."""
-
-
-class RewardModel(nnx.Module):
-    """A scalar for a whole response, read where its end token stands."""
-
-    def __init__(self, decoder: Decoder, *, rngs: nnx.Rngs):
-        embed = decoder.cfg.embed_dim
-        self.decoder = decoder
-        self.score = Linear(embed, 1, rngs=rngs)
-        # N(0, 1 / (d + 1)), as in Stiennon et al. (2020) and N+
-        self.score.kernel[...] = jax.random.normal(rngs.params(), (embed, 1)) / math.sqrt(embed + 1)
-        self.offset = RewardScale(jnp.zeros(()))
-        self.gain = RewardScale(jnp.ones(()))
-
-    def scores(self, hidden: Float[Array, "items embed"]) -> Float[Array, "items"]:
-        """Raw scores, float32."""
-        return self.score(hidden.astype(jnp.float32))[:, 0]
-
-    def pairs(self, batch: PairBatch) -> Float[Array, "replies"]:
-        """Raw score of every reply of packed posts."""
-        mask = block_mask(batch.documents, batch.segments)
-        hidden = self.decoder(batch.tokens, batch.positions, mask)
-        return self.scores(hidden[batch.end_row, batch.end_column])
-
-    def __call__(
-        self, tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"]
-    ) -> Float[Array, "batch"]:
-        """Normalised reward of prompts with one response each, read at the last real token.
-
-        Args:
-          tokens: prompt and response in the template, padded on either side or both.
-          mask: True on real tokens.
-        """
-        documents = jnp.where(mask, 0, -1)
-        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-        hidden = self.decoder(tokens, positions, block_mask(documents, jnp.zeros_like(documents)))
-        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-        raw = self.scores(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
-        return (raw - self.offset[...]) * self.gain[...]
-
-
-class Judge(NamedTuple):
-    """A frozen reward model: the static half and its arrays."""
-
-    definition: nnx.GraphDef
-    state: nnx.State
-
-
-def initial(pretrained: Pretrained, seed: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """(definition, trainable parameters, the reward's scale) before training."""
-    decoder = nnx.merge(pretrained.definition, pretrained.state)
-    model = RewardModel(decoder, rngs=nnx.Rngs(seed))
-    return nnx.split(model, nnx.Param, RewardScale)
+Parts = Mapping[str, tuple[list[EncodedPost], Fit]]
 
 
 def train(
     run: Run,
     cfg: RewardConfig,
     pretrained: Pretrained,
-    parts: dict[str, tuple[list[EncodedPost], Fit]],
+    parts: Parts,
     reference_prompts: Sequence[str],
 ) -> None:
     """Trains, keeps the best weights by validation loss and evaluates them on the test pairs.
@@ -115,59 +57,44 @@ def train(
     """
     shape = {"batch_pairs": cfg.batch_pairs, "max_tokens": cfg.max_tokens}
     shape["pad"] = pretrained.tokenizer.pad
-    posts = parts["train"][0]
-    plan = [
-        (epoch, group)
-        for epoch in range(cfg.epochs)
-        for group in groups(
-            posts,
-            batch_pairs=cfg.batch_pairs,
-            order=np.random.default_rng([cfg.seed, epoch]).permutation(len(posts)),
-        )
-    ]
+    plan = batch_plan(parts["train"][0], cfg)
     validation = [
         over_devices(pack(group, **shape))
         for group in groups(parts["validation"][0], batch_pairs=cfg.batch_pairs)
     ]
     definition, trainable, scale = initial(pretrained, cfg.seed)
     schedule = linear_schedule(cfg.learning_rate, len(plan), cfg.warmup_fraction)
-    optimizer = optimizer_for(
-        {"all": optax.adamw(schedule, weight_decay=cfg.weight_decay)},
-        lambda path: "all",
-        clip_norm=cfg.clip_norm,
-    )
+    adamw = optax.adamw(schedule, weight_decay=cfg.weight_decay)
+    optimizer = optimizer_for({"all": adamw}, lambda path: "all", clip_norm=cfg.clip_norm)
     state, scale = initial_state(trainable, optimizer), replicated(scale)
     static = {"definition": definition, "cfg": cfg}
     checkpoints = Checkpoints(run.checkpoints)
     start, best = 0, {"loss": math.inf, "step": -1}
     if restored := checkpoints.restore(state):
         start, state, best = restored
-    run.rewind(start)
+    run.rewind(start or -1)
     if start == 0:
-        keep_inputs(run, posts, pretrained.tokenizer)
+        keep_inputs(run, parts["train"][0], pretrained.tokenizer)
     every = max(1, len(plan) // (cfg.epochs * cfg.evaluations_per_epoch))
     bar = progress(label="reward model", total=len(plan), initial=start)
     for step in range(start, len(plan)):
-        epoch, group = plan[step]
         began = time.perf_counter()
-        batch = over_devices(pack(group, **shape))
+        batch = over_devices(pack(plan[step], **shape))
         state, metrics = update(state, scale, batch, optimizer=optimizer, **static)
-        metrics = {name: float(value) for name, value in metrics.items()}
-        check_finite(step + 1, loss=metrics["loss"], gradient=metrics["gradient_norm"])
-        row = {"epoch": (step + 1) * cfg.epochs / len(plan), "seconds": time.perf_counter() - began}
-        tokens = int((np.asarray(batch.documents) >= 0).sum())
-        row |= {"tokens": tokens, "padding": 1 - tokens / batch.tokens.size}
-        row["peak_memory_gb"] = peak_memory_gb()
+        row = {name: float(value) for name, value in metrics.items()}
+        check_finite(step + 1, loss=row["loss"], gradient=row["gradient_norm"])
+        row |= cost(batch, time.perf_counter() - began)
         if (step + 1) % every == 0 or step + 1 == len(plan):
             scored = measure(state.trainable, scale, validation, **static)
             row |= {f"validation_{name}": value for name, value in scored.items()}
             if scored["loss"] < best["loss"]:
                 best = {"loss": scored["loss"], "step": step + 1}
                 save_weights(run.checkpoints / "best", state.trainable)
-        run.log(step=step + 1, learning_rate=float(schedule(step)), **metrics, **row)
+        epoch = (step + 1) * cfg.epochs / len(plan)
+        run.log(step=step + 1, epoch=epoch, learning_rate=float(schedule(step)), **row)
         checkpoints.maybe_save(step + 1, state, best)
         bar.update()
-        bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+        bar.set_postfix(loss=f"{row['loss']:.3f}")
     bar.close()
     checkpoints.close()
     del state
@@ -184,6 +111,27 @@ def train(
         **evidence(scored),
         **account(parts, run),
     )
+
+
+def batch_plan(posts: Sequence[EncodedPost], cfg: RewardConfig) -> list[list[EncodedPost]]:
+    """The posts of every step of the run, in an order of its own for every epoch."""
+    return [
+        group
+        for epoch in range(cfg.epochs)
+        for group in groups(
+            posts,
+            batch_pairs=cfg.batch_pairs,
+            order=np.random.default_rng([cfg.seed, epoch]).permutation(len(posts)),
+        )
+    ]
+
+
+def cost(batch: PairBatch, seconds: float) -> dict[str, float]:
+    """What a step took."""
+    tokens = int((np.asarray(batch.documents) >= 0).sum())
+    padding = 1 - tokens / batch.tokens.size
+    memory = peak_memory_gb()
+    return {"seconds": seconds, "tokens": tokens, "padding": padding, "peak_memory_gb": memory}
 
 
 def keep_inputs(run: Run, posts: Sequence[EncodedPost], tokenizer: Tokenizer) -> None:
@@ -295,78 +243,7 @@ def score_pairs(
     return {name: np.asarray(column) for name, column in zip(names, columns, strict=True)}
 
 
-def with_end(
-    tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"], end: int
-) -> tuple[Int[Array, "batch longer"], Bool[Array, "batch longer"]]:
-    """Episodes as the reward model was trained to read them: every response ends.
-
-    One that was cut off fills its row, so that the column added here is where its end belongs.
-    """
-    cut_off = mask[:, -1:] & (tokens[:, -1:] != end)
-    column = jnp.full_like(tokens[:, :1], end)
-    return jnp.concatenate([tokens, column], axis=1), jnp.concatenate([mask, cut_off], axis=1)
-
-
-@functools.partial(jax.jit, static_argnames=("definition", "end"))
-def response_rewards(
-    state: nnx.State,
-    prompts: Int[Array, "batch prompt"],
-    prompt_mask: Bool[Array, "batch prompt"],
-    responses: Responses,
-    *,
-    definition: nnx.GraphDef,
-    end: int,
-) -> Float[Array, "batch"]:
-    """Normalised reward of sampled responses; nothing is added or taken away."""
-    tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
-    mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
-    return nnx.merge(definition, state)(*with_end(tokens, mask, end))
-
-
-def scale_on_reference(
-    model: Judge, pretrained: Pretrained, prompts: Sequence[str], cfg: RewardConfig
-) -> dict[str, float]:
-    """Centre and gain that give the pretrained policy's responses mean 0 and deviation 1 (N+)."""
-    tokenizer = pretrained.tokenizer
-    rows, masks, _ = prompt_rows(prompts, tokenizer, length=cfg.reference_prompt_tokens)
-    responses = sample(
-        pretrained.state, rows, masks, jax.random.key(cfg.seed), 1.0,
-        decoder_def=pretrained.definition, length=cfg.reference_response_tokens,
-        end=tokenizer.end, pad=tokenizer.pad,
-    )  # fmt: skip
-    raw = response_rewards(
-        model.state, rows, masks, responses, definition=model.definition, end=tokenizer.end
-    )
-    return {"offset": float(raw.mean()), "gain": 1 / max(float(raw.std()), 1e-6)}
-
-
-def evidence(scored: dict[str, np.ndarray]) -> dict[str, object]:
-    """Accuracy on held-out pairs with intervals by post, and what length alone achieves."""
-    difference = scored["chosen"] - scored["rejected"]
-    correct = (1 + np.sign(difference)) / 2
-    longer = (1 + np.sign(scored["chosen_tokens"] - scored["rejected_tokens"])) / 2
-    ratio = scored["chosen_tokens"] / scored["rejected_tokens"]
-    alike = np.abs(np.log(ratio)) < math.log(1.2)  # within 20 %
-    clusters = scored["post"]
-    found: dict[str, object] = {
-        "accuracy": bootstrap(correct, clusters=clusters).asdict(),
-        "longer_wins": bootstrap(longer, clusters=clusters).asdict(),
-        "accuracy_by_domain": by_group(correct, scored["domain"], clusters=clusters),
-        "length_correlation": float(
-            np.corrcoef(
-                np.concatenate([scored["chosen"], scored["rejected"]]),
-                np.concatenate([scored["chosen_tokens"], scored["rejected_tokens"]]),
-            )[0, 1]
-        ),
-    }
-    if alike.sum() > 1:
-        found["accuracy_alike"] = bootstrap(correct[alike], clusters=clusters[alike]).asdict()
-    if any(scored["grade"]):
-        found["accuracy_by_grade"] = by_group(correct, scored["grade"], clusters=clusters)
-    return found
-
-
-def account(parts: dict[str, tuple[list[EncodedPost], Fit]], run: Run) -> dict[str, object]:
+def account(parts: Parts, run: Run) -> dict[str, object]:
     """How many posts and pairs were used, what was cut, and how fast it went."""
     metrics = run.metrics()
     settled = metrics[metrics["seconds"] < 3 * metrics["seconds"].median()]  # without compilation
@@ -380,13 +257,3 @@ def account(parts: dict[str, tuple[list[EncodedPost], Fit]], run: Run) -> dict[s
         "peak_memory_gb": float(metrics["peak_memory_gb"].max()),
         "train_seconds": float(metrics["seconds"].sum()),
     }
-
-
-def judge(run: Run, pretrained: Pretrained) -> Judge:
-    """The frozen reward model of a finished run, with its normalisation."""
-    definition, trainable, scale = initial(pretrained, run.config["seed"])
-    trainable = load_weights(run.checkpoints / "best", trainable)
-    model = nnx.merge(definition, trainable, scale)
-    model.offset[...] = jnp.float32(run.summary["scale"]["offset"])
-    model.gain[...] = jnp.float32(run.summary["scale"]["gain"])
-    return Judge(*nnx.split(model))

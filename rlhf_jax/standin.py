@@ -91,6 +91,13 @@ OWNERS = {
         skimage.transform skimage.util""",
 }
 
+# Notebooks, consoles and debuggers put functions of their own in the place of these, and the
+# stand-in must be the same for all of them.
+REPLACED = {
+    "input", "getpass.getpass", "sys.breakpointhook", "sys.displayhook", "sys.excepthook",
+    "sys.unraisablehook", "threading.excepthook", "warnings.showwarning", "warnings.formatwarning",
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -249,8 +256,8 @@ def members(package: str, owner: str) -> list[Entry]:
         if name.startswith("_") or not callable(member) or not belongs(member, package):
             continue
         text = first_paragraph(own_documentation(member))
-        if text:
-            full_name = f"{owner}.{name}".removeprefix("builtins.")
+        full_name = f"{owner}.{name}".removeprefix("builtins.")
+        if text and full_name not in REPLACED:
             result.append(Entry(name=full_name, package=package, owner=owner, text=text))
     return result
 

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from reporting.runs import ensure
-from rlhf_jax import export, policy, pretrained, reward
+from rlhf_jax import export, policy, pretrained
+from rlhf_jax import judge as judges
 from rlhf_jax.config import PPOConfig, RewardConfig
 from rlhf_jax.model import LINEAR_LAYERS, Decoder, DecoderConfig, LoRAConfig
 from rlhf_jax.training import save_weights
@@ -154,9 +155,9 @@ def test_adapter_loads_silently_with_the_same_logits(model, lora, tmp_path):
 
 
 def noisy_judge(model, offset=0.7, gain=2.5):
-    rewarder = reward.RewardModel(nnx.merge(model.definition, model.state), rngs=nnx.Rngs(3))
+    rewarder = judges.RewardModel(nnx.merge(model.definition, model.state), rngs=nnx.Rngs(3))
     rewarder.offset[...], rewarder.gain[...] = jnp.float32(offset), jnp.float32(gain)
-    return reward.Judge(*nnx.split(rewarder))
+    return judges.Judge(*nnx.split(rewarder))
 
 
 def our_rewards(judge, tokens, mask):
@@ -213,7 +214,7 @@ def test_code_on_the_card_runs(stage, tmp_path):
     own = pretrained.random_model()
     lora = LoRAConfig() if stage == "ppo-lora" else None
     if stage == "reward":
-        cfg, name, weights = RewardConfig(), "best", reward.initial(own, 0)[1]
+        cfg, name, weights = RewardConfig(), "best", judges.initial(own, 0)[1]
     else:
         cfg, name = PPOConfig(lora=lora, response_tokens=5), "policy"
         weights = policy.build(own, lora, seed=0).trainable
@@ -229,7 +230,7 @@ def test_code_on_the_card_runs(stage, tmp_path):
     exec(code, scope)
     tokens = scope["inputs"]["input_ids"].numpy().astype(np.int32)
     if stage == "reward":
-        judge = reward.judge(run, own)
+        judge = judges.load(run, own)
         ours = our_rewards(judge, tokens, np.ones_like(tokens, bool))
         assert tokens[0, -1] == own.tokenizer.end
         assert scope["reward"] == pytest.approx(float(ours[0]), abs=1e-4)

@@ -1,5 +1,6 @@
 """Small real models, random posts and finished runs, shared by the tests of the language model."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -8,9 +9,11 @@ import pytest
 from flax import nnx
 
 from reporting import runs
-from rlhf_jax import batch, config, ppo, pretrained, reward
+from rlhf_jax import config, ppo, pretrained
+from rlhf_jax import judge as judges
 from rlhf_jax.data import Post
 from rlhf_jax.model import Decoder
+from rlhf_jax.pretrained import leaf_name
 from rlhf_jax.tokenizer import CHATML, Tokenizer, byte_level
 
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<|unk|>"]
@@ -30,16 +33,16 @@ class FragileRun(runs.Run):
 
 
 @pytest.fixture
-def interrupted(monkeypatch):
-    """A function that calls `train` with a checkpoint at every step and cuts it off."""
+def interruption(monkeypatch):
+    """A context that expects the run it makes fragile to be cut off, past some checkpoints."""
 
-    def cut_off(train, run, *args):
+    @contextlib.contextmanager
+    def expected():
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             patch.setenv("RLHF_CHECKPOINT_SECONDS", "0")
-            train(FragileRun(run.path), *args)
-        raise Interrupted
+            yield lambda run: FragileRun(run.path)
 
-    return cut_off
+    return expected
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +99,15 @@ def toy():
         )
     )  # fmt: skip
     base = pretrained.random_model()
-    small = dataclasses.replace(base.config, vocab_size=len(words), num_layers=1)
-    return dataclasses.replace(
-        base, config=small, tokenizer=tokenizer,
-        state=nnx.state(Decoder(small, rngs=nnx.Rngs(0))),
-    )  # fmt: skip
+    small = dataclasses.replace(
+        base.config, vocab_size=len(words), num_layers=1, tied_embeddings=False
+    )
+    # Weights of this size let adapters alone reach a policy that is nearly certain of its token.
+    state = jax.tree_util.tree_map_with_path(
+        lambda path, x: 10 * x if leaf_name(path).endswith(("kernel", "unembedding")) else x,
+        nnx.state(Decoder(small, rngs=nnx.Rngs(0))),
+    )
+    return dataclasses.replace(base, config=small, tokenizer=tokenizer, state=state)
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +124,7 @@ def toy_judge(toy, best_token):
     Attention is uniform (queries and keys are zero) and hands on the first coordinate of the
     embedding, which is 1 for that letter and 0 for every other token.
     """
-    rewarder = reward.RewardModel(Decoder(toy.config, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    rewarder = judges.RewardModel(Decoder(toy.config, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
     table = np.zeros(rewarder.decoder.embedding.shape, np.float32)
     table[:, 1] = 1
     table[best_token] = np.eye(table.shape[1])[0]
@@ -127,7 +134,7 @@ def toy_judge(toy, best_token):
         layer.kernel[...] = jax.numpy.zeros_like(layer.kernel[...])
     for layer in (block.attention.v_proj, block.attention.o_proj, rewarder.score):
         layer.kernel[...] = jax.numpy.zeros_like(layer.kernel[...]).at[0, 0].set(1.0)
-    return reward.Judge(*nnx.split(rewarder))
+    return judges.Judge(*nnx.split(rewarder))
 
 
 TOY_PPO = config.PPOConfig(

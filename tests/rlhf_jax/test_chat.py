@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rlhf_jax import policy, reward
+from rlhf_jax import judge as judges
+from rlhf_jax import policy
 from rlhf_jax.chat import answer, chat
 from rlhf_jax.model import LoRAConfig
 
@@ -24,8 +25,8 @@ def test_every_model_answers_with_the_reward_of_its_own_answer(model, monkeypatc
         "pretrained": (model.definition, model.state),
         "ppo-lora": tuned._replace(trainable=moved).decoder(),
     }
-    rewarder = reward.RewardModel(nnx.merge(*models["pretrained"]), rngs=nnx.Rngs(0))
-    judge = reward.Judge(*nnx.split(rewarder))
+    rewarder = judges.RewardModel(nnx.merge(*models["pretrained"]), rngs=nnx.Rngs(0))
+    judge = judges.Judge(*nnx.split(rewarder))
     shown = talk(monkeypatch, capsys, models, judge, model.tokenizer, "Why \x1b[2J?", "How?", "")
     found = re.findall(r"^(\S+) \(reward ([+-]\d+\.\d\d)(, cut off)?\)\n(.*)", shown, re.MULTILINE)
     assert [name for name, *_ in found] == ["pretrained", "ppo-lora"] * 2
@@ -70,7 +71,7 @@ def test_end_of_input_ends_the_conversation(model, monkeypatch, capsys):
         raise EOFError
 
     monkeypatch.setattr("builtins.input", closed)
-    judge = reward.Judge(*nnx.split(reward.RewardModel(nnx.merge(model.definition, model.state),
+    judge = judges.Judge(*nnx.split(judges.RewardModel(nnx.merge(model.definition, model.state),
                                                        rngs=nnx.Rngs(0))))  # fmt: skip
     chat({"pretrained": (model.definition, model.state)}, judge, model.tokenizer)
     assert "reward" not in capsys.readouterr().out

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 
@@ -11,7 +12,8 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from reporting.runs import UserError, ensure
-from rlhf_jax import export, policy, pretrained, reward
+from rlhf_jax import export, policy, pretrained
+from rlhf_jax import judge as judges
 from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
 from rlhf_jax.model import LoRAConfig
 from rlhf_jax.training import save_weights
@@ -48,7 +50,7 @@ def finished(stage, model, root):
     """A run as training leaves it."""
     if stage == "reward":
         cfg, name, summary = RewardConfig(), "best", SUMMARY["reward"]
-        weights = noisy(reward.initial(model, cfg.seed)[1])
+        weights = noisy(judges.initial(model, cfg.seed)[1])
     else:
         cfg = PPOConfig(lora=LORA if stage == "ppo-lora" else None, response_tokens=16)
         name, summary = "policy", SUMMARY["ppo"]
@@ -95,6 +97,17 @@ def test_exported_tokenizer_pads_with_another_token_than_the_end(exported, model
     assert loaded.pad_token_id == model.tokenizer.pad != loaded.eos_token_id == model.tokenizer.end
     assert loaded.padding_side == ("right" if run.stage == "reward" else "left")
     assert model.tokenizer.encode(["<|im_end|>"]) != [[model.tokenizer.end]]  # ours is as it was
+
+
+def test_tokenizer_that_pads_with_its_end_is_exported_with_another_pad_and_left_as_it_was(
+    model, tmp_path
+):
+    theirs = copy.deepcopy(model.tokenizer.huggingface)
+    theirs.pad_token = theirs.eos_token
+    own = dataclasses.replace(model.tokenizer, huggingface=theirs)
+    export.save_tokenizer(own, tmp_path, padding_side="left")
+    assert AutoTokenizer.from_pretrained(tmp_path).pad_token_id == own.pad
+    assert (theirs.pad_token, theirs.padding_side) == (theirs.eos_token, "right")
 
 
 def test_card_gives_the_prompt_that_the_training_used(exported, model):
@@ -174,8 +187,8 @@ def scores(judge, tokens, mask):
 def test_reward_model_comes_back_with_the_same_rewards(model, tmp_path):
     run = finished("reward", model, tmp_path / "runs")
     export.export_run(run, model, tmp_path / "out")
-    judges = reward.judge(run, model), export.load_reward_model(tmp_path / "out", model.tokenizer)
-    one, other = (scores(judge, *episodes(model)) for judge in judges)
+    both = judges.load(run, model), export.load_reward_model(tmp_path / "out", model.tokenizer)
+    one, other = (scores(judge, *episodes(model)) for judge in both)
     np.testing.assert_allclose(one, other, atol=1e-5)
     assert one.std() > 0.1
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -34,7 +34,7 @@ def test_chunked_logprobs_and_their_gradient_are_those_of_the_whole(toy, states,
         return (logprobs**2).sum(), (logprobs, entropy)
 
     def whole(hidden, state):
-        logs = jax.nn.log_softmax(hidden @ state["embedding"][...].T / temperature)
+        logs = jax.nn.log_softmax(hidden @ state["unembedding"][...].T / temperature)
         logprobs = jnp.take_along_axis(logs, targets[..., None], -1)[..., 0]
         return (logprobs**2).sum(), (logprobs, -(jnp.exp(logs) * logs).sum(-1))
 

@@ -11,11 +11,12 @@ from flax import nnx
 
 from reporting import runs
 from rlhf_jax import batch, objectives, reward
+from rlhf_jax import judge as judges
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data import Post
 from rlhf_jax.training import TrainState, over_devices, replicated
 
-PAIRS, TOKENS, NARROW = 8, 160, 55  # a row of 55 tokens is shorter than some posts
+PAIRS, TOKENS, NARROW = 8, 160, 70  # a row of 70 tokens is shorter than some posts
 CFG = RewardConfig(
     learning_rate=3e-3, batch_pairs=PAIRS, epochs=2, max_tokens=TOKENS, reference_samples=8,
     reference_prompt_tokens=64, reference_response_tokens=4,
@@ -24,7 +25,7 @@ CFG = RewardConfig(
 
 @pytest.fixture(scope="module")
 def untrained(toy):
-    return reward.initial(toy, 0)
+    return judges.initial(toy, 0)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,10 @@ def packed(posts, toy, max_tokens=TOKENS):
     return jax.tree.map(jnp.asarray, made)
 
 
-def biggest(posts):
-    """The batch of most posts."""
-    return max(batch.groups(posts, batch_pairs=PAIRS), key=len)
+def longest(posts):
+    """The batch with the longest post."""
+    groups = batch.groups(posts, batch_pairs=PAIRS)
+    return max(groups, key=lambda group: max(len(p.prompt) + sum(map(len, p.replies)) for p in group))
 
 
 def plain_rows(posts, pad):
@@ -63,7 +65,7 @@ def test_packed_posts_have_the_loss_and_gradient_of_two_plain_passes(
     toy, untrained, posts, loss, row_tokens
 ):
     definition, trainable, scale = untrained
-    group = biggest(posts)
+    group = longest(posts)
     cfg = dataclasses.replace(CFG, loss=loss)
     made = packed(group, toy, row_tokens)
     assert (len(batch.pieces_of(group, row_tokens)) > len(group)) == (row_tokens == NARROW)
@@ -95,7 +97,7 @@ def test_packed_scores_equal_those_of_a_reply_alone_on_either_side_of_padding(
     toy, untrained, posts
 ):
     definition, trainable, scale = untrained
-    group = biggest(posts)
+    group = longest(posts)
     made = packed(group, toy)
     scores = np.asarray(reward.pair_scores(trainable, scale, made, definition=definition))
     real = np.asarray(made.weight) > 0
@@ -110,7 +112,7 @@ def test_packed_scores_equal_those_of_a_reply_alone_on_either_side_of_padding(
 
 def test_the_row_length_changes_no_score(toy, untrained, posts):
     definition, trainable, scale = untrained
-    group = biggest(posts)
+    group = longest(posts)
     scores = []
     for width in (TOKENS, NARROW):
         made = packed(group, toy, width)
@@ -123,7 +125,7 @@ def test_the_row_length_changes_no_score(toy, untrained, posts):
 def test_a_cut_off_response_is_read_with_the_end_that_it_lacks():
     tokens = jnp.asarray([[5, 6, 7, 2, 0], [5, 6, 7, 8, 9], [5, 6, 7, 8, 2]])
     mask = jnp.asarray([[1, 1, 1, 1, 0], [1] * 5, [1] * 5], bool)
-    longer, longer_mask = reward.with_end(tokens, mask, 2)
+    longer, longer_mask = judges.with_end(tokens, mask, 2)
     np.testing.assert_array_equal(longer[:, :5], tokens)
     assert longer[1].tolist() == [5, 6, 7, 8, 9, 2]
     assert longer_mask.sum(axis=1).tolist() == [4, 6, 5]
@@ -152,7 +154,7 @@ def test_accuracy_counts_a_tie_as_half_and_padding_not_at_all(toy, posts):
 def test_an_update_over_two_devices_is_that_on_one(toy, untrained, posts):
     definition, trainable, scale = untrained
     optimizer = optax.sgd(0.1)
-    made = packed(biggest(posts), toy, NARROW)
+    made = packed(longest(posts), toy, NARROW)
     assert made.tokens.shape[0] % 2 == 0
     results = []
     for spread in (False, True):
@@ -215,8 +217,8 @@ def test_the_weights_of_the_best_validation_loss_are_kept(finished, toy, parts):
     best = finished.summary["best"]
     assert best["step"] == measured["validation_loss"].idxmin()
     assert best["loss"] == measured["validation_loss"].min()
-    judge = reward.judge(finished, toy)
-    definition, trainable, scale = nnx.split(nnx.merge(*judge), nnx.Param, reward.RewardScale)
+    judge = judges.load(finished, toy)
+    definition, trainable, scale = nnx.split(nnx.merge(*judge), nnx.Param, judges.RewardScale)
     batches = [
         packed(group, toy) for group in batch.groups(parts["validation"][0], batch_pairs=PAIRS)
     ]
@@ -224,36 +226,20 @@ def test_the_weights_of_the_best_validation_loss_are_kept(finished, toy, parts):
     assert scored["loss"] == pytest.approx(best["loss"], rel=1e-6)
 
 
-class Interrupted(Exception):
-    pass
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    finished, toy, parts, timeless, interruption, tmp_path
+):
+    def ensure(prepare):
+        return runs.ensure(
+            "reward", CFG, lambda run: train(prepare(run), toy, parts), inputs={}, root=tmp_path
+        )
 
-
-class FragileRun(runs.Run):
-    """Cut off while a step is being logged, as a killed process would be."""
-
-    def log(self, *, step, **row):
-        super().log(step=step, **row)
-        if step == 5:
-            raise Interrupted
-
-
-def timeless(run):
-    metrics = run.metrics()
-    return metrics[[name for name in metrics if "seconds" not in name]]
-
-
-def test_an_interrupted_run_resumes_to_the_same_bits(finished, toy, parts, tmp_path, monkeypatch):
-    monkeypatch.setenv("RLHF_CHECKPOINT_SECONDS", "0")
-
-    def ensure(train_it):
-        return runs.ensure("reward", CFG, train_it, inputs={}, root=tmp_path)
-
-    with pytest.raises(Interrupted):
-        ensure(lambda run: train(FragileRun(run.path), toy, parts))
-    resumed = ensure(lambda run: train(run, toy, parts))
+    with interruption() as fragile:
+        ensure(fragile)
+    resumed = ensure(lambda run: run)
     assert timeless(resumed).equals(timeless(finished))
     assert resumed.samples() == finished.samples()
     for name, column in finished.arrays("test_pairs").items():
         np.testing.assert_array_equal(resumed.arrays("test_pairs")[name], column)
-    ours, theirs = (reward.judge(run, toy).state for run in (resumed, finished))
+    ours, theirs = (judges.load(run, toy).state for run in (resumed, finished))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)

@@ -1,0 +1,132 @@
+"""The reward model as an object: a decoder with a scalar head that judges responses."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from reporting.runs import Run
+from rlhf_jax.attention import block_mask
+from rlhf_jax.batch import PairBatch, prompt_rows
+from rlhf_jax.config import RewardConfig
+from rlhf_jax.generation import Responses, sample
+from rlhf_jax.model import Decoder, Linear
+from rlhf_jax.pretrained import Pretrained
+from rlhf_jax.training import load_weights
+
+
+class RewardScale(nnx.Variable):
+    """Centre and gain of the reward; set after training, never trained."""
+
+
+class RewardModel(nnx.Module):
+    """A scalar for a whole response, read where its end token stands."""
+
+    def __init__(self, decoder: Decoder, *, rngs: nnx.Rngs):
+        embed = decoder.cfg.embed_dim
+        self.decoder = decoder
+        self.score = Linear(embed, 1, rngs=rngs)
+        # N(0, 1 / (d + 1)), as in Stiennon et al. (2020) and N+
+        self.score.kernel[...] = jax.random.normal(rngs.params(), (embed, 1)) / math.sqrt(embed + 1)
+        self.offset = RewardScale(jnp.zeros(()))
+        self.gain = RewardScale(jnp.ones(()))
+
+    def scores(self, hidden: Float[Array, "items embed"]) -> Float[Array, "items"]:
+        """Raw scores, float32."""
+        return self.score(hidden.astype(jnp.float32))[:, 0]
+
+    def pairs(self, batch: PairBatch) -> Float[Array, "replies"]:
+        """Raw score of every reply of packed posts."""
+        mask = block_mask(batch.documents, batch.segments)
+        hidden = self.decoder(batch.tokens, batch.positions, mask)
+        return self.scores(hidden[batch.end_row, batch.end_column])
+
+    def __call__(
+        self, tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"]
+    ) -> Float[Array, "batch"]:
+        """Normalised reward of prompts with one response each, read at the last real token.
+
+        Args:
+          tokens: prompt and response in the template, padded on either side or both.
+          mask: True on real tokens.
+        """
+        documents = jnp.where(mask, 0, -1)
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        hidden = self.decoder(tokens, positions, block_mask(documents, jnp.zeros_like(documents)))
+        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        raw = self.scores(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
+        return (raw - self.offset[...]) * self.gain[...]
+
+
+class Judge(NamedTuple):
+    """A frozen reward model: the static half and its arrays."""
+
+    definition: nnx.GraphDef
+    state: nnx.State
+
+
+def initial(pretrained: Pretrained, seed: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """(definition, trainable parameters, the reward's scale) before training."""
+    decoder = nnx.merge(pretrained.definition, pretrained.state)
+    model = RewardModel(decoder, rngs=nnx.Rngs(seed))
+    return nnx.split(model, nnx.Param, RewardScale)
+
+
+def load(run: Run, pretrained: Pretrained) -> Judge:
+    """The frozen reward model of a finished run, with its normalisation."""
+    definition, trainable, scale = initial(pretrained, run.config["seed"])
+    trainable = load_weights(run.checkpoints / "best", trainable)
+    model = nnx.merge(definition, trainable, scale)
+    model.offset[...] = jnp.float32(run.summary["scale"]["offset"])
+    model.gain[...] = jnp.float32(run.summary["scale"]["gain"])
+    return Judge(*nnx.split(model))
+
+
+def with_end(
+    tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"], end: int
+) -> tuple[Int[Array, "batch longer"], Bool[Array, "batch longer"]]:
+    """Episodes as the reward model was trained to read them: every response ends.
+
+    One that was cut off fills its row, so that the column added here is where its end belongs.
+    """
+    cut_off = mask[:, -1:] & (tokens[:, -1:] != end)
+    column = jnp.full_like(tokens[:, :1], end)
+    return jnp.concatenate([tokens, column], axis=1), jnp.concatenate([mask, cut_off], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("definition", "end"))
+def response_rewards(
+    state: nnx.State,
+    prompts: Int[Array, "batch prompt"],
+    prompt_mask: Bool[Array, "batch prompt"],
+    responses: Responses,
+    *,
+    definition: nnx.GraphDef,
+    end: int,
+) -> Float[Array, "batch"]:
+    """Normalised reward of sampled responses; nothing is added or taken away."""
+    tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
+    mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
+    return nnx.merge(definition, state)(*with_end(tokens, mask, end))
+
+
+def scale_on_reference(
+    model: Judge, pretrained: Pretrained, prompts: Sequence[str], cfg: RewardConfig
+) -> dict[str, float]:
+    """Centre and gain that give the pretrained policy's responses mean 0 and deviation 1 (N+)."""
+    tokenizer = pretrained.tokenizer
+    rows, masks, _ = prompt_rows(prompts, tokenizer, length=cfg.reference_prompt_tokens)
+    responses = sample(
+        pretrained.state, rows, masks, jax.random.key(cfg.seed), 1.0,
+        decoder_def=pretrained.definition, length=cfg.reference_response_tokens,
+        end=tokenizer.end, pad=tokenizer.pad,
+    )  # fmt: skip
+    raw = response_rewards(
+        model.state, rows, masks, responses, definition=model.definition, end=tokenizer.end
+    )
+    return {"offset": float(raw.mean()), "gain": 1 / max(float(raw.std()), 1e-6)}
