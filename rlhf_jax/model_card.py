@@ -155,7 +155,8 @@ def front_matter(run: Run, *, metrics: Mapping[str, float], **fields: Any) -> st
     sources = [source for source in about.values() if "rows" in source]
     model = about.get("model", {}).get("name", "")
     task = fields["pipeline_tag"]
-    dataset = sources[0]["name"] if sources else "not recorded"
+    measured_on = about.get("preferences" if run.stage == "reward" else "prompts", {})
+    dataset = measured_on.get("name", "not recorded")
     results = [
         EvalResult(
             task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=name,

@@ -25,6 +25,7 @@ ABOUT = {
         "name": "stanfordnlp/SHP", "kind": "hub", "rows": 5, "licence": "research",
         "location": "",
     },
+    "prompts": {"name": "own questions", "kind": "local", "rows": 4, "licence": "own"},
 }  # fmt: skip
 SUMMARY = {
     "reward": {
@@ -131,8 +132,10 @@ def test_card_states_what_it_is_and_what_it_cannot_do(exported):
     assert fields["library_name"] == ("peft" if run.stage == "ppo-lora" else "transformers")
     task = "text-classification" if run.stage == "reward" else "text-generation"
     assert fields["pipeline_tag"] == task
-    metrics = fields["model-index"][0]["results"][0]["metrics"]
-    assert metrics[0]["value"] == (0.71 if run.stage == "reward" else 0.3)
+    result = fields["model-index"][0]["results"][0]
+    measured_on = "stanfordnlp/SHP" if run.stage == "reward" else "own questions"
+    assert result["dataset"]["name"] == measured_on
+    assert result["metrics"][0]["value"] == (0.71 if run.stage == "reward" else 0.3)
     assert "| learning_rate | " in body and "| seed | 0 |" in body
     assert ("0.43" in body) == (run.stage == "reward")
     assert "onger answer" in body.split("## Limits")[1]
