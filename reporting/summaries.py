@@ -28,7 +28,14 @@ def sources(run: Run) -> pd.DataFrame:
     for what in ("preferences", "prompts"):
         own = run.about[what]
         note = "; ".join(filter(None, [f"{own['rows']:,} rows", own["licence"], own["note"]]))
-        rows.append({"what": {"preferences": "pairs"}.get(what, what), "name": own["name"], "from": own["kind"], "note": note})
+        rows.append(
+            {
+                "what": {"preferences": "pairs"}.get(what, what),
+                "name": own["name"],
+                "from": own["kind"],
+                "note": note,
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -19,6 +19,7 @@ from rlhf_jax.config import Profile
 from rlhf_jax.export import export_run
 from rlhf_jax.pipeline import Experiment
 from rlhf_jax.questionnaire import rate_in_browser, rate_in_terminal
+from rlhf_jax.ratings import RATINGS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,6 @@ class Rate(Use):
     rater: str = ""  # your name
     browser: bool = False  # a page on this machine instead of the terminal
     kind: Literal["person", "ai"] = "person"  # who rates
-    ratings: Path = pipeline.RATINGS  # the file that they go into
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,14 +130,16 @@ def execute(command: Command) -> None:
         announce(experiment)
     match command:
         case Rate():
-            responses = [row for row in experiment.run("evaluate").samples() if row["rated"]]
+            run = experiment.run("evaluate")
+            responses = [row for row in run.samples() if row["rated"]]
             rate = rate_in_browser if command.browser else rate_in_terminal
-            rate(responses, command.ratings, command.rater, kind=command.kind)
+            rate(responses, run.path / RATINGS, command.rater, kind=command.kind)
         case Chat():
             base = experiment.pretrained
             models = {evaluation.BASE: (base.definition, base.state), **experiment.tuned()}
             chat(models, experiment.judge(), base.tokenizer,
-                 prompt_tokens=experiment.profile.ppo.prompt_tokens)  # fmt: skip
+                 prompt_tokens=experiment.profile.ppo.prompt_tokens,
+                 response_tokens=experiment.profile.ppo.response_tokens)  # fmt: skip
         case Export():
             export_run(experiment.run(command.stage), experiment.pretrained, command.out)
             print(f"wrote {command.out}")

@@ -13,10 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.flax
 import safetensors.numpy
 from flax import nnx
-from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from reporting.runs import Run, UserError, write_text
@@ -31,6 +29,7 @@ from rlhf_jax.pretrained import (
     decoder_state,
     huggingface_tensors,
     leaf_name,
+    read_directory,
     tensor_table,
 )
 from rlhf_jax.tokenizer import Tokenizer
@@ -256,21 +255,3 @@ def load_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str = "float32
 def reading(tokenizer: Tokenizer) -> tuple:
     """What must be alike for two models to read the same tokens as the same text."""
     return tokenizer.prefix, tokenizer.suffix, tokenizer.end, tokenizer.huggingface.get_vocab()
-
-
-def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """config.json and all tensors of a model directory."""
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}/config.json: missing or not JSON ({error})") from None
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{path}: no *.safetensors; pickled weights (*.bin) are not read")
-    tensors: dict[str, jax.Array] = {}
-    for file in files:
-        try:
-            tensors |= safetensors.flax.load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a whole safetensors file ({error})") from None
-    return config, tensors

@@ -22,7 +22,6 @@ from rlhf_jax.source import Source
 from rlhf_jax.split import split_posts, split_prompts
 
 FRACTIONS = {"train": 0.75, "validation": 0.1, "test": 0.15}  # of the posts
-RATINGS = PROJECT / "results" / "ratings.jsonl"
 STAGES = ("reward", "ppo-full", "ppo-lora", "evaluate")
 
 

@@ -135,21 +135,7 @@ def load(path: Path | None, *, name: str, dtype: str = "float32") -> Pretrained:
 
 def load_directory(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
     """Reads config.json, *.safetensors and the tokenizer's files."""
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}/config.json: missing; name a Hugging Face model folder") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}/config.json: not JSON ({error})") from None
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{path}: no *.safetensors; pickled weights (*.bin) are not read")
-    tensors = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a whole safetensors file ({error})") from None
+    config, tensors = read_directory(path)
     decoder = DecoderConfig.from_huggingface(config, dtype=dtype)
     if not (path / "tokenizer.json").exists():
         raise UserError(f"{path}/tokenizer.json: missing; only fast tokenizers are supported")
@@ -162,6 +148,30 @@ def load_directory(path: Path, *, name: str, dtype: str = "float32") -> Pretrain
         state=decoder_state(decoder, tensors, source=str(path)),
         tokenizer=tokenizer,
     )
+
+
+def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """config.json and all tensors of a model directory.
+
+    Raises:
+      UserError: a file is missing or broken.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}/config.json: missing; name a Hugging Face model folder") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}/config.json: not JSON ({error})") from None
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{path}: no *.safetensors; pickled weights (*.bin) are not read")
+    tensors: dict[str, jax.Array] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: not a whole safetensors file ({error})") from None
+    return config, tensors
 
 
 def packaged_gguf() -> Path | None:

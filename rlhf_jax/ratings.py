@@ -56,6 +56,7 @@ CRITERIA = {
     ),
 }
 UNRATED = "unrated"
+RATINGS = "ratings.jsonl"  # beside the responses, in the folder of their evaluation
 
 Response = Mapping[str, Any]  # a row of an evaluation: prompt_id, prompt, response, model
 Kind = Literal["person", "ai"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from reporting import runs
 from rlhf_jax import config, ppo, pretrained
 from rlhf_jax import judge as judges
 from rlhf_jax.data import Post
+from rlhf_jax.judge import Judge, RewardModel
 from rlhf_jax.model import Decoder
 from rlhf_jax.pretrained import leaf_name
 from rlhf_jax.tokenizer import CHATML, Tokenizer, byte_level
@@ -29,6 +31,8 @@ class FragileRun(runs.Run):
     def log(self, *, step, **row):
         super().log(step=step, **row)
         if step == 3:
+            while [path.name for path in (self.checkpoints / "resume").iterdir()] != ["2"]:
+                time.sleep(0.01)  # until the checkpoint of the step before is whole
             raise Interrupted
 
 
@@ -138,9 +142,9 @@ def toy_judge(toy, best_token):
 
 
 TOY_PPO = config.PPOConfig(
-    learning_rate=2e-2, value_learning_rate=1e-2, batch=32, forward_batch=16, passes=40,
+    learning_rate=2e-2, value_learning_rate=1e-2, batch=32, forward_batch=16, passes=16,
     inner_epochs=3, prompts=32, prompt_tokens=12, response_tokens=4, kl_weight=1e-3, kl_gain=1e-6,
-    approx_kl_limit=1.0, missing_end_penalty=0.0, sample_every=10,
+    approx_kl_limit=1.0, missing_end_penalty=0.0, sample_every=5,
 )  # fmt: skip
 TOY_PROMPTS = [a + b for a, b in zip("abcdefgh" * 4, "hgfedcba" * 4, strict=True)]
 
@@ -152,7 +156,7 @@ def train_toy(toy, toy_judge):
     def run(variant, root, *, train=ppo.train, **changes):
         cfg = dataclasses.replace(TOY_PPO, **changes)
         if variant == "lora":
-            cfg = config.with_lora(cfg, learning_rate=1e-1)
+            cfg = config.with_lora(cfg, learning_rate=2e-2)
         return runs.ensure(
             f"ppo-{variant}", cfg, lambda run: train(run, cfg, toy, toy_judge, TOY_PROMPTS),
             inputs={}, root=root,

@@ -37,7 +37,10 @@ def read_back(made, posts):
 def test_every_pair_can_be_read_back_from_the_rows(model, posts, max_tokens):
     (group, *_) = batch.groups(posts, batch_pairs=PAIRS)
     expected = [
-        [*post.prompt, *post.replies[reply]] for post in group for pair in post.pairs for reply in pair
+        [*post.prompt, *post.replies[reply]]
+        for post in group
+        for pair in post.pairs
+        for reply in pair
     ]
     found = read_back(packed(model, group, max_tokens), group)
     assert [tokens for tokens, _ in found] == expected
@@ -60,7 +63,9 @@ def test_every_pair_is_in_exactly_one_batch_and_no_batch_is_overfull(posts):
 
     def texts(posts):
         return sorted(
-            (post.post_id, post.replies[a], post.replies[b]) for post in posts for a, b in post.pairs
+            (post.post_id, post.replies[a], post.replies[b])
+            for post in posts
+            for a, b in post.pairs
         )
 
     assert texts(post for group in made for post in group) == texts(posts)
@@ -108,7 +113,11 @@ def test_prompts_stand_on_the_right_and_their_text_is_cut_inside_the_template(mo
     tokens, mask, cut = batch.prompt_rows(["ab", "abcdefgh"], tokenizer, length=length)
     assert cut == 1
     short, long = tokenizer.encode(["ab", "abcde"])
-    assert tokens[0].tolist() == [tokenizer.pad] * 3 + [*tokenizer.prefix, *short, *tokenizer.suffix]
+    assert tokens[0].tolist() == [tokenizer.pad] * 3 + [
+        *tokenizer.prefix,
+        *short,
+        *tokenizer.suffix,
+    ]
     assert tokens[1].tolist() == [*tokenizer.prefix, *long, *tokenizer.suffix]
     assert mask.tolist() == [[False] * 3 + [True] * (length - 3), [True] * length]
 

@@ -43,7 +43,9 @@ def test_the_product_s_own_gradient_is_that_of_a_product():
     direction = jax.random.normal(jax.random.key(2), (2, 3, 4))
     found, pull_back = jax.vjp(matmul, x, kernel)
     expected, plain_pull_back = jax.vjp(jnp.matmul, x, kernel)
-    pairs = zip((found, *pull_back(direction)), (expected, *plain_pull_back(direction)), strict=True)
+    pairs = zip(
+        (found, *pull_back(direction)), (expected, *plain_pull_back(direction)), strict=True
+    )
     for ours, theirs in pairs:
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
@@ -51,7 +53,9 @@ def test_the_product_s_own_gradient_is_that_of_a_product():
 def test_no_token_changes_what_stands_before_it(model):
     tokens, mask = rows(model, [12, 12], 12, "left")
     changed = tokens.at[:, 7].add(1)
-    before, after = (hidden_states((model.definition, model.state), t, mask) for t in (tokens, changed))
+    before, after = (
+        hidden_states((model.definition, model.state), t, mask) for t in (tokens, changed)
+    )
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert (np.abs(before - after)[:, 7:].max(axis=-1) > 1e-4).all()
 

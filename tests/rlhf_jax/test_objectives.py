@@ -43,9 +43,7 @@ def loop_advantages(rewards, values, mask, discount, decay):
 @pytest.mark.parametrize("discount, decay", [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0)])
 def test_advantages_equal_a_scalar_loop(discount, decay):
     rewards, values, mask = normal(0, 12, 9), normal(1, 12, 9), response_masks(2, 12, 9)
-    found = objectives.generalized_advantages(
-        rewards, values, mask, discount=discount, decay=decay
-    )
+    found = objectives.generalized_advantages(rewards, values, mask, discount=discount, decay=decay)
     expected = loop_advantages(*map(np.asarray, (rewards, values, mask)), discount, decay)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -113,7 +111,9 @@ def test_the_clipped_surrogate_stops_pushing_where_it_already_gained(advantage, 
 
 def test_the_value_loss_takes_the_larger_of_clipped_and_unclipped():
     values, old = jnp.asarray([[1.0, 0.1, -1.0]]), jnp.zeros((1, 3))
-    found = objectives.clipped_value_loss(values, old, jnp.asarray([[1.0, 1.0, 1.0]]), value_clip=0.2)
+    found = objectives.clipped_value_loss(
+        values, old, jnp.asarray([[1.0, 1.0, 1.0]]), value_clip=0.2
+    )
     np.testing.assert_allclose(found, [[0.5 * 0.8**2, 0.5 * 0.9**2, 0.5 * 2.0**2]], rtol=1e-6)
 
 

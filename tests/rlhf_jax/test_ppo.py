@@ -9,12 +9,13 @@ import optax
 import pytest
 from flax import nnx
 
-from rlhf_jax import generation, objectives, policy, ppo
+from rlhf_jax import generation, judge, objectives, policy, ppo
 from rlhf_jax.batch import prompt_rows
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.generation import Responses
 from rlhf_jax.model import LoRAConfig
 from rlhf_jax.pretrained import leaf_name
+from rlhf_jax.rollout import Frozen, Static
 from rlhf_jax.training import TrainState, over_devices, replicated
 
 CFG = PPOConfig(
@@ -28,7 +29,9 @@ STILL_THEN_GRADIENT = optax.sgd(lambda step: jnp.where(step % 3 == 2, 1.0, 0.0))
 @pytest.fixture(scope="module")
 def episodes(toy):
     """Prompts and sampled responses, one of which ended early."""
-    tokens, mask, _ = prompt_rows(["a", "bc", "dab", "", "h", "gg", "fade", "c"], toy.tokenizer, length=16)
+    tokens, mask, _ = prompt_rows(
+        ["a", "bc", "dab", "", "h", "gg", "fade", "c"], toy.tokenizer, length=16
+    )
     responses = generation.sample(
         toy.state, jnp.asarray(tokens), jnp.asarray(mask), jax.random.key(0), CFG.temperature,
         decoder_def=toy.definition, length=5, end=toy.tokenizer.end, pad=toy.tokenizer.pad,
@@ -37,7 +40,7 @@ def episodes(toy):
     return jnp.asarray(tokens), jnp.asarray(mask), responses
 
 
-def moved(toy, judge, variant, seed=0):
+def moved(toy, toy_judge, variant, seed=0):
     """A policy some way from the reference, so that nothing is zero by chance."""
     built = policy.build(toy, variant, seed=seed)
     leaves, structure = jax.tree.flatten(built.trainable)
@@ -46,25 +49,25 @@ def moved(toy, judge, variant, seed=0):
         x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)
     ]
     built = built._replace(trainable=jax.tree.unflatten(structure, noisy))
-    return built, ppo.Frozen(built.frozen, toy.state, judge.state)
+    return built, Frozen(built.frozen, toy.state, toy_judge.state)
 
 
-def run_update(toy, judge, episodes, cfg, *, optimizer=STILL_THEN_GRADIENT, spread=False):
+def run_update(toy, toy_judge, episodes, cfg, *, optimizer=STILL_THEN_GRADIENT, spread=False):
     """One step on given episodes: the change of what is trained, the metrics, the episodes."""
-    built, frozen = moved(toy, judge, cfg.lora)
-    state = TrainState(
-        built.trainable, optimizer.init(built.trainable), jnp.zeros((), jnp.int32)
-    )
+    built, frozen = moved(toy, toy_judge, cfg.lora)
+    state = TrainState(built.trainable, optimizer.init(built.trainable), jnp.zeros((), jnp.int32))
     state = jax.tree.map(jnp.copy, state)
-    static = ppo.Static(
-        built.definition, toy.definition, judge.definition, optimizer, cfg, toy.tokenizer.end
+    static = Static(
+        built.definition, toy.definition, toy_judge.definition, optimizer, cfg, toy.tokenizer.end
     )
     if spread:
         state, frozen, episodes = replicated(state), replicated(frozen), over_devices(episodes)
     after, metrics, scored = ppo.update(
         state, frozen, *episodes, 0.3, jax.random.key(1), static=static
     )
-    change = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after.trainable, built.trainable)
+    change = jax.tree.map(
+        lambda a, b: np.asarray(a) - np.asarray(b), after.trainable, built.trainable
+    )
     return change, ppo.to_row(metrics), scored
 
 
@@ -148,11 +151,11 @@ def test_the_end_token_counts(toy, episodes, whole_batch):
 def test_the_reward_is_the_judge_s_alone_and_every_kl_is_what_it_says(toy, toy_judge, whole_batch):
     _, metrics, scored = whole_batch
     mask = np.asarray(scored.mask)
-    judge = nnx.merge(*toy_judge)
+    judge_model = nnx.merge(*toy_judge)
     cut_off = mask[:, -1] & (np.asarray(scored.tokens)[:, -1] != toy.tokenizer.end)
     tokens = jnp.pad(scored.tokens, ((0, 0), (0, 1)), constant_values=toy.tokenizer.end)
     token_mask = jnp.concatenate([scored.token_mask, jnp.asarray(cut_off)[:, None]], axis=1)
-    np.testing.assert_allclose(scored.reward, jax.jit(judge)(tokens, token_mask), atol=1e-5)
+    np.testing.assert_allclose(scored.reward, jax.jit(judge_model)(tokens, token_mask), atol=1e-5)
     assert metrics["reward"] == pytest.approx(float(scored.reward.mean()), rel=1e-5)
     difference = np.asarray(scored.logprobs - scored.reference_logprobs)[mask]
     assert metrics["kl_k1"] == pytest.approx(difference.mean(), rel=1e-4)
@@ -225,7 +228,11 @@ def test_every_pass_takes_every_prompt_once_in_another_order():
 
 def test_every_step_and_stream_has_a_key_of_its_own():
     key = jax.random.key(0)
-    keys = [ppo.step_key(key, stream, step) for stream in (ppo.ROLLOUT, ppo.DROPOUT) for step in range(4)]
+    keys = [
+        ppo.step_key(key, stream, step)
+        for stream in (ppo.ROLLOUT, ppo.DROPOUT)
+        for step in range(4)
+    ]
     assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == 8
     again = ppo.step_key(key, ppo.DROPOUT, 3)
     assert jax.random.key_data(again).tolist() == jax.random.key_data(keys[-1]).tolist()
@@ -245,7 +252,7 @@ def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(toy_run):
         assert first["first_ratio_error"] < 1e-5
 
 
-def test_the_optimum_is_found(toy_run, toy, best_token):
+def test_the_optimum_is_found(toy_run, toy, toy_judge, best_token):
     """The best response is four times the letter that the judge likes."""
     run, cfg = toy_run
     tokens, mask, _ = prompt_rows(["ab", "hd"], toy.tokenizer, length=cfg.prompt_tokens)
@@ -256,8 +263,13 @@ def test_the_optimum_is_found(toy_run, toy, best_token):
         pad=toy.tokenizer.pad,
     )  # fmt: skip
     assert (responses.tokens == best_token).all()
-    metrics = run.metrics()
-    assert metrics["reward"].tail(5).mean() > metrics["reward"].head(3).mean() + 1
+    best = judge.response_rewards(
+        toy_judge.state, jnp.asarray(tokens), jnp.asarray(mask), responses,
+        definition=toy_judge.definition, end=toy.tokenizer.end,
+    )  # fmt: skip
+    rewards = run.metrics()["reward"]
+    assert rewards.iloc[0] < 0.3 * float(best.min())
+    assert rewards.tail(3).mean() > 0.9 * float(best.min())
 
 
 def test_the_run_moves_only_what_its_variant_trains(toy_run, toy):
@@ -270,7 +282,9 @@ def test_the_run_moves_only_what_its_variant_trains(toy_run, toy):
 
 
 def named(state):
-    return [(leaf_name(path), np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(state)]
+    return [
+        (leaf_name(path), np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(state)
+    ]
 
 
 def test_every_step_draws_other_responses(toy_run):
@@ -296,6 +310,6 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 def test_samples_are_kept_as_text_with_their_reward(toy_run):
     run, cfg = toy_run
     samples = run.samples()
-    assert {sample["step"] for sample in samples} >= {1, 11, cfg.steps}
+    assert {sample["step"] for sample in samples} == {1, 6, 11, 16} == {*range(1, cfg.steps + 1, 5)}
     assert all(set(sample) >= {"prompt", "response", "reward"} for sample in samples)
-    assert samples[-1]["response"] in ("cccc", "ccc", "cc") or "c" in samples[-2]["response"]
+    assert samples[-1]["response"].count("c") >= 3 and samples[-1]["reward"] > samples[0]["reward"]

@@ -44,7 +44,9 @@ def test_weights_may_be_divided_over_several_files(model, folder):
     tensors = pretrained.huggingface_tensors(model.state, model.config)
     names = sorted(tensors)
     for part, chosen in enumerate((names[:5], names[5:])):
-        save_file({name: tensors[name] for name in chosen}, folder / f"model-0000{part}.safetensors")
+        save_file(
+            {name: tensors[name] for name in chosen}, folder / f"model-0000{part}.safetensors"
+        )
     (folder / "model.safetensors").unlink()
     jax.tree.map(np.testing.assert_array_equal, load(str(folder)).state, model.state)
 
@@ -61,7 +63,7 @@ def test_missing_extra_and_wrongly_shaped_tensors_are_named_in_one_message(model
     message = str(caught.value)
     assert "3 tensors" in message and str(folder) in message
     assert "model.norm.weight is missing, expected (32,)" in message
-    assert f"{name} has shape (3, 32)" in message
+    assert f"{name} has another shape: (32, 3), expected (32, 64)" in message
     assert "model.layers.7.surprise is not part" in message
 
 
@@ -155,7 +157,9 @@ def packaged():
 
 def test_the_packaged_model_knows_english(packaged):
     """A wrong permutation, transposition or tokenizer makes the true word unlikely."""
-    (tokens,) = packaged.tokenizer.encode(["The capital of France is Paris. The capital of Italy is"])
+    (tokens,) = packaged.tokenizer.encode(
+        ["The capital of France is Paris. The capital of Italy is"]
+    )
     (answer,) = packaged.tokenizer.encode([" Rome"])
 
     @jax.jit

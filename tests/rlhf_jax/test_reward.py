@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from reporting import runs
-from rlhf_jax import batch, objectives, reward
+from rlhf_jax import batch, judge, objectives, reward
 from rlhf_jax import judge as judges
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data import Post
@@ -21,6 +21,7 @@ CFG = RewardConfig(
     learning_rate=3e-3, batch_pairs=PAIRS, epochs=2, max_tokens=TOKENS, reference_samples=8,
     reference_prompt_tokens=64, reference_response_tokens=4,
 )  # fmt: skip
+REFERENCE_PROMPTS = ["abc", "dh", "e", "gg", "bad", "fa", "hd", "c"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,9 @@ def packed(posts, toy, max_tokens=TOKENS):
 def longest(posts):
     """The batch with the longest post."""
     groups = batch.groups(posts, batch_pairs=PAIRS)
-    return max(groups, key=lambda group: max(len(p.prompt) + sum(map(len, p.replies)) for p in group))
+    return max(
+        groups, key=lambda group: max(len(p.prompt) + sum(map(len, p.replies)) for p in group)
+    )
 
 
 def plain_rows(posts, pad):
@@ -181,7 +184,8 @@ def parts(toy):
 
     def make(count):
         posts = [
-            reward_post(i, text("abdefgh"), (text("abd") + "c", text("abdef"))) for i in range(count)
+            reward_post(i, text("abdefgh"), (text("abd") + "c", text("abdef")))
+            for i in range(count)
         ]
         return batch.encode_posts(posts, toy.tokenizer, max_tokens=TOKENS)
 
@@ -196,13 +200,17 @@ def reward_post(number, prompt, replies):
 
 
 def train(run, toy, parts):
-    reward.train(run, CFG, toy, parts, ["abc", "dh", "e", "gg"] * 2)
+    reward.train(run, CFG, toy, parts, REFERENCE_PROMPTS)
 
 
 @pytest.fixture(scope="module")
 def finished(toy, parts, tmp_path_factory):
     return runs.ensure(
-        "reward", CFG, lambda run: train(run, toy, parts), inputs={}, root=tmp_path_factory.mktemp("r")
+        "reward",
+        CFG,
+        lambda run: train(run, toy, parts),
+        inputs={},
+        root=tmp_path_factory.mktemp("r"),
     )
 
 
@@ -243,3 +251,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
         np.testing.assert_array_equal(resumed.arrays("test_pairs")[name], column)
     ours, theirs = (judges.load(run, toy).state for run in (resumed, finished))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_the_judge_gives_reference_responses_mean_zero_and_deviation_one(finished, toy):
+    """The scale is measured again on the responses that it was made from."""
+    loaded = judge.load(finished, toy)
+    scale = judge.scale_on_reference(loaded, toy, REFERENCE_PROMPTS, CFG)
+    assert scale["offset"] == pytest.approx(0, abs=1e-4)
+    assert scale["gain"] == pytest.approx(1, rel=1e-4)

@@ -24,7 +24,9 @@ def test_pairs_of_one_post_are_drawn_together():
     values = np.repeat(np.random.default_rng(0).normal(size=50), 8)
     posts = np.repeat(np.arange(50).astype(str), 8)
     apart, together = bootstrap(values), bootstrap(values, clusters=posts)
-    assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(8**0.5, rel=0.1)
+    assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(
+        8**0.5, rel=0.1
+    )
 
 
 def test_the_same_seed_gives_the_same_interval():
