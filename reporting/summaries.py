@@ -333,3 +333,20 @@ def frame_strip(frames: Any, columns: int = 8, rows: int = 6) -> Any:
     grids = frames.reshape(len(frames), -1, *frames.shape[-3:])
     moments = sorted({round(i * (len(grids) - 1) / (rows - 1)) for i in range(rows)})
     return grids[moments, :columns]
+
+
+def class_histogram(run: Run) -> pd.DataFrame:
+    """Share of each class by label, and by the classifier among held-out and generated images."""
+    rows = run.summary.get("class_histogram")
+    return pd.DataFrame(rows or [{"class": "the images have no labels"}])
+
+
+def classifier_reading(run: Run) -> str:
+    """How far the classifier can be believed whose features measure the distances."""
+    own = run.summary["classifier"]
+    if not own:
+        return "Without labels there is no classifier, and what needs one is left out."
+    return (
+        f"The classifier is right on {own['mean']:.1%} [{own['low']:.1%}, {own['high']:.1%}] of the "
+        f"held-out images; always naming the largest class would be on {own['majority']:.1%}."
+    )

@@ -68,13 +68,18 @@ def optimizer_for(
 class Checkpoints:
     """The latest state of a stage, and the best one, under a run's `checkpoints` folder.
 
-    Saving is asynchronous and atomic: a killed process leaves the last whole checkpoint.
+    Saving is atomic: a killed process leaves the last whole checkpoint.
     """
 
     def __init__(self, folder: Path):
         self.every_seconds = float(os.environ.get("RLHF_CHECKPOINT_SECONDS", "180"))
         self.saved_at = time.monotonic()
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        # In the background from an accelerator. On a CPU the writer would hold the very arrays that
+        # the next update is to reuse, and the state would be in memory twice.
+        background = jax.default_backend() != "cpu"
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1, create=True, enable_async_checkpointing=background
+        )
         self.latest = ocp.CheckpointManager(folder.resolve() / "resume", options=options)
 
     def maybe_save(self, step: int, state: Any, notes: dict[str, Any]) -> None:

@@ -123,7 +123,7 @@ def packaged():
 TEXTS = [
     "The capital of France is", "def add(a, b):\n    return a + b\n\n\nprint(add(2, 40))",
     "Naïve façade — “quotes”, 東京 и Москва, 🙂👩‍👩‍👧", "  leading, trailing  and\ttabs \n\n ",
-    "1234567890 3.14159 12/31/2024", "", "don't can't I'll we've", "<|im_start|> is plain text here",
+    "1234567890 3.14159 12/31/2024", "", "don't can't I'll we've", "<|im_start|> is plain text",
     "a" * 200, "\x00\x7f\u200b\u2028", "http://example.org/?q=a%20b&c=d#e",
 ]  # fmt: skip
 

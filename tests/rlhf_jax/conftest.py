@@ -13,7 +13,6 @@ from reporting import runs
 from rlhf_jax import config, ppo, pretrained
 from rlhf_jax import judge as judges
 from rlhf_jax.data import Post
-from rlhf_jax.judge import Judge, RewardModel
 from rlhf_jax.model import Decoder
 from rlhf_jax.pretrained import leaf_name
 from rlhf_jax.tokenizer import CHATML, Tokenizer, byte_level

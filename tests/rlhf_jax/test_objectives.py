@@ -144,13 +144,14 @@ def test_explained_variance_is_one_for_a_perfect_critic_and_zero_for_a_constant_
         assert float(found) == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_kl_controller_moves_tenfold_within_ten_steps_and_rests_at_its_target():
-    weight = 0.05
-    for _ in range(10):
-        weight = objectives.next_kl_weight(weight, 0.5, target=0.05, gain=0.3)
-    assert weight > 0.5
-    for _ in range(20):
-        weight = objectives.next_kl_weight(weight, -0.01, target=0.05, gain=0.3)
-    assert weight < 0.005
-    rest = objectives.next_kl_weight(0.05, 0.05, target=0.05, gain=0.3)
-    assert rest == pytest.approx(0.05, rel=1e-6)
+def test_the_kl_controller_rises_tenfold_within_ten_steps_falls_slower_and_rests_at_its_target():
+    def after(steps, kl):
+        weight = 0.05
+        for _ in range(steps):
+            weight = objectives.next_kl_weight(weight, kl, target=0.05, gain=0.3)
+        return weight
+
+    assert after(8, 0.5) > 0.5
+    assert after(1, 0.5) / 0.05 == pytest.approx((0.05 / after(1, -0.01)) ** 4)
+    assert after(40, -0.01) < 0.005
+    assert after(5, 0.05) == pytest.approx(0.05)

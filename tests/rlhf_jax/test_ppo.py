@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from rlhf_jax import generation, judge, objectives, policy, ppo
+from rlhf_jax import generation, objectives, policy, ppo
+from rlhf_jax import judge as judges
 from rlhf_jax.batch import prompt_rows
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.generation import Responses
@@ -246,10 +247,17 @@ def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(toy_run):
     first = run.metrics().iloc[0]
     for name in ("kl", "kl_k1", "kl_k3", "kl_sequence"):
         assert abs(first[name]) < 1e-5, name
+    # With adapters too: they are zero before the first update, whatever their dropout.
+    assert first["first_ratio_error"] < 1e-5 and first["first_approx_kl"] < 1e-5
+
+
+def test_nothing_but_the_dropout_of_adapters_moves_the_first_ratio_of_a_step(toy_run):
+    run, cfg = toy_run
+    later = run.metrics()["first_ratio_error"].iloc[1:]
     if cfg.lora is None:
-        assert first["first_ratio_error"] < 1e-5 and first["first_approx_kl"] < 1e-5
-    else:  # adapters are zero before the first update, so their dropout changes nothing yet
-        assert first["first_ratio_error"] < 1e-5
+        assert later.max() < 1e-4
+    else:
+        assert later.min() > 1e-3
 
 
 def test_the_optimum_is_found(toy_run, toy, toy_judge, best_token):
@@ -263,7 +271,7 @@ def test_the_optimum_is_found(toy_run, toy, toy_judge, best_token):
         pad=toy.tokenizer.pad,
     )  # fmt: skip
     assert (responses.tokens == best_token).all()
-    best = judge.response_rewards(
+    best = judges.response_rewards(
         toy_judge.state, jnp.asarray(tokens), jnp.asarray(mask), responses,
         definition=toy_judge.definition, end=toy.tokenizer.end,
     )  # fmt: skip

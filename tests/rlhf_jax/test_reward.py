@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from reporting import runs
-from rlhf_jax import batch, judge, objectives, reward
+from rlhf_jax import batch, objectives, reward
 from rlhf_jax import judge as judges
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data import Post
@@ -255,7 +255,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 
 def test_the_judge_gives_reference_responses_mean_zero_and_deviation_one(finished, toy):
     """The scale is measured again on the responses that it was made from."""
-    loaded = judge.load(finished, toy)
-    scale = judge.scale_on_reference(loaded, toy, REFERENCE_PROMPTS, CFG)
+    loaded = judges.load(finished, toy)
+    scale = judges.scale_on_reference(loaded, toy, REFERENCE_PROMPTS, CFG)
     assert scale["offset"] == pytest.approx(0, abs=1e-4)
     assert scale["gain"] == pytest.approx(1, rel=1e-4)
