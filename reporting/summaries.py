@@ -347,6 +347,6 @@ def classifier_reading(run: Run) -> str:
     if not own:
         return "Without labels there is no classifier, and what needs one is left out."
     return (
-        f"The classifier is right on {own['mean']:.1%} [{own['low']:.1%}, {own['high']:.1%}] of the "
-        f"held-out images; always naming the largest class would be on {own['majority']:.1%}."
+        f"The classifier is right on {own['mean']:.1%} [{own['low']:.1%}, {own['high']:.1%}] of "
+        f"the held-out images; always naming the largest class would be on {own['majority']:.1%}."
     )

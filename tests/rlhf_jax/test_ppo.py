@@ -280,6 +280,17 @@ def test_the_optimum_is_found(toy_run, toy, toy_judge, best_token):
     assert rewards.tail(3).mean() > 0.9 * float(best.min())
 
 
+def test_the_kl_of_a_step_sets_the_coefficient_of_the_next(toy_run):
+    run, cfg = toy_run
+    rows = run.metrics()
+    assert rows["kl_weight"][0] == cfg.kl_weight
+    for now, after in zip(rows.itertuples(), rows["kl_weight"][1:], strict=False):
+        expected = objectives.next_kl_weight(
+            now.kl_weight, now.kl, target=cfg.target_kl, gain=cfg.kl_gain
+        )
+        assert after == expected != now.kl_weight
+
+
 def test_the_run_moves_only_what_its_variant_trains(toy_run, toy):
     run, cfg = toy_run
     definition, state = ppo.tuned_decoder(run, cfg, toy)

@@ -220,16 +220,21 @@ def test_the_reward_model_learns_what_the_pairs_have_in_common(finished):
     assert metrics["loss"].iloc[-1] < 0.5 * metrics["loss"].iloc[0]
 
 
-def test_the_weights_of_the_best_validation_loss_are_kept(finished, toy, parts):
-    measured = finished.metrics().dropna(subset="validation_loss").set_index("step")
-    best = finished.summary["best"]
-    assert best["step"] == measured["validation_loss"].idxmin()
+def test_the_weights_of_the_best_validation_loss_are_kept(toy, parts, tmp_path):
+    """Validation pairs that contradict the training pairs: the best step is not the last."""
+    posts, fit = parts["validation"]
+    contrary = [dataclasses.replace(post, pairs=((1, 0),)) for post in posts]
+    run = runs.ensure(
+        "reward", CFG, lambda run: train(run, toy, parts | {"validation": (contrary, fit)}),
+        inputs={}, root=tmp_path,
+    )  # fmt: skip
+    measured = run.metrics().dropna(subset="validation_loss").set_index("step")
+    best = run.summary["best"]
+    assert best["step"] == measured["validation_loss"].idxmin() != measured.index[-1]
     assert best["loss"] == measured["validation_loss"].min()
-    judge = judges.load(finished, toy)
-    definition, trainable, scale = nnx.split(nnx.merge(*judge), nnx.Param, judges.RewardScale)
-    batches = [
-        packed(group, toy) for group in batch.groups(parts["validation"][0], batch_pairs=PAIRS)
-    ]
+    frozen = nnx.merge(*judges.load(run, toy))
+    definition, trainable, scale = nnx.split(frozen, nnx.Param, judges.RewardScale)
+    batches = [packed(group, toy) for group in batch.groups(contrary, batch_pairs=PAIRS)]
     scored = reward.measure(trainable, scale, batches, definition=definition, cfg=CFG)
     assert scored["loss"] == pytest.approx(best["loss"], rel=1e-6)
 

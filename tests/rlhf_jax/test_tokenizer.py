@@ -38,6 +38,9 @@ def test_padding_is_not_the_end(tokenizer):
     assert tokenizer.pad != tokenizer.end
     pad_is_end = Tokenizer.of(small(pad="<|im_end|>"))
     assert pad_is_end.pad not in (pad_is_end.end, *pad_is_end.prefix, *pad_is_end.suffix)
+    bare = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    without_end = Tokenizer.of(small(pad="<|im_end|>", template=bare))
+    assert without_end.pad != without_end.end
 
 
 def test_the_template_surrounds_the_text(tokenizer):
