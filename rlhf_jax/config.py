@@ -177,7 +177,7 @@ def cpu() -> Profile:
         ),
         minutes="12",
         reward=RewardConfig(
-            epochs=1, train_pairs=600, validation_pairs=120, test_pairs=400,
+            epochs=1, batch_pairs=12, train_pairs=600, validation_pairs=120, test_pairs=400,
             max_tokens=384, evaluations_per_epoch=3, reference_samples=32,
             reference_prompt_tokens=48, reference_response_tokens=32,
         ),
