@@ -13,6 +13,8 @@ What identifies a run is its stage, its configuration and the fingerprints of it
 data, upstream runs). That is all the caching there is.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import functools
 import gc
@@ -179,12 +181,20 @@ def ensure(
     if not run.finished:
         started = time.monotonic()
         train(run)
-        gc.collect()  # modules refer to each other in cycles, which would keep their arrays
+        release_memory()
         if not run.finished:
             raise RuntimeError(f"{path}: the stage returned without run.finish()")
         shutil.rmtree(run.checkpoints / "resume", ignore_errors=True)
         append_jsonl(path / "times.jsonl", {"seconds": time.monotonic() - started})
     return run
+
+
+def release_memory() -> None:
+    """Gives back what a stage no longer needs: gigabytes, which the next stage would add to."""
+    gc.collect()  # modules refer to each other in cycles
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def find(stage: str, root: Path) -> Run:
