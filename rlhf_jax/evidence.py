@@ -19,11 +19,9 @@ def evidence(scored: dict[str, np.ndarray]) -> dict[str, object]:
         "accuracy": bootstrap(correct, clusters=clusters).asdict(),
         "longer_wins": bootstrap(longer, clusters=clusters).asdict(),
         "accuracy_by_domain": by_group(correct, scored["domain"], clusters=clusters),
-        "length_correlation": float(
-            np.corrcoef(
-                np.concatenate([scored["chosen"], scored["rejected"]]),
-                np.concatenate([scored["chosen_tokens"], scored["rejected_tokens"]]),
-            )[0, 1]
+        "length_correlation": correlation(
+            np.concatenate([scored["chosen"], scored["rejected"]]),
+            np.concatenate([scored["chosen_tokens"], scored["rejected_tokens"]]),
         ),
     }
     if alike.sum() > 1:
@@ -31,3 +29,8 @@ def evidence(scored: dict[str, np.ndarray]) -> dict[str, object]:
     if any(scored["grade"]):
         found["accuracy_by_grade"] = by_group(correct, scored["grade"], clusters=clusters)
     return found
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's; 0 where one of them does not vary."""
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else 0.0

@@ -170,7 +170,7 @@ def next_kl_weight(kl_weight: float, kl: float, *, target: float, gain: float) -
       kl_weight: coefficient, reward per nat.
       kl: measured KL to the reference, nats per token; noise below zero counts as none.
       target: where to hold it.
-      gain: g above the target, four times g below it.
+      gain: g above the target; below it, g is a quarter of this.
     """
     error = min(max(math.log(max(kl, 1e-6) / target), -1.0), 1.0)
     change = math.exp((gain if error > 0 else gain / 4) * error)

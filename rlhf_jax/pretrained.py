@@ -73,6 +73,7 @@ class Pretrained:
         return nnx.split(abstract(self.config))[0]
 
 
+ENDINGS = (".safetensors", ".json", ".jinja")  # of the files that make up a model
 RANDOM = "random"  # two small layers on bytes
 
 
@@ -113,7 +114,7 @@ def identity(path: Path | None, *, dtype: str) -> str:
         return fingerprint(RANDOM, dtype)
     if path.is_file():
         return fingerprint(path, dtype)
-    files = sorted([*path.glob("*.safetensors"), *path.glob("*.json")])
+    files = sorted(file for ending in ENDINGS for file in path.glob(f"*{ending}"))
     return fingerprint(dtype, *files)
 
 
@@ -323,7 +324,9 @@ def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str
         values = jnp.asarray(values, jnp.float32)
         values = values.T if ours.endswith("kernel") else values
         if values.shape != leaf.shape:
-            problems.append(f"{name} has another shape: {values.shape}, expected {leaf.shape}")
+            found, wanted = tensors[name].shape, leaf.shape
+            wanted = wanted[::-1] if ours.endswith("kernel") else wanted  # as in the file
+            problems.append(f"{name} has another shape: {tuple(found)}, expected {wanted}")
         return values
 
     filled = jax.tree_util.tree_map_with_path(fill, state)

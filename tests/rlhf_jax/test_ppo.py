@@ -134,7 +134,7 @@ def test_two_devices_do_what_one_does(toy, toy_judge, episodes, whole_batch):
 
 
 def test_scored_logprobs_are_those_the_sampler_saw(toy, toy_judge, episodes, whole_batch):
-    """The reference is the policy that sampled here; the largest difference seen is 5e-7 nats."""
+    """The reference is the policy that sampled here; the largest difference seen is 1e-6 nats."""
     *_, responses = episodes
     scored = whole_batch[2]
     difference = jnp.abs(scored.reference_logprobs - responses.logprobs)

@@ -63,7 +63,7 @@ def test_missing_extra_and_wrongly_shaped_tensors_are_named_in_one_message(model
     message = str(caught.value)
     assert "3 tensors" in message and str(folder) in message
     assert "model.norm.weight is missing, expected (32,)" in message
-    assert f"{name} has another shape: (32, 3), expected (32, 64)" in message
+    assert f"{name} has another shape: (3, 32), expected (64, 32)" in message
     assert "model.layers.7.surprise is not part" in message
 
 
