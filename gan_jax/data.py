@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
+import sys
 import urllib.request
 import zipfile
 import zlib
@@ -86,7 +87,8 @@ def load(name: str | None, *, side: int, data_dir: Path | None, student_id: str 
                 f"dataset '{name}': {url} cannot be fetched ({reason}); put the file into "
                 f"{local or 'DATA_DIR/medmnist'} or leave the dataset to the student ID"
             ) from None
-        return histology(side, f"in place of {chosen}, which cannot be fetched: {reason}")
+        print(f"{chosen}: {url} cannot be fetched ({reason})", file=sys.stderr)
+        return histology(side, f"in place of {chosen}, which could not be fetched")
     return medmnist(path, chosen, side, f"{chosen}, the official file ({info[chosen]['license']})")
 
 

@@ -159,8 +159,9 @@ def parameters(counts: Mapping[str, int]) -> pd.DataFrame:
 
 
 def settings(config: Mapping[str, Any]) -> pd.DataFrame:
-    """A configuration, or two side by side, as rows."""
-    return pd.DataFrame([{"setting": name, "value": str(value)} for name, value in config.items()])
+    """A configuration as rows."""
+    values = {n: f"{v:g}" if isinstance(v, float) else str(v) for n, v in config.items()}
+    return pd.DataFrame(values.items(), columns=["setting", "value"])
 
 
 def environment(runs: Mapping[str, Run]) -> pd.DataFrame:

@@ -167,6 +167,7 @@ def cpu() -> Profile:
         learning_rate=5e-5, value_learning_rate=1e-3, warmup_fraction=0.2, batch=16,
         forward_batch=8, passes=1, inner_epochs=2, prompts=192, prompt_tokens=48,
         response_tokens=32, sample_every=2,
+        kl_weight=0.15,  # the controller has little time
         missing_end_penalty=0.0,  # hardly any answer can end within so few tokens
     )  # fmt: skip
     return Profile(
