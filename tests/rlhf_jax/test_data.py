@@ -204,7 +204,7 @@ def test_draw_depends_on_the_seed_and_on_nothing_else(tmp_path):
 
 def test_score_ratio_filter_keeps_the_clear_pairs(tmp_path):
     frame, _ = pairs_from(tmp_path, {}, {"post_id": "p2", "score_B": 5})
-    assert [post.post_id for post in posts_of(frame, min_score_ratio=2)] == ["p1"]
+    assert [post.post_id for post in posts_of(frame, min_score_ratio=2.0)] == ["p1"]
 
 
 def test_prompts_are_english_prompter_messages_that_are_there(tmp_path):
@@ -250,7 +250,7 @@ def test_top_up_adds_questions_up_to_the_wish_and_says_so(tmp_path):
     assert data.top_up(prompts, origin, posts, wanted=0) == (prompts, origin)
 
 
-@pytest.mark.skipif("RLHF_DATA_DIR" not in os.environ, reason="RLHF_DATA_DIR names no local copy")
+@pytest.mark.skipif(not os.environ.get("RLHF_DATA_DIR"), reason="RLHF_DATA_DIR names no local copy")
 def test_local_copy_of_real_data_is_read():
     frame, origin = data.load_preferences(Path(os.environ["RLHF_DATA_DIR"]))
     capped = posts_of(frame, max_pairs_per_post=10)
