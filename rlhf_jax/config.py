@@ -176,9 +176,9 @@ def cpu() -> Profile:
             "everything trained for real with small budgets and one seed: a reward model above "
             "chance and honest intervals, not a gain"
         ),
-        minutes="12",
+        minutes="13",
         reward=RewardConfig(
-            epochs=1, batch_pairs=12, train_pairs=600, validation_pairs=120, test_pairs=400,
+            epochs=1, train_pairs=600, validation_pairs=120, test_pairs=400,
             max_tokens=384, evaluations_per_epoch=3, reference_samples=32,
             reference_prompt_tokens=48, reference_response_tokens=32,
         ),
