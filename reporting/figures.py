@@ -108,36 +108,36 @@ def kl_curves(runs: Mapping[str, Run]) -> None:
 
 def ppo_learning(runs: Mapping[str, Run]) -> None:
     """Reward of the episodes, entropy, and what the critic explains."""
-    shown = {"reward": "reward of the episodes", "entropy": "entropy (nats per token)",
-             "explained_variance": "critic's explained variance"}  # fmt: skip
-    _, axes = panels(3)
-    for ax, (column, label) in zip(axes, shown.items(), strict=True):
-        for name, run in runs.items():
-            metrics = run.metrics()
-            every = max(1, len(metrics) // 10)
-            ax.plot(
-                metrics["step"], metrics[column], **VARIANTS[name],
-                label=LABELS[name], markevery=every,
-            )  # fmt: skip
-        ax.set(xlabel="step", ylabel=label)
-    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    shown = {
+        "reward": "reward of the episodes",
+        "entropy": "entropy (nats per token)",
+        "explained_variance": "critic's explained variance",
+    }
+    by_step(runs, shown)
 
 
 def update_health(runs: Mapping[str, Run]) -> None:
     """How far each update moved the policy, how much was clipped, how long responses are."""
-    shown = {"approx_kl": "approximate KL of an update", "clip_fraction": "clipped share",
-             "response_tokens": "tokens per response"}  # fmt: skip
-    _, axes = panels(3)
+    shown = {
+        "approx_kl": "approximate KL of an update",
+        "clip_fraction": "clipped share",
+        "response_tokens": "tokens per response",
+    }
+    by_step(runs, shown, ylim=(0, None))
+
+
+def by_step(runs: Mapping[str, Run], shown: Mapping[str, str], **limits) -> None:
+    """A panel for each logged column, a line for each variant."""
+    _, axes = panels(len(shown))
     for ax, (column, label) in zip(axes, shown.items(), strict=True):
         for name, run in runs.items():
             metrics = run.metrics()
             every = max(1, len(metrics) // 10)
-            ax.plot(
-                metrics["step"], metrics[column], **VARIANTS[name],
-                label=LABELS[name], markevery=every,
-            )  # fmt: skip
-        ax.set(xlabel="step", ylabel=label, ylim=(0, None))
-    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+            style = VARIANTS[name] | {"label": LABELS[name], "markevery": every}
+            ax.plot(metrics["step"], metrics[column], **style)
+        ax.set(xlabel="step", ylabel=label, **limits)
+    middle = axes[len(axes) // 2]
+    middle.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(runs))
 
 
 def mean_rewards(run: Run) -> None:
