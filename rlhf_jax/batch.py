@@ -129,7 +129,11 @@ def subpost(post: EncodedPost, chosen_pairs: Sequence[int]) -> EncodedPost:
 
 
 def groups(
-    posts: Sequence[EncodedPost], *, batch_pairs: int, order: Int[np.ndarray, "posts"] | None = None
+    posts: Sequence[EncodedPost],
+    *,
+    batch_pairs: int,
+    batch_tokens: int | None = None,
+    order: Int[np.ndarray, "posts"] | None = None,
 ) -> list[list[EncodedPost]]:
     """The posts of each batch: whole posts, at most `batch_pairs` pairs together.
 
@@ -138,19 +142,24 @@ def groups(
     Args:
       posts: encoded.
       batch_pairs: a batch ends before the post that would exceed it.
+      batch_tokens: the same for tokens, which bounds the memory of a step; a post that is longer
+        by itself is a batch of its own.
       order: indices of the posts, for instance a permutation; as they come by default.
     """
     result: list[list[EncodedPost]] = [[]]
-    count = 0
+    pairs = tokens = 0
     for index in range(len(posts)) if order is None else order:
-        pairs = len(posts[index].pairs)
-        for start in range(0, pairs, batch_pairs):
-            part = subpost(posts[index], range(start, min(start + batch_pairs, pairs)))
-            if count + len(part.pairs) > batch_pairs:
+        whole = range(len(posts[index].pairs))
+        for start in whole[::batch_pairs]:
+            part = subpost(posts[index], whole[start : start + batch_pairs])
+            length = len(part.prompt) + sum(map(len, part.replies))
+            long = batch_tokens is not None and tokens + length > batch_tokens
+            if result[-1] and (pairs + len(part.pairs) > batch_pairs or long):
                 result.append([])
-                count = 0
+                pairs = tokens = 0
             result[-1].append(part)
-            count += len(part.pairs)
+            pairs += len(part.pairs)
+            tokens += length
     return result
 
 

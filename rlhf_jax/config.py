@@ -20,6 +20,7 @@ class RewardConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     batch_pairs: int = 8
+    batch_tokens: int | None = None  # ends a batch earlier; bounds the memory of a step
     epochs: int = 5
     evaluations_per_epoch: int = 2  # on the validation pairs; the best one is kept
     train_pairs: int | None = None  # None: all there are
@@ -178,7 +179,7 @@ def cpu() -> Profile:
         ),
         minutes="13",
         reward=RewardConfig(
-            epochs=1, train_pairs=600, validation_pairs=120, test_pairs=400,
+            epochs=1, batch_tokens=1200, train_pairs=600, validation_pairs=120, test_pairs=400,
             max_tokens=384, evaluations_per_epoch=3, reference_samples=32,
             reference_prompt_tokens=48, reference_response_tokens=32,
         ),
@@ -200,6 +201,7 @@ def study() -> Profile:
         reward=RewardConfig(
             epochs=1,
             batch_pairs=16,
+            batch_tokens=1500,
             train_pairs=3000,
             validation_pairs=400,
             test_pairs=1000,

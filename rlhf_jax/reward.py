@@ -121,6 +121,7 @@ def batch_plan(posts: Sequence[EncodedPost], cfg: RewardConfig) -> list[list[Enc
         for group in groups(
             posts,
             batch_pairs=cfg.batch_pairs,
+            batch_tokens=cfg.batch_tokens,
             order=np.random.default_rng([cfg.seed, epoch]).permutation(len(posts)),
         )
     ]

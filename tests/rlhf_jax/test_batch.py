@@ -56,10 +56,18 @@ def test_a_post_longer_than_a_row_repeats_its_prompt(model, posts):
     assert prompt_tokens > len(post.prompt) and prompt_tokens % len(post.prompt) == 0
 
 
-def test_every_pair_is_in_exactly_one_batch_and_no_batch_is_overfull(posts):
+def length(post):
+    return len(post.prompt) + sum(map(len, post.replies))
+
+
+@pytest.mark.parametrize("most_tokens", [None, 100])
+def test_every_pair_is_in_exactly_one_batch_and_no_batch_is_overfull(posts, most_tokens):
     order = np.random.default_rng(0).permutation(len(posts))
-    made = batch.groups(posts, batch_pairs=3, order=order)
+    made = batch.groups(posts, batch_pairs=3, batch_tokens=most_tokens, order=order)
     assert all(0 < sum(len(post.pairs) for post in group) <= 3 for group in made)
+    if most_tokens:
+        assert all(len(g) == 1 or sum(map(length, g)) <= most_tokens for g in made)
+        assert len(made) > len(batch.groups(posts, batch_pairs=3, order=order))
 
     def texts(posts):
         return sorted(
