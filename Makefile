@@ -14,7 +14,7 @@ export RLHF_RUN := $(RUN)
 # Large pages: the same step takes two thirds of the time on a Linux CPU.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: report test test-slow test-interop lint bench-reward bench-ppo bench-gan submission clean
+.PHONY: report test test-slow test-interop lint bench-gan clean
 
 report: .venv/done
 	$(PY) -m rlhf_jax run
@@ -34,8 +34,8 @@ lint: .venv/done
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 
-bench-reward bench-ppo bench-gan: .venv-interop/done
-	.venv-interop/bin/python benchmarks/$(subst -,_,$@).py
+bench-gan: .venv-interop/done
+	.venv-interop/bin/python benchmarks/bench_gan.py
 
 .venv/done: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
