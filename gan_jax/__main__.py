@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import pandas as pd
 import tyro
 
@@ -48,7 +47,9 @@ class Evaluate:
 
 
 def train(command: Train) -> None:
-    run = experiment.run(command.cfg, data_dir=command.data_dir, student_id=command.student_id)
+    run = experiment.committed() or experiment.run(
+        command.cfg, data_dir=command.data_dir, student_id=command.student_id
+    )
     print(f"{run.path}\n\n{detector_table(run.summary['detectors'])}")
 
 
@@ -75,12 +76,12 @@ def detector_table(rows: list[dict]) -> str:
 
 
 def parsed(arguments: list[str]) -> Train | Evaluate:
-    """The command, with the named profile's values as defaults of its options."""
+    """The command; what the environment or the named profile says are its options' defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--profile")
-    default = "cpu" if jax.default_backend() == "cpu" else "assignment"
-    profile = first.parse_known_args(arguments)[0].profile or default
-    training = Train(profile=profile, cfg=experiment.named(profile))
+    asked = experiment.asked()
+    asked["profile"] = first.parse_known_args(arguments)[0].profile or asked["profile"]
+    training = Train(**asked, cfg=experiment.named(asked["profile"]))
     return tyro.cli(
         Annotated[Train, tyro.conf.subcommand("train", default=training)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],

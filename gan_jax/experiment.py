@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -50,17 +51,22 @@ def named(profile: str) -> GANConfig:
 
 
 def from_environment() -> Run:
-    """The run that the report shows: RLHF_PROFILE, RLHF_DATA_DIR, RLHF_STUDENT_ID, RLHF_RUN."""
-    if committed := os.environ.get("RLHF_RUN"):
-        return find("gan", PROJECT / "results" / committed)
+    """The run that the report shows: a committed one, or what `asked` says."""
+    return committed() or run(**asked())
+
+
+def asked() -> dict[str, Any]:
+    """Arguments of `run` that RLHF_PROFILE, RLHF_DATA_DIR and RLHF_STUDENT_ID name."""
+    default = "cpu" if jax.default_backend() == "cpu" else "assignment"
     data_dir = os.environ.get("RLHF_DATA_DIR")
-    return run(
-        os.environ.get("RLHF_PROFILE") or default_profile(),
-        data_dir=Path(data_dir) if data_dir else None,
-        student_id=os.environ.get("RLHF_STUDENT_ID") or None,
-    )
+    return {
+        "profile": os.environ.get("RLHF_PROFILE") or default,
+        "data_dir": Path(data_dir) if data_dir else None,
+        "student_id": os.environ.get("RLHF_STUDENT_ID") or None,
+    }
 
 
-def default_profile() -> str:
-    """The profile of a machine: `assignment` where there is an accelerator."""
-    return "cpu" if jax.default_backend() == "cpu" else "assignment"
+def committed() -> Run | None:
+    """The committed run that RLHF_RUN names, if it names one."""
+    folder = os.environ.get("RLHF_RUN")
+    return find("gan", PROJECT / "results" / folder) if folder else None
