@@ -2,6 +2,8 @@
 
 import dataclasses
 
+POLICIES = ("colour", "translation", "cutout")  # of augmentation.py
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvidenceConfig:
@@ -40,6 +42,8 @@ class GANConfig:
     momentum: float = 0.5  # beta_1 of Adam
     variance_decay: float = 0.999  # beta_2 of Adam
     label_smoothing: float = 0.0  # the discriminator's target for real images is 1 minus this
+    augmentation: tuple[str, ...] = ()  # of what the discriminator sees, by names in POLICIES
+    spectral_norm: bool = False  # in the discriminator, in place of its BatchNorm
     seed: int = 0
     dispatch_steps: int = 20  # updates in one compiled call; one logged line each
     checkpoint_steps: int = 1000
@@ -59,6 +63,9 @@ class GANConfig:
             raise ValueError(f"most_steps is {self.most_steps}; needs at least 1, or None")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; needs 0 to below 0.5")
+
+        if unknown := set(self.augmentation) - set(POLICIES):
+            raise ValueError(f"augmentation has {unknown}; known are {', '.join(POLICIES)}")
 
     def steps(self, images: int) -> int:
         """Updates in all for so many training images, in whole dispatches (rounded up)."""

@@ -12,20 +12,54 @@ from gan_jax.convolution import Pads, convolution, transposed_convolution
 MOMENTUM = 0.9  # of the running statistics; PyTorch calls it 0.1
 
 
+class Direction(nnx.BatchStat):
+    """Where a kernel stretches most; moves along in training as BatchNorm's statistics do."""
+
+
 class Convolution(nnx.Module):
-    """A convolution, or a transposed one, without bias; `drawn` fills its kernel."""
+    """A convolution, or a transposed one, without bias; `drawn` fills its kernel.
+
+    With `spectral` the kernel is divided by its largest singular value as a matrix with one
+    column a filter (Miyato et al., 2018), estimated by power iteration.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, *, kernel: int, stride: int, padding: Pads,
-        transposed: bool = False,
+        transposed: bool = False, spectral: bool = False,
     ):  # fmt: skip
         ends = (outputs, inputs) if transposed else (inputs, outputs)
         self.kernel = nnx.Param(jnp.zeros((kernel, kernel, *ends)))
         self.transposed, self.stride, self.padding = transposed, stride, padding
+        self.spectral = spectral
+        if spectral:  # kernels are drawn without a preferred direction: any start will do
+            self.direction = Direction(jnp.full(ends[1], ends[1] ** -0.5))
 
     def __call__(self, images: Array) -> Array:
         apply = transposed_convolution if self.transposed else convolution
-        return apply(images, self.kernel[...], stride=self.stride, padding=self.padding)
+        return apply(images, self.scaled_kernel(), stride=self.stride, padding=self.padding)
+
+    def scaled_kernel(self) -> Float[Array, "kernel kernel inputs outputs"]:
+        """The kernel that is applied."""
+        kernel = self.kernel[...]
+        if not self.spectral:
+            return kernel
+        return kernel / jnp.linalg.norm(kernel @ self.direction[...])
+
+    def power_iteration(self) -> None:
+        """One step of the direction towards the kernel's first singular vector."""
+        matrix = self.kernel[...].reshape(-1, self.kernel.shape[-1])
+        direction = matrix.T @ (matrix @ self.direction[...])
+        self.direction[...] = direction / jnp.linalg.norm(direction)
+
+
+class Shift(nnx.Module):
+    """What is left of BatchNorm beside spectral norm, whose scale BatchNorm would undo."""
+
+    def __init__(self, features: int):
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, hidden: Array, *, use_running_average: bool) -> Array:
+        return hidden + self.bias[...].reshape(1, 1, 1, -1)
 
 
 def normalization(features: int) -> nnx.BatchNorm:
@@ -62,16 +96,23 @@ class Generator(nnx.Module):
 
 class Discriminator(nnx.Module):
     """Images to one logit each, positive for real: four blocks of convolution, BatchNorm and
-    LeakyReLU that halve the side (28-14-7-4-2 or 64-32-16-8-4), then a logit layer."""
+    LeakyReLU that halve the side (28-14-7-4-2 or 64-32-16-8-4), then a logit layer.
 
-    def __init__(self, *, widths: tuple[int, ...], side: int, channels: int):
+    With `spectral` every kernel has spectral norm 1, and the blocks have a bias for BatchNorm.
+    """
+
+    def __init__(
+        self, *, widths: tuple[int, ...], side: int, channels: int, spectral: bool = False
+    ):
         self.blocks = nnx.List([])
         for inputs, outputs in zip((channels, *widths), widths, strict=False):
-            padding = (1, 1 + side % 2)  # an odd side is rounded up: 7 to 4
-            self.blocks.append(Convolution(inputs, outputs, kernel=4, stride=2, padding=padding))
+            place = {"kernel": 4, "stride": 2, "padding": (1, 1 + side % 2)}  # 7 pixels become 4
+            self.blocks.append(Convolution(inputs, outputs, **place, spectral=spectral))
             side = -(-side // 2)
-        self.norms = nnx.List([normalization(width) for width in widths])
-        self.logit = Convolution(widths[-1], 1, kernel=side, stride=1, padding=(0, 0))
+        norm = Shift if spectral else normalization
+        self.norms = nnx.List([norm(width) for width in widths])
+        place = {"kernel": side, "stride": 1, "padding": (0, 0)}
+        self.logit = Convolution(widths[-1], 1, **place, spectral=spectral)
 
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
@@ -80,6 +121,12 @@ class Discriminator(nnx.Module):
         for block, norm in zip(self.blocks, self.norms, strict=True):
             hidden = jax.nn.leaky_relu(norm(block(hidden), use_running_average=not train), 0.2)
         return self.logit(hidden)[:, 0, 0, 0]
+
+    def power_iteration(self) -> None:
+        """One step for every kernel with spectral norm."""
+        for layer in [*self.blocks, self.logit]:
+            if layer.spectral:
+                layer.power_iteration()
 
 
 def drawn(params: Any, key: Key[Array, ""]) -> Any:

@@ -60,7 +60,8 @@ def load_networks(run: Run) -> tuple[GANConfig, Definitions, State]:
     """
     config = dict(run.config)
     evidence = EvidenceConfig(**config.pop("evidence"))
-    cfg = GANConfig(**config | {"widths": tuple(config["widths"]), "evidence": evidence})
+    tuples = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
+    cfg = GANConfig(**config | tuples | {"evidence": evidence})
     path = (run.checkpoints / "final").absolute()
     if not path.exists():
         raise UserError(f"{path}: no networks there; train the run on this machine first")

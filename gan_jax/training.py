@@ -11,12 +11,13 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from gan_jax.augmentation import augmented
 from gan_jax.config import GANConfig
 from gan_jax.data import ImageSet
 from gan_jax.dcgan import Discriminator, Generator, drawn
 from reporting.runs import Run, progress
 
-INITIAL, LATENTS, GRID, ORDER = range(4)  # random streams of a run
+INITIAL, LATENTS, GRID, ORDER, AUGMENTATION = range(5)  # random streams of a run
 CHUNK = 128  # inputs at a time outside training
 GRID_SHAPE = (4, 8)  # rows and columns of the grids of images
 
@@ -25,7 +26,7 @@ class Network(NamedTuple):
     """What changes in one network during training."""
 
     params: Any
-    statistics: Any  # BatchNorm's running means and variances
+    statistics: Any  # BatchNorm's running means and variances; spectral norm's directions
     opt_state: Any
 
 
@@ -46,7 +47,7 @@ def initial(cfg: GANConfig, channels: int) -> tuple[Definitions, State]:
     shape = {"side": cfg.side, "channels": channels}
     modules = (
         Generator(latents=cfg.latents, widths=cfg.widths, **shape),
-        Discriminator(widths=cfg.widths[::-1], **shape),
+        Discriminator(widths=cfg.widths[::-1], **shape, spectral=cfg.spectral_norm),
     )
     keys = jax.random.split(jax.random.fold_in(jax.random.key(cfg.seed), INITIAL))
     definitions, networks = [], []
@@ -68,10 +69,18 @@ def applied(definition: nnx.GraphDef, params, statistics, inputs: Array) -> tupl
     return module(inputs, train=True), nnx.state(module, nnx.BatchStat)
 
 
+def power_iterated(definition: nnx.GraphDef, network: Network) -> Any:
+    """The discriminator's statistics after one power iteration of its spectral norms, if any."""
+    module = nnx.merge(definition, *network[:2], copy=True)
+    module.power_iteration()
+    return nnx.state(module, nnx.BatchStat)
+
+
 def update(
     state: State,
     real: Float[Array, "batch height width channels"],
     latents: Float[Array, "batch latent"],
+    key: Key[Array, ""],
     *,
     networks: Definitions,
     cfg: GANConfig,
@@ -80,28 +89,32 @@ def update(
 
     The discriminator descends -log D(x) - log(1 - D(G(z))), the generator -log D(G(z)), on the
     same latents: the generator runs forward once. Real and generated images are normalised as
-    separate batches. The discriminator's running statistics move in its own step only.
+    separate batches. The discriminator's running statistics move in its own step only. Every
+    image that it judges is augmented first, by its own draw from `key`.
 
     Returns:
       The new state and both losses (nats), with D(x) and D(G(z)) as they were in the
       discriminator's step, averaged over the batch.
     """
     generator, discriminator = state
+    keys = jax.random.split(key, 3)
+    before = power_iterated(networks.discriminator, discriminator)
 
     def generated(params):
         return applied(networks.generator, params, generator.statistics, latents)
 
-    def judged(params, statistics, images):
-        return applied(networks.discriminator, params, statistics, images)
+    def judged(params, statistics, images, key):
+        seen = augmented(images, key, cfg.augmentation)
+        return applied(networks.discriminator, params, statistics, seen)
 
     def discriminator_loss(params):
-        on_real, statistics = judged(params, discriminator.statistics, real)
-        on_fake, statistics = judged(params, statistics, fake)
+        on_real, statistics = judged(params, before, real, keys[0])
+        on_fake, statistics = judged(params, statistics, fake, keys[1])
         loss = cross_entropy(on_real, 1 - cfg.label_smoothing) + cross_entropy(on_fake, 0.0)
         return loss, (statistics, jax.nn.sigmoid(on_real).mean(), jax.nn.sigmoid(on_fake).mean())
 
     def generator_loss(images):
-        return cross_entropy(judged(stepped.params, stepped.statistics, images)[0], 1.0)
+        return cross_entropy(judged(stepped.params, stepped.statistics, images, keys[2])[0], 1.0)
 
     fake, pull_back, generator_statistics = jax.vjp(generated, generator.params, has_aux=True)
     (loss_d, (statistics, d_real, d_fake)), grads = jax.value_and_grad(
@@ -136,12 +149,19 @@ def updates(
     networks: Definitions,
     cfg: GANConfig,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """Many updates in one call, on images that stay on the device; metrics are their means."""
+    """Many updates in one call, on images that stay on the device; metrics are their means.
+
+    Random numbers come from streams of the run's `key`, by the step's number.
+    """
+    latent_key, augmentation_key = (jax.random.fold_in(key, s) for s in (LATENTS, AUGMENTATION))
 
     def step(state, inputs):
         number, chosen = inputs
-        latents = jax.random.normal(jax.random.fold_in(key, number), (cfg.batch, cfg.latents))
-        return update(state, to_unit(images[chosen]), latents, networks=networks, cfg=cfg)
+        latents = jax.random.normal(
+            jax.random.fold_in(latent_key, number), (cfg.batch, cfg.latents)
+        )
+        own = jax.random.fold_in(augmentation_key, number)
+        return update(state, to_unit(images[chosen]), latents, own, networks=networks, cfg=cfg)
 
     numbers = first_step + jnp.arange(order.shape[0])
     state, metrics = jax.lax.scan(step, state, (numbers, order))
@@ -206,11 +226,10 @@ def train(run: Run, cfg: GANConfig, images: ImageSet) -> tuple[Definitions, Stat
       FloatingPointError: a loss is not finite; the message names the step.
     """
     networks, state = initial(cfg, images.train.shape[-1])
-    root = jax.random.key(cfg.seed)
+    key = jax.random.key(cfg.seed)
     count = GRID_SHAPE[0] * GRID_SHAPE[1]
     random = np.random.default_rng([cfg.seed, GRID])
     grid_latents = random.normal(size=(count, cfg.latents)).astype(np.float32)
-    key = jax.random.fold_in(root, LATENTS)
     total = cfg.steps(len(images.train))
     shown = frame_steps(cfg, total)
     frames = np.zeros((len(shown), *GRID_SHAPE, *images.train.shape[1:]), np.uint8)

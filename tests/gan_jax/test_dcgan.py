@@ -72,3 +72,43 @@ def test_running_statistics_are_moving_averages_of_batch_statistics():
         norm.mean[...], 0.1 * first.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-5
     )
     np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * first.var(axis=(0, 1, 2)), rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def spectral():
+    """A discriminator with spectral norm, its directions iterated until they stand."""
+    module = Discriminator(widths=WIDTHS[::-1], side=28, channels=3, spectral=True)
+    definition, params, statistics = nnx.split(module, nnx.Param, nnx.BatchStat)
+    module = nnx.merge(definition, drawn(params, jax.random.key(0)), statistics)
+    for _ in range(100):
+        module.power_iteration()
+    return module
+
+
+def test_spectral_norm_makes_the_largest_singular_value_one(spectral):
+    for layer in [*spectral.blocks, spectral.logit]:
+        kernel = np.asarray(layer.scaled_kernel(), np.float64)
+        values = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)
+        assert values[0] == pytest.approx(1, abs=1e-3)
+
+
+def test_the_scale_of_kernels_with_spectral_norm_changes_nothing(spectral):
+    images = jnp.float32(np.random.default_rng(0).normal(size=(2, 28, 28, 3)))
+    before = spectral(images, train=True)
+    larger = nnx.merge(*nnx.split(spectral))
+    for layer in [*larger.blocks, larger.logit]:
+        layer.kernel.set_value(3 * layer.kernel[...])
+    np.testing.assert_allclose(larger(images, train=True), before, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_a_kernel_with_spectral_norm_has_nothing_along_the_kernel(spectral):
+    layer = spectral.blocks[1]
+    definition, kernel, direction = nnx.split(layer, nnx.Param, nnx.BatchStat)
+    images = jnp.float32(np.random.default_rng(0).normal(size=(2, 14, 14, WIDTHS[-1])))
+
+    def loss(kernel):
+        return jnp.square(nnx.merge(definition, kernel, direction)(images)).sum()
+
+    grads = jax.grad(loss)(kernel)["kernel"][...]
+    along = np.vdot(grads, kernel["kernel"][...])
+    assert abs(along) < 1e-3 * np.linalg.norm(grads) * np.linalg.norm(kernel["kernel"][...])

@@ -1,5 +1,6 @@
 """Training: one compiled step is two plain updates, and a cut-off run loses nothing."""
 
+import dataclasses
 import functools
 import os
 import signal
@@ -27,7 +28,8 @@ def step(tiny):
     random = np.random.default_rng(7)
     real = jnp.float32(random.uniform(-1, 1, (tiny.batch, 28, 28, 3)))
     latents = jnp.float32(random.normal(size=(tiny.batch, tiny.latents)))
-    return networks, state, real, latents, *update(networks, tiny)(state, real, latents)
+    after = update(networks, tiny)(state, real, latents, jax.random.key(8))
+    return networks, state, real, latents, *after
 
 
 @functools.cache
@@ -116,10 +118,11 @@ def test_many_steps_in_one_call_are_single_steps_in_turn(step, tiny, squares):
     count, key = tiny.dispatch_steps, jax.random.key(3)
     order = training.order_of(0, count, len(squares.train), tiny)
     apart = state
+    stream = jax.random.fold_in(key, training.LATENTS)
     for number in range(count):
-        latents = jax.random.normal(jax.random.fold_in(key, number), (tiny.batch, tiny.latents))
+        latents = jax.random.normal(jax.random.fold_in(stream, number), (tiny.batch, tiny.latents))
         apart, _ = update(networks, tiny)(
-            apart, training.to_unit(squares.train[order[number]]), latents
+            apart, training.to_unit(squares.train[order[number]]), latents, jax.random.key(8)
         )
     copy = jax.tree.map(jnp.copy, state)
     together, _ = training.updates(copy, squares.train, order, 0, key, networks=networks, cfg=tiny)
@@ -162,11 +165,18 @@ def trained(root: Path, cfg, images):
     )
 
 
-@pytest.mark.parametrize("cut_at", [4, 8])
+OPTIONS = {
+    "plain": {},
+    "options": {"spectral_norm": True, "augmentation": ("colour", "translation", "cutout")},
+}
+
+
+@pytest.mark.parametrize("options, cut_at", [("plain", 4), ("plain", 8), ("options", 8)])
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(
-    tiny, squares, whole, tmp_path, monkeypatch, cut_at
+    tiny, squares, whole, tmp_path, monkeypatch, options, cut_at
 ):
     """Cut before the first checkpoint (at step 4) and after it."""
+    cfg, whole = dataclasses.replace(tiny, **OPTIONS[options]), whole(options)
     log = training.log
 
     def power_cut(run, step, epoch, metrics):
@@ -176,8 +186,8 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "log", power_cut)
-        trained(tmp_path, tiny, squares)
-    resumed = trained(tmp_path, tiny, squares)
+        trained(tmp_path, cfg, squares)
+    resumed = trained(tmp_path, cfg, squares)
     assert resumed[2] == whole[2]
     np.testing.assert_array_equal(resumed[1], whole[1])
     for a, b in zip(resumed[0], whole[0], strict=True):
@@ -186,7 +196,35 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(
 
 @pytest.fixture(scope="module")
 def whole(tiny, squares, tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("whole"), tiny, squares)
+    @functools.cache
+    def run(options):
+        cfg = dataclasses.replace(tiny, **OPTIONS[options])
+        return trained(tmp_path_factory.mktemp(options), cfg, squares)
+
+    return run
+
+
+def test_each_step_iterates_the_directions_once_whatever_is_judged(tiny, squares):
+    cfg = dataclasses.replace(tiny, spectral_norm=True)
+    networks, state = training.initial(cfg, channels=3)
+    images = training.to_unit(squares.train[: cfg.batch])
+    latents = jnp.zeros((cfg.batch, cfg.latents))
+    after, _ = update(networks, cfg)(state, images, latents, jax.random.key(8))
+    pairs = zip(
+        kernels(state.discriminator.params), leaves(after.discriminator.statistics), strict=True
+    )
+    for kernel, found in pairs:
+        matrix = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+        expected = matrix.T @ matrix @ np.ones(kernel.shape[-1])
+        np.testing.assert_allclose(found, expected / np.linalg.norm(expected), rtol=1e-3, atol=1e-5)
+
+
+def kernels(params):
+    return [leaf for leaf in leaves(params) if leaf.ndim == 4]
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 @pytest.mark.slow
