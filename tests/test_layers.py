@@ -14,7 +14,7 @@ ORDER = {
         "questionnaire", "chat", "model_card", "export", "pipeline", "__main__",
     ),
     "gan_jax": (
-        "config", "data", "convolution", "dcgan", "training", "features", "detectors",
+        "config", "data", "augmentation", "convolution", "dcgan", "training", "features", "detectors",
         "calibration", "evaluation", "export", "experiment", "__main__",
     ),
     "reporting": (
