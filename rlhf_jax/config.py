@@ -20,7 +20,7 @@ class RewardConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     batch_pairs: int = 8
-    batch_tokens: int | None = None  # ends a batch earlier; bounds the memory of a step
+    batch_rows: int = 8  # of max_tokens, filled with posts; full rows end a batch earlier
     epochs: int = 5
     evaluations_per_epoch: int = 2  # on the validation pairs; the best one is kept
     train_pairs: int | None = None  # None: all there are
@@ -36,7 +36,7 @@ class RewardConfig:
 
     def __post_init__(self):
         positive(self, "learning_rate", "batch_pairs", "epochs", "evaluations_per_epoch")
-        positive(self, "max_tokens", "clip_norm")
+        positive(self, "batch_rows", "max_tokens", "clip_norm")
         if self.margin < 0:
             raise UserError(f"RewardConfig.margin={self.margin} must not be negative")
         if self.min_score_ratio < 1:
@@ -179,7 +179,7 @@ def cpu() -> Profile:
         ),
         minutes="13",
         reward=RewardConfig(
-            epochs=1, batch_tokens=1200, train_pairs=600, validation_pairs=120, test_pairs=400,
+            epochs=1, batch_rows=3, train_pairs=600, validation_pairs=120, test_pairs=400,
             max_tokens=384, evaluations_per_epoch=3, reference_samples=32,
             reference_prompt_tokens=48, reference_response_tokens=32,
         ),
@@ -201,7 +201,7 @@ def study() -> Profile:
         reward=RewardConfig(
             epochs=1,
             batch_pairs=16,
-            batch_tokens=1500,
+            batch_rows=3,
             train_pairs=3000,
             validation_pairs=400,
             test_pairs=1000,

@@ -12,10 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from reporting.runs import Run
 from rlhf_jax.attention import block_mask
-from rlhf_jax.batch import PairBatch, prompt_rows
+from rlhf_jax.batch import prompt_rows
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.generation import Responses, sample
 from rlhf_jax.model import Decoder, Linear
+from rlhf_jax.packing import PairBatch
 from rlhf_jax.pretrained import Pretrained
 from rlhf_jax.training import load_weights
 
