@@ -59,7 +59,8 @@ def reward_learning(run: Run) -> None:
 def accuracies(run: Run) -> None:
     """Held-out accuracy with intervals: all pairs, groups of them, and what length achieves."""
     summary = run.summary
-    rows = {"all pairs": summary["accuracy"], "longer answer wins": summary["longer_wins"]}
+    longer = summary["baselines"]["longer"]["accuracy"]
+    rows = {"all pairs": summary["accuracy"], "longer answer wins": longer}
     if "accuracy_alike" in summary:
         rows["pairs of like length"] = summary["accuracy_alike"]
     groups = summary.get("accuracy_by_grade") or summary["accuracy_by_domain"]

@@ -74,7 +74,8 @@ def cuts(run: Run) -> pd.DataFrame:
 def accuracies(run: Run) -> pd.DataFrame:
     """Held-out accuracy overall and by group, beside what length achieves."""
     summary = run.summary
-    rows = [("all pairs", summary["accuracy"]), ("the longer reply wins", summary["longer_wins"])]
+    longer = summary["baselines"]["longer"]["accuracy"]
+    rows = [("all pairs", summary["accuracy"]), ("the longer reply wins", longer)]
     if "accuracy_alike" in summary:
         rows.append(("pairs of like length (within 20 %)", summary["accuracy_alike"]))
     rows += [(f"domain {name}", own) for name, own in summary["accuracy_by_domain"].items()]

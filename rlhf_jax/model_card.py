@@ -65,7 +65,7 @@ POLICY_LIMITS = (
 def reward_card(run: Run) -> str:
     """The card of a reward model."""
     name, summary = base_name(run), run.summary
-    accuracy, longer = summary["accuracy"], summary["longer_wins"]
+    accuracy, longer = summary["accuracy"], summary["baselines"]["longer"]["accuracy"]
     results = {
         "accuracy on held-out pairs": interval(accuracy),
         "accuracy of choosing the longer answer": interval(longer),

@@ -15,10 +15,11 @@ from jaxtyping import Array, Float
 
 from reporting.runs import Run, progress
 from rlhf_jax import objectives
-from rlhf_jax.batch import EncodedPost, Fit, PairBatch, groups, pack
+from rlhf_jax.batch import EncodedPost, Fit
 from rlhf_jax.config import RewardConfig
-from rlhf_jax.evidence import evidence
+from rlhf_jax.examination import examine
 from rlhf_jax.judge import Judge, initial, scale_on_reference
+from rlhf_jax.packing import PairBatch, groups, pack, row_shapes
 from rlhf_jax.pretrained import Pretrained
 from rlhf_jax.tokenizer import Tokenizer
 from rlhf_jax.training import (
@@ -28,6 +29,7 @@ from rlhf_jax.training import (
     initial_state,
     linear_schedule,
     load_weights,
+    mesh,
     optimizer_for,
     over_devices,
     parameter_counts,
@@ -55,13 +57,10 @@ def train(
       parts: encoded "train", "validation" and "test" posts.
       reference_prompts: the pretrained policy's responses to these centre and scale the reward.
     """
-    shape = {"batch_pairs": cfg.batch_pairs, "max_tokens": cfg.max_tokens}
-    shape["pad"] = pretrained.tokenizer.pad
+    pad = pretrained.tokenizer.pad
     plan = batch_plan(parts["train"][0], cfg)
-    validation = [
-        over_devices(pack(group, **shape))
-        for group in groups(parts["validation"][0], batch_pairs=cfg.batch_pairs)
-    ]
+    shapes = row_shapes(plan, max_tokens=cfg.max_tokens, devices=mesh().size)
+    validation = [batch for _, batch in batches(parts["validation"][0], cfg, pad)]
     definition, trainable, scale = initial(pretrained, cfg.seed)
     schedule = linear_schedule(cfg.learning_rate, len(plan), cfg.warmup_fraction)
     adamw = optax.adamw(schedule, weight_decay=cfg.weight_decay)
@@ -79,7 +78,7 @@ def train(
     bar = progress(label="reward model", total=len(plan), initial=start)
     for step in range(start, len(plan)):
         began = time.perf_counter()
-        batch = over_devices(pack(plan[step], **shape))
+        batch = over_devices(pack(plan[step], shapes=shapes, batch_pairs=cfg.batch_pairs, pad=pad))
         state, metrics = update(state, scale, batch, optimizer=optimizer, **static)
         row = {name: float(value) for name, value in metrics.items()}
         check_finite(step + 1, loss=row["loss"], gradient=row["gradient_norm"])
@@ -98,9 +97,14 @@ def train(
     bar.close()
     checkpoints.close()
     del state
+    examined = {name: batches(parts[name][0], cfg, pad) for name in ("validation", "test")}
+    untrained = score_pairs(definition, trainable, scale, examined["test"])
     trainable = load_weights(run.checkpoints / "best", replicated(trainable))
-    scored = score_pairs(definition, trainable, scale, parts["test"][0], **shape)
-    run.save_arrays("test_pairs", **scored)
+    scored = {
+        name: score_pairs(definition, trainable, scale, own) for name, own in examined.items()
+    }
+    posts = {name: [post for group, _ in own for post in group] for name, own in examined.items()}
+    posts["train"] = parts["train"][0]
     raw = Judge(*nnx.split(nnx.merge(definition, trainable, scale)))
     run.finish(
         best=best,
@@ -108,23 +112,34 @@ def train(
         scale=scale_on_reference(raw, pretrained, reference_prompts, cfg),
         decoder=dataclasses.asdict(pretrained.config),
         parameters=parameter_counts(trainable),
-        **evidence(scored),
+        **examine(run, posts, scored, untrained, pretrained.tokenizer, seed=cfg.seed),
         **account(parts, run),
     )
 
 
 def batch_plan(posts: Sequence[EncodedPost], cfg: RewardConfig) -> list[list[EncodedPost]]:
     """The posts of every step of the run, in an order of its own for every epoch."""
-    return [
-        group
+    orders = [
+        np.random.default_rng([cfg.seed, epoch]).permutation(len(posts))
         for epoch in range(cfg.epochs)
-        for group in groups(
-            posts,
-            batch_pairs=cfg.batch_pairs,
-            batch_tokens=cfg.batch_tokens,
-            order=np.random.default_rng([cfg.seed, epoch]).permutation(len(posts)),
-        )
     ]
+    return [group for order in orders for group in groups(posts, **limits(cfg), order=order)]
+
+
+def batches(
+    posts: Sequence[EncodedPost], cfg: RewardConfig, pad: int
+) -> list[tuple[list[EncodedPost], PairBatch]]:
+    """All pairs of the posts as they come: the posts of every batch, and the batch."""
+    plan = groups(posts, **limits(cfg))
+    shapes = row_shapes(plan, max_tokens=cfg.max_tokens, devices=mesh().size)
+    packed = (pack(group, shapes=shapes, batch_pairs=cfg.batch_pairs, pad=pad) for group in plan)
+    return [(group, over_devices(batch)) for group, batch in zip(plan, packed, strict=True)]
+
+
+def limits(cfg: RewardConfig) -> dict[str, int]:
+    """What bounds a batch."""
+    names = ("batch_pairs", "batch_rows", "max_tokens")
+    return {name: getattr(cfg, name) for name in names}
 
 
 def cost(batch: PairBatch, seconds: float) -> dict[str, float]:
@@ -218,30 +233,16 @@ def score_pairs(
     definition: nnx.GraphDef,
     trainable: nnx.State,
     scale: nnx.State,
-    posts: Sequence[EncodedPost],
-    *,
-    batch_pairs: int,
-    max_tokens: int,
-    pad: int,
-) -> dict[str, np.ndarray]:
-    """Raw scores, lengths and labels of every pair, as columns of equal length."""
-    rows = []
-    for group in progress(groups(posts, batch_pairs=batch_pairs), label="test pairs"):
-        batch = pack(group, batch_pairs=batch_pairs, max_tokens=max_tokens, pad=pad)
-        scores = np.asarray(
-            pair_scores(trainable, scale, over_devices(batch), definition=definition)
-        )
-        pairs = [(post, i) for post in group for i in range(len(post.pairs))]
-        for k, (post, i) in enumerate(pairs):
-            a, b = post.pairs[i]
-            rows.append(
-                (post.post_id, post.domain, post.grades[i] if post.grades else "",
-                 scores[batch.chosen[k]], scores[batch.rejected[k]],
-                 len(post.replies[a]), len(post.replies[b]))
-            )  # fmt: skip
-    columns = zip(*rows, strict=True)
-    names = ("post", "domain", "grade", "chosen", "rejected", "chosen_tokens", "rejected_tokens")
-    return {name: np.asarray(column) for name, column in zip(names, columns, strict=True)}
+    batches: Sequence[tuple[list[EncodedPost], PairBatch]],
+) -> dict[str, Float[np.ndarray, "pairs"]]:
+    """Raw scores of the chosen and rejected reply of every pair, in the order of the batches."""
+    scored: dict[str, list[np.ndarray]] = {"chosen": [], "rejected": []}
+    for _, batch in progress(batches, label="scoring pairs"):
+        scores = np.asarray(pair_scores(trainable, scale, batch, definition=definition))
+        real = np.asarray(batch.weight) > 0
+        scored["chosen"].append(scores[np.asarray(batch.chosen)[real]])
+        scored["rejected"].append(scores[np.asarray(batch.rejected)[real]])
+    return {name: np.concatenate(columns) for name, columns in scored.items()}
 
 
 def account(parts: Parts, run: Run) -> dict[str, object]:

@@ -49,6 +49,32 @@ def bootstrap(
     return Interval(float(values.mean()), float(low), float(high), len(values))
 
 
+def bootstrap_weighted(
+    statistic: Callable[[Float[np.ndarray, "items"]], float],
+    *,
+    clusters: Shaped[np.ndarray, "items"],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of weighted items with its 95 % percentile interval.
+
+    Args:
+      statistic: of the weights; in a sample, how often the cluster of each item was drawn.
+      clusters: items of equal label are drawn together.
+      resamples: number of samples drawn with replacement.
+      seed: for the draws.
+    """
+    labels = np.unique(clusters, return_inverse=True)[1]
+    count = labels.max() + 1
+    rng = np.random.default_rng(seed)
+    drawn = [
+        statistic(np.bincount(rng.integers(0, count, count), minlength=count)[labels] * 1.0)
+        for _ in range(resamples)
+    ]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(statistic(np.ones(len(labels))), float(low), float(high), len(labels))
+
+
 def by_group(
     values: Float[np.ndarray, "items"],
     groups: Shaped[np.ndarray, "items"],

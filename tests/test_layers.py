@@ -9,9 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "rlhf_jax": (
         "source", "standin", "data", "split", "attention", "model", "config", "tokenizer",
-        "pretrained", "objectives", "batch", "statistics", "training", "generation", "judge",
-        "evidence", "reward", "policy", "rollout", "ppo", "evaluation", "terminal", "ratings",
-        "questionnaire", "chat", "model_card", "export", "pipeline", "__main__",
+        "pretrained", "objectives", "batch", "packing", "statistics", "training", "generation",
+        "judge", "baseline", "evidence", "examination", "reward", "policy", "rollout", "ppo",
+        "evaluation", "terminal", "ratings", "questionnaire", "chat", "model_card", "export",
+        "pipeline", "__main__",
     ),
     "gan_jax": (
         "config", "data", "augmentation", "convolution", "dcgan", "training", "features", "detectors",

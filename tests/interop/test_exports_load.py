@@ -200,7 +200,7 @@ def test_reward_model_of_transformers_scores_the_same_here(tmp_path):
 
 SUMMARY = {
     "accuracy": {"value": 0.7, "low": 0.6, "high": 0.8, "count": 9},
-    "longer_wins": {"value": 0.6, "low": 0.5, "high": 0.8, "count": 9},
+    "baselines": {"longer": {"accuracy": {"value": 0.6, "low": 0.5, "high": 0.8, "count": 9}}},
     "length_correlation": 0.4,
     "scale": {"offset": 0.7, "gain": 2.5},
     "reward_last_quarter": 0.3,

@@ -30,7 +30,7 @@ ABOUT = {
 SUMMARY = {
     "reward": {
         "accuracy": {"value": 0.71, "low": 0.6, "high": 0.8, "count": 9},
-        "longer_wins": {"value": 0.66, "low": 0.5, "high": 0.8, "count": 9},
+        "baselines": {"longer": {"accuracy": {"value": 0.66, "low": 0.5, "high": 0.8, "count": 9}}},
         "length_correlation": 0.43,
         "scale": {"offset": 0.7, "gain": 2.5},
     },

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from reporting import runs
-from rlhf_jax import batch, objectives, reward
+from rlhf_jax import batch, objectives, packing, reward
 from rlhf_jax import judge as judges
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data import Post
@@ -36,13 +36,14 @@ def posts(toy, random_posts):
 
 
 def packed(posts, toy, max_tokens=TOKENS):
-    made = batch.pack(posts, batch_pairs=PAIRS, max_tokens=max_tokens, pad=toy.tokenizer.pad)
+    shapes = packing.row_shapes([posts], max_tokens=max_tokens)
+    made = packing.pack(posts, shapes=shapes, batch_pairs=PAIRS, pad=toy.tokenizer.pad)
     return jax.tree.map(jnp.asarray, made)
 
 
 def longest(posts):
     """The batch with the longest post."""
-    groups = batch.groups(posts, batch_pairs=PAIRS)
+    groups = packing.groups(posts, **reward.limits(CFG))
     return max(
         groups, key=lambda group: max(len(p.prompt) + sum(map(len, p.replies)) for p in group)
     )
@@ -71,7 +72,8 @@ def test_packed_posts_have_the_loss_and_gradient_of_two_plain_passes(
     group = longest(posts)
     cfg = dataclasses.replace(CFG, loss=loss)
     made = packed(group, toy, row_tokens)
-    assert (len(batch.pieces_of(group, row_tokens)) > len(group)) == (row_tokens == NARROW)
+    pieces = sum(map(len, packing.rows_of(group, row_tokens)))
+    assert (pieces > len(group)) == (row_tokens == NARROW)
     tokens, lengths = plain_rows(group, toy.tokenizer.pad)
     mask = jnp.arange(TOKENS)[None] < lengths[:, None]
 
@@ -233,8 +235,9 @@ def test_the_weights_of_the_best_validation_loss_are_kept(toy, parts, tmp_path):
     assert best["step"] == measured["validation_loss"].idxmin() != measured.index[-1]
     assert best["loss"] == measured["validation_loss"].min()
     frozen = nnx.merge(*judges.load(run, toy))
-    definition, trainable, scale = nnx.split(frozen, nnx.Param, judges.RewardScale)
-    batches = [packed(group, toy) for group in batch.groups(contrary, batch_pairs=PAIRS)]
+    definition, *weights = nnx.split(frozen, nnx.Param, judges.RewardScale)
+    trainable, scale = map(replicated, weights)
+    batches = [batch for _, batch in reward.batches(contrary, CFG, toy.tokenizer.pad)]
     scored = reward.measure(trainable, scale, batches, definition=definition, cfg=CFG)
     assert scored["loss"] == pytest.approx(best["loss"], rel=1e-6)
 
