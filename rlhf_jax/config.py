@@ -15,6 +15,7 @@ class RewardConfig:
 
     loss: Literal["hinge", "logistic"] = "hinge"
     margin: float = 1.0  # of the hinge, in units of the raw score
+    lora: LoRAConfig | None = None  # None trains every weight
     learning_rate: float = 5e-5
     warmup_fraction: float = 0.05  # of the steps; the rate then falls linearly to zero
     weight_decay: float = 0.01
