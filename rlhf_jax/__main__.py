@@ -40,7 +40,7 @@ class Command:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class All(Command):
-    """Everything: reward model, both PPO variants, evaluation.
+    """Everything: both reward models, all PPO runs, evaluation.
 
     Finished runs are loaded, a run that was cut off goes on where it stopped:
 
@@ -148,7 +148,7 @@ def execute(command: Command) -> None:
         case PPO():
             show(experiment, ["reward", f"ppo-{command.variant}"])
         case _:
-            show(experiment, list(pipeline.STAGES))
+            show(experiment, experiment.stages)
 
 
 def announce(experiment: Experiment) -> None:

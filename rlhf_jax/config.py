@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from reporting.runs import UserError
-from rlhf_jax.model import LoRAConfig
+from rlhf_jax.model import LINEAR_LAYERS, LoRAConfig
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -124,9 +124,25 @@ class Profile:
     model: str = SMOLLM2
     dtype: str = "float32"
     reward: RewardConfig
+    gold: RewardConfig  # a second one on other posts, which no policy is tuned against
     ppo: PPOConfig
     lora: PPOConfig
+    seeds: int = 1  # of both variants; the report shows the first in full, the others as numbers
+    lora_everywhere: bool = False  # a LoRA run on all linear layers as well
     evaluation: EvaluationConfig
+
+    @property
+    def policies(self) -> dict[str, PPOConfig]:
+        """Every policy that is tuned, by the name of its stage."""
+        variants = {"ppo-full": self.ppo, "ppo-lora": self.lora}
+        found = dict(variants)
+        for number in range(1, self.seeds):
+            for name, cfg in variants.items():
+                found[f"{name}-{number}"] = dataclasses.replace(cfg, seed=cfg.seed + number)
+        if self.lora_everywhere:
+            everywhere = dataclasses.replace(self.lora.lora, targets=LINEAR_LAYERS)
+            found["ppo-lora-everywhere"] = dataclasses.replace(self.lora, lora=everywhere)
+        return found
 
 
 def positive(config, *fields: str) -> None:
@@ -143,21 +159,28 @@ def with_lora(cfg: PPOConfig, **changes) -> PPOConfig:
     return dataclasses.replace(cfg, lora=LoRAConfig(), **changes)
 
 
+def other(cfg: RewardConfig, **changes) -> RewardConfig:
+    """The configuration of the reward model that only evaluates."""
+    return dataclasses.replace(cfg, seed=cfg.seed + 1, **changes)
+
+
 def tiny() -> Profile:
     ppo = PPOConfig(
         learning_rate=1e-3, batch=8, forward_batch=4, passes=1, inner_epochs=2, prompts=24,
         prompt_tokens=48, response_tokens=12, sample_every=1,
+    )  # fmt: skip
+    reward = RewardConfig(
+        learning_rate=1e-3, epochs=2, train_pairs=48, validation_pairs=24, test_pairs=48,
+        max_tokens=256, reference_samples=8, reference_prompt_tokens=48,
+        reference_response_tokens=12,
     )  # fmt: skip
     return Profile(
         name="tiny",
         promise="random weights and a few rows: shows that everything runs, and nothing else",
         minutes="1",
         model="random",
-        reward=RewardConfig(
-            learning_rate=1e-3, epochs=2, train_pairs=48, validation_pairs=24, test_pairs=48,
-            max_tokens=256, reference_samples=8, reference_prompt_tokens=48,
-            reference_response_tokens=12,
-        ),
+        reward=reward,
+        gold=other(reward, train_pairs=24),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=1e-2),
         evaluation=EvaluationConfig(prompts=16, batch=8, resamples=500),
@@ -172,6 +195,11 @@ def cpu() -> Profile:
         kl_weight=0.15,  # the controller has little time
         missing_end_penalty=0.0,  # hardly any answer can end within so few tokens
     )  # fmt: skip
+    reward = RewardConfig(
+        epochs=1, batch_rows=3, train_pairs=600, validation_pairs=120, test_pairs=400,
+        max_tokens=384, evaluations_per_epoch=3, reference_samples=32,
+        reference_prompt_tokens=48, reference_response_tokens=32,
+    )  # fmt: skip
     return Profile(
         name="cpu",
         promise=(
@@ -179,11 +207,8 @@ def cpu() -> Profile:
             "chance and honest intervals, not a gain"
         ),
         minutes="13",
-        reward=RewardConfig(
-            epochs=1, batch_rows=3, train_pairs=600, validation_pairs=120, test_pairs=400,
-            max_tokens=384, evaluations_per_epoch=3, reference_samples=32,
-            reference_prompt_tokens=48, reference_response_tokens=32,
-        ),
+        reward=reward,
+        gold=other(reward, train_pairs=300, evaluations_per_epoch=1),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=1e-3),
         evaluation=EvaluationConfig(prompts=96, batch=32),
@@ -192,25 +217,26 @@ def cpu() -> Profile:
 
 def study() -> Profile:
     ppo = PPOConfig(
-        learning_rate=2e-5, value_learning_rate=1e-3, batch=32, forward_batch=8, passes=2,
-        inner_epochs=4, prompts=400, prompt_tokens=96, response_tokens=48,
+        learning_rate=5e-5, value_learning_rate=1e-3, warmup_fraction=0.1, batch=16,
+        forward_batch=8, passes=1, inner_epochs=2, prompts=320, prompt_tokens=64,
+        response_tokens=40, kl_weight=0.15,
+        missing_end_penalty=0.0,  # few answers can end within so few tokens
+    )  # fmt: skip
+    reward = RewardConfig(
+        epochs=1, batch_pairs=16, batch_rows=3, train_pairs=3250, validation_pairs=400,
+        test_pairs=1000, evaluations_per_epoch=3, reference_prompt_tokens=64,
+        reference_response_tokens=40,
     )  # fmt: skip
     return Profile(
         name="study",
         promise="the smallest run whose claims deserve belief, on real votes and prompts",
         minutes="100",
-        reward=RewardConfig(
-            epochs=1,
-            batch_pairs=16,
-            batch_rows=3,
-            train_pairs=3000,
-            validation_pairs=400,
-            test_pairs=1000,
-            reference_prompt_tokens=96,
-            reference_response_tokens=48,
-        ),
+        reward=reward,
+        gold=other(reward, train_pairs=1250, evaluations_per_epoch=1),
         ppo=ppo,
-        lora=with_lora(ppo, learning_rate=5e-4),
+        lora=with_lora(ppo, learning_rate=1e-3),
+        seeds=3,
+        lora_everywhere=True,
         evaluation=EvaluationConfig(prompts=100),
     )
 
@@ -223,6 +249,7 @@ def assignment() -> Profile:
         minutes="several days (half an hour on one data-centre GPU)",
         dtype="bfloat16",
         reward=RewardConfig(train_pairs=6000),
+        gold=other(RewardConfig(train_pairs=6000)),
         ppo=ppo,
         lora=with_lora(ppo),
         evaluation=EvaluationConfig(),

@@ -12,13 +12,14 @@ from jaxtyping import Array, Float
 from reporting.runs import Run, progress
 from rlhf_jax import policy
 from rlhf_jax.batch import prompt_rows
+from rlhf_jax.comparison import describe, gain
 from rlhf_jax.config import EvaluationConfig, PPOConfig
-from rlhf_jax.generation import sample
+from rlhf_jax.generation import Responses, sample
 from rlhf_jax.judge import Judge, response_rewards
 from rlhf_jax.pretrained import Pretrained
-from rlhf_jax.statistics import bootstrap
 
 BASE = "pretrained"
+RATED = (BASE, "ppo-full", "ppo-lora")  # policies whose responses are rated by hand
 Decoders = Mapping[str, tuple[nnx.GraphDef, nnx.State]]  # a policy's name to its decoder
 
 
@@ -27,7 +28,7 @@ def evaluate(
     cfg: EvaluationConfig,
     lengths: PPOConfig,
     pretrained: Pretrained,
-    judge: Judge,
+    judges: Mapping[str, Judge],
     tuned: Decoders,
     prompts: Sequence[str],
 ) -> None:
@@ -38,7 +39,8 @@ def evaluate(
       cfg: the configuration.
       lengths: gives the lengths of prompts and responses that the policies were trained with.
       pretrained: the policy that the tuned ones are compared with.
-      judge: the frozen reward model.
+      judges: "reward", the frozen reward model that the policies were tuned against, and "gold",
+        one trained on other posts that no policy was tuned against.
       tuned: the tuned policies.
       prompts: unseen ones.
     """
@@ -49,36 +51,33 @@ def evaluate(
     texts: dict[str, list[str]] = {}
     starts = range(0, len(prompts), cfg.batch)
     bar = progress(label="evaluation", total=len(decoders) * len(starts))
-    for name, (definition, state) in decoders.items():
+    for name, decoder in decoders.items():
         parts, texts[name] = [], []
         for start in starts:
             batch = rows[start : start + cfg.batch], masks[start : start + cfg.batch]
+            key = jax.random.fold_in(jax.random.key(cfg.seed), start)
             responses = sample(
-                state, *batch, jax.random.fold_in(jax.random.key(cfg.seed), start),
-                cfg.temperature, decoder_def=definition, length=lengths.response_tokens,
-                end=tokenizer.end, pad=tokenizer.pad,
+                decoder[1], *batch, key, cfg.temperature, decoder_def=decoder[0],
+                length=lengths.response_tokens, end=tokenizer.end, pad=tokenizer.pad,
             )  # fmt: skip
             tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
             texts[name] += [tokenizer.decode(t[m]) for t, m in zip(tokens, mask, strict=True)]
-            reward = response_rewards(
-                judge.state, *batch, responses, definition=judge.definition, end=tokenizer.end
-            )
-            kl = sequence_kl(
-                state, pretrained.state, *batch, responses, lengths.temperature,
-                definitions=(definition, pretrained.definition),
-            )  # fmt: skip
             ended = ((tokens == tokenizer.end) & mask).any(axis=1)
-            parts.append((np.asarray(reward), np.asarray(kl), mask.sum(axis=1), ended))
-            bar.update()
-        names = ("reward", "kl", "tokens", "ended")
-        columns[name] = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
-    bar.close()
-    for name in decoders:
-        for i, prompt in enumerate(prompts):
-            run.sample(
-                step=0, prompt_id=i, model=name, prompt=prompt, response=texts[name][i],
-                reward=float(columns[name]["reward"][i]), rated=i < cfg.rated_prompts,
+            kl = sequence_kl(
+                decoder[1], pretrained.state, *batch, responses, lengths.temperature,
+                definitions=(decoder[0], pretrained.definition),
             )  # fmt: skip
+            parts.append(
+                judged(judges, batch, responses, tokenizer.end)
+                | {"kl": kl, "tokens": mask.sum(axis=1), "ended": ended}
+            )
+            bar.update()
+        columns[name] = {
+            column: np.concatenate([np.asarray(part[column]) for part in parts])
+            for column in parts[0]
+        }
+    bar.close()
+    keep_responses(run, prompts, texts, columns, cfg)
     run.save_arrays(
         **{f"{name}.{key}": value for name, own in columns.items() for key, value in own.items()}
     )
@@ -87,6 +86,27 @@ def evaluate(
         gains={name: gain(columns[name], columns[BASE], cfg) for name in tuned},
         prompts=len(prompts),
     )
+
+
+def judged(
+    judges: Mapping[str, Judge], batch: tuple[Array, Array], responses: Responses, end: int
+) -> dict[str, Float[Array, "batch"]]:
+    """Every judge's reward of the responses to a batch of prompts."""
+    return {
+        name: response_rewards(judge.state, *batch, responses, definition=judge.definition, end=end)
+        for name, judge in judges.items()
+    }
+
+
+def keep_responses(run, prompts, texts, columns, cfg: EvaluationConfig) -> None:
+    """Every response with its reward; those to the first prompts are for rating by hand."""
+    for name in texts:
+        for i, prompt in enumerate(prompts):
+            run.sample(
+                step=0, prompt_id=i, model=name, prompt=prompt, response=texts[name][i],
+                reward=float(columns[name]["reward"][i]),
+                rated=i < cfg.rated_prompts and name in RATED,
+            )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames="definitions")
@@ -110,50 +130,3 @@ def sequence_kl(
     others = policy.response_states(reference, tokens, mask, width)
     *_, kl = policy.compare(decoder, reference, states, others, responses.tokens, temperature)
     return jnp.where(responses.mask, kl, 0.0).sum(axis=1)
-
-
-def describe(
-    columns: Mapping[str, np.ndarray], texts: Sequence[str], cfg: EvaluationConfig
-) -> dict[str, object]:
-    """One policy: reward, distance from the reference, and what its responses look like."""
-    return {
-        "reward": bootstrap(columns["reward"], resamples=cfg.resamples, seed=cfg.seed).asdict(),
-        "kl_per_token": float(columns["kl"].sum() / columns["tokens"].sum()),
-        "kl_per_sequence": float(columns["kl"].mean()),
-        "tokens": float(columns["tokens"].mean()),
-        "ended": float(columns["ended"].mean()),
-        "empty": float(np.mean([not text.strip() for text in texts])),
-        "distinct_2": distinct(texts, 2),
-        "repetition": float(np.mean([repeated(text) for text in texts])),
-    }
-
-
-def gain(
-    columns: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], cfg: EvaluationConfig
-) -> dict[str, object]:
-    """A tuned policy against the pretrained one, prompt by prompt."""
-    difference = columns["reward"] - base["reward"]
-    return {
-        "reward": bootstrap(difference, resamples=cfg.resamples, seed=cfg.seed).asdict(),
-        "wins": int((difference > 0).sum()),
-        "ties": int((difference == 0).sum()),
-        "losses": int((difference < 0).sum()),
-        "tokens": float((columns["tokens"] - base["tokens"]).mean()),
-    }
-
-
-def distinct(texts: Sequence[str], n: int) -> float:
-    """Share of different n-grams of words among all (Li et al., 2016)."""
-    grams = [gram for text in texts for gram in ngrams(text, n)]
-    return len(set(grams)) / max(len(grams), 1)
-
-
-def repeated(text: str) -> float:
-    """Share of a text's word 4-grams that occurred in it before."""
-    grams = ngrams(text, 4)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    words = text.split()
-    return list(zip(*(words[i:] for i in range(n)), strict=False))

@@ -7,6 +7,7 @@ agree: RLHF_PROFILE, RLHF_MODEL, RLHF_DATA_DIR, and RLHF_RUN to show committed r
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -15,14 +16,14 @@ from reporting import runs
 from reporting.runs import PROJECT, Run, UserError, ensure
 from rlhf_jax import config, evaluation, judge, ppo, pretrained, reward
 from rlhf_jax.batch import encode_posts, first_pairs
-from rlhf_jax.config import PPOConfig, Profile
+from rlhf_jax.config import PPOConfig, Profile, RewardConfig
 from rlhf_jax.data import Prompt, load_preferences, load_prompts, posts, top_up
 from rlhf_jax.pretrained import Pretrained
 from rlhf_jax.source import Source
 from rlhf_jax.split import split_posts, split_prompts
 
-FRACTIONS = {"train": 0.75, "validation": 0.1, "test": 0.15}  # of the posts
-STAGES = ("reward", "ppo-full", "ppo-lora", "evaluate")
+FRACTIONS = {"train": 0.73, "gold": 0.05, "validation": 0.09, "test": 0.13}  # of the posts
+REWARD_MODELS = {"reward": "train", "gold": "gold"}  # stages, and the posts that they learn from
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Experiment:
 
     @functools.cached_property
     def posts(self) -> dict[str, list]:
-        """The posts of each part."""
+        """The posts of each part; "gold" also gets what "train" has more than it needs."""
         cfg = self.profile.reward
         whole = posts(
             self.preferences[0],
@@ -60,7 +61,10 @@ class Experiment:
             min_score_ratio=cfg.min_score_ratio,
             seed=cfg.seed,
         )
-        return split_posts(whole, fractions=FRACTIONS, seed=cfg.seed)
+        parts = split_posts(whole, fractions=FRACTIONS, seed=cfg.seed)
+        used = len(first_pairs(parts["train"], cfg.train_pairs))
+        parts["gold"] += parts["train"][used:]
+        return parts | {"train": parts["train"][:used]}
 
     @functools.cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt], Source]:
@@ -77,6 +81,19 @@ class Experiment:
         return train, held_out, source
 
     @property
+    def policies(self) -> list[str]:
+        """Names of the stages that tune a policy; the first two are the report's variants."""
+        if self.committed is None:
+            return list(self.profile.policies)
+        found = {path.parent.name for path in self.committed.glob("ppo-*/config.json")}
+        return sorted(found, key=lambda name: (name not in ("ppo-full", "ppo-lora"), name))
+
+    @property
+    def stages(self) -> list[str]:
+        """All stages in the order in which they depend on each other."""
+        return ["reward", "gold", *self.policies, "evaluate"]
+
+    @property
     def sources(self) -> dict[str, Source]:
         return {"preferences": self.preferences[1], "prompts": self.prompts[2]}
 
@@ -86,16 +103,17 @@ class Experiment:
             return runs.find(stage, self.committed)
         inputs = {"model": self.model_identity}
         inputs |= {name: source.fingerprint for name, source in self.sources.items()}
-        if stage == "reward":
-            return self._ensure(stage, self.profile.reward, self._reward, inputs)
+        if part := REWARD_MODELS.get(stage):
+            cfg = getattr(self.profile, stage)
+            train = functools.partial(self._reward, cfg=cfg, part=part)
+            return self._ensure(stage, cfg, train, inputs)
         inputs["reward"] = self.run("reward").identity
-        if stage in ("ppo-full", "ppo-lora"):
-            cfg = self.variant(stage)
+        if cfg := self.profile.policies.get(stage):
             return self._ensure(stage, cfg, functools.partial(self._ppo, cfg=cfg), inputs)
         if stage == "evaluate":
-            inputs |= {name: self.run(name).identity for name in ("ppo-full", "ppo-lora")}
+            inputs |= {name: self.run(name).identity for name in ("gold", *self.policies)}
             return self._ensure(stage, self.profile.evaluation, self._evaluate, inputs)
-        raise UserError(f"stage {stage!r}: unknown; choose one of {', '.join(STAGES)}")
+        raise UserError(f"stage {stage!r}: unknown; choose one of {', '.join(self.stages)}")
 
     def _ensure(self, stage: str, cfg, train, inputs: dict[str, str]) -> Run:
         where = self.model_path
@@ -111,33 +129,29 @@ class Experiment:
             about[name] = dataclasses.asdict(dataclasses.replace(source, location=""))
         return ensure(stage, cfg, train, inputs=inputs, about=about)
 
-    def variant(self, stage: str) -> PPOConfig:
-        return self.profile.lora if stage == "ppo-lora" else self.profile.ppo
+    def judge(self, stage: str = "reward") -> judge.Judge:
+        return judge.load(self.run(stage), self.pretrained)
 
-    def judge(self) -> judge.Judge:
-        return judge.load(self.run("reward"), self.pretrained)
-
-    def tuned(self) -> evaluation.Decoders:
-        """The decoders of both tuned policies."""
+    def tuned(self, stages: Sequence[str] = ("ppo-full", "ppo-lora")) -> evaluation.Decoders:
+        """The decoders of tuned policies."""
         return {
-            stage: ppo.tuned_decoder(self.run(stage), self.variant(stage), self.pretrained)
-            for stage in ("ppo-full", "ppo-lora")
+            stage: ppo.tuned_decoder(self.run(stage), self.profile.policies[stage], self.pretrained)
+            for stage in stages
         }
 
-    def _reward(self, run: Run) -> None:
-        cfg = self.profile.reward
-        limits = {
-            "train": cfg.train_pairs,
-            "validation": cfg.validation_pairs,
-            "test": cfg.test_pairs,
+    def _reward(self, run: Run, *, cfg: RewardConfig, part: str) -> None:
+        wanted = {
+            "train": (part, cfg.train_pairs),
+            "validation": ("validation", cfg.validation_pairs),
+            "test": ("test", cfg.test_pairs),
         }
         parts = {
             name: encode_posts(
-                first_pairs(self.posts[name], limit),
+                first_pairs(self.posts[own], limit),
                 self.pretrained.tokenizer,
                 max_tokens=cfg.max_tokens,
             )
-            for name, limit in limits.items()
+            for name, (own, limit) in wanted.items()
         }
         prompts = [prompt.text for prompt in self.prompts[0][: cfg.reference_samples]]
         reward.train(run, cfg, self.pretrained, parts, prompts)
@@ -149,8 +163,9 @@ class Experiment:
     def _evaluate(self, run: Run) -> None:
         prompts = [prompt.text for prompt in self.prompts[1]]
         evaluation.evaluate(
-            run, self.profile.evaluation, self.profile.ppo, self.pretrained, self.judge(),
-            self.tuned(), prompts,
+            run, self.profile.evaluation, self.profile.ppo, self.pretrained,
+            {name: self.judge(name) for name in ("reward", "gold")}, self.tuned(self.policies),
+            prompts,
         )  # fmt: skip
 
 
