@@ -37,62 +37,6 @@ def panels(count: int, *, height: float = 2.6, width: float = 7.0) -> tuple[Figu
     return figure, np.atleast_1d(axes)
 
 
-def reward_learning(run: Run) -> None:
-    """Loss and accuracy of the reward model, training batches and validation pairs."""
-    metrics = run.metrics()
-    validation = metrics.dropna(subset="validation_loss")
-    _, axes = panels(2)
-    for ax, name in zip(axes, ("loss", "accuracy"), strict=True):
-        smooth = metrics[name].rolling(max(2, len(metrics) // 12), min_periods=1).mean()
-        ax.plot(metrics["step"], metrics[name], color=BLUE, alpha=0.2)
-        ax.plot(metrics["step"], smooth, color=BLUE, label="training, moving mean")
-        ax.plot(
-            validation["step"], validation[f"validation_{name}"],
-            color=ORANGE, linestyle="--", marker="o", label="validation",
-        )  # fmt: skip
-        ax.axvline(run.summary["best"]["step"], color=GREY, linestyle=":", label="kept")
-        ax.set(xlabel="step", ylabel=name)
-    axes[1].axhline(0.5, color=GREY, linewidth=0.8)
-    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-
-
-def accuracies(run: Run) -> None:
-    """Held-out accuracy with intervals: all pairs, groups of them, and what length achieves."""
-    summary = run.summary
-    longer = summary["baselines"]["longer"]["accuracy"]
-    rows = {"all pairs": summary["accuracy"], "longer answer wins": longer}
-    if "accuracy_alike" in summary:
-        rows["pairs of like length"] = summary["accuracy_alike"]
-    groups = summary.get("accuracy_by_grade") or summary["accuracy_by_domain"]
-    rows |= {f"{name} pairs": own for name, own in groups.items()}
-    _, (ax,) = panels(1, height=0.5 + 0.28 * len(rows))
-    for y, (name, own) in enumerate(rows.items()):
-        baseline = name.startswith("longer")
-        ax.errorbar(
-            own["value"], y, xerr=[[own["value"] - own["low"]], [own["high"] - own["value"]]],
-            marker="s" if baseline else "o", color=GREY if baseline else BLUE, capsize=3,
-        )  # fmt: skip
-    ax.axvline(0.5, color=GREY, linestyle=":")
-    ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel="share of pairs ordered as people did")
-    ax.invert_yaxis()
-
-
-def score_differences(run: Run) -> None:
-    """How far chosen and rejected replies lie apart, and score against length."""
-    pairs = run.arrays("test_pairs")
-    _, axes = panels(2)
-    axes[0].hist(pairs["chosen"] - pairs["rejected"], bins=40, color=BLUE)
-    axes[0].axvline(0, color=GREY, linestyle=":")
-    axes[0].set(xlabel="score of chosen minus rejected", ylabel="pairs")
-    for name, colour, marker in (("chosen", BLUE, "o"), ("rejected", ORANGE, "^")):
-        axes[1].scatter(
-            pairs[f"{name}_tokens"], pairs[name], s=6, alpha=0.4,
-            color=colour, marker=marker, label=name,
-        )  # fmt: skip
-    axes[1].set(xlabel="length of the reply (tokens)", ylabel="raw score")
-    axes[1].legend()
-
-
 def kl_curves(runs: Mapping[str, Run]) -> None:
     """KL to the reference with the band that it should stay in, and its coefficient."""
     _, axes = panels(2)

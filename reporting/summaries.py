@@ -51,12 +51,6 @@ def standing_in(run: Run) -> str:
     )
 
 
-def inputs(run: Run, count: int = 5) -> pd.DataFrame:
-    """Pairs exactly as they go into the reward model."""
-    rows = run.samples()[:count]
-    return pd.DataFrame(rows, columns=["input_chosen", "input_rejected"])
-
-
 def cuts(run: Run) -> pd.DataFrame:
     """How many posts and pairs there are in each part, and what was cut to fit."""
     rows = []
@@ -69,20 +63,6 @@ def cuts(run: Run) -> pd.DataFrame:
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def accuracies(run: Run) -> pd.DataFrame:
-    """Held-out accuracy overall and by group, beside what length achieves."""
-    summary = run.summary
-    longer = summary["baselines"]["longer"]["accuracy"]
-    rows = [("all pairs", summary["accuracy"]), ("the longer reply wins", longer)]
-    if "accuracy_alike" in summary:
-        rows.append(("pairs of like length (within 20 %)", summary["accuracy_alike"]))
-    rows += [(f"domain {name}", own) for name, own in summary["accuracy_by_domain"].items()]
-    rows += [(f"grade {name}", own) for name, own in summary.get("accuracy_by_grade", {}).items()]
-    return pd.DataFrame(
-        [{"pairs": name, "accuracy": percent(own), "count": own["count"]} for name, own in rows]
-    )
 
 
 def first_rows(run: Run, columns: Sequence[str], count: int = 8) -> pd.DataFrame:

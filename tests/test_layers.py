@@ -19,8 +19,8 @@ ORDER = {
         "calibration", "evaluation", "export", "experiment", "__main__",
     ),
     "reporting": (
-        "runs", "tables", "figures", "summaries", "notebook", "cells", "document", "render",
-        "__main__",
+        "runs", "tables", "figures", "summaries", "evidence", "notebook", "cells", "document",
+        "render", "__main__",
     ),
 }  # fmt: skip
 LIBRARIES = ("rlhf_jax", "gan_jax")

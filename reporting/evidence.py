@@ -1,0 +1,235 @@
+"""Figures and tables about the reward model, drawn from its run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from reporting.figures import BLUE, GREEN, GREY, ORANGE, panels
+from reporting.runs import Run
+from reporting.summaries import interval
+from reporting.tables import escape, quote
+
+PREDICTORS = {
+    "model": {"label": "reward model", "color": BLUE, "marker": "o"},
+    "longer": {"label": "longer reply wins", "color": GREY, "marker": "s"},
+    "bag_of_words": {"label": "bag of words", "color": ORANGE, "marker": "^"},
+    "untrained": {"label": "untrained head", "color": GREEN, "marker": "D"},
+}
+EXCERPT = 350  # characters of a text that is shown
+
+
+def learning(run: Run) -> None:
+    """Loss and accuracy of training batches and validation pairs, over steps and epochs."""
+    metrics = run.metrics()
+    validation = metrics.dropna(subset="validation_loss")
+    per_epoch = len(metrics) / run.config["epochs"]
+    figure, axes = panels(2, height=3.0)
+    for ax, name in zip(axes, ("loss", "accuracy"), strict=True):
+        smooth = metrics[name].rolling(max(2, len(metrics) // 12), min_periods=1).mean()
+        ax.plot(metrics["step"], metrics[name], color=BLUE, alpha=0.2)
+        ax.plot(metrics["step"], smooth, color=BLUE, label="training, moving mean")
+        ax.plot(
+            validation["step"], validation[f"validation_{name}"],
+            color=ORANGE, linestyle="--", marker="o", label="validation",
+        )  # fmt: skip
+        ax.axvline(run.summary["best"]["step"], color=GREY, linestyle=":", label="kept")
+        ax.set(xlabel="step", ylabel=name)
+        epochs = (lambda step: step / per_epoch, lambda epoch: epoch * per_epoch)
+        ax.secondary_xaxis("top", functions=epochs).set_xlabel("epoch")
+    axes[1].axhline(0.5, color=GREY, linewidth=0.8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def predictors(run: Run) -> dict[str, Mapping[str, Any]]:
+    """The accuracies of the reward model and of every baseline."""
+    return {"model": run.summary, **run.summary["baselines"]}
+
+
+def groups(own: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """The accuracies of one predictor: on all pairs, on pairs of like length, and by group."""
+    rows = {"all pairs": own["accuracy"]}
+    if "accuracy_alike" in own:
+        rows["of like length"] = own["accuracy_alike"]
+    rows |= own["accuracy_by_domain"] if len(own["accuracy_by_domain"]) > 1 else {}
+    return rows | {f"grade {name}": one for name, one in own.get("accuracy_by_grade", {}).items()}
+
+
+def accuracy_table(run: Run) -> pd.DataFrame:
+    """Held-out accuracy of every predictor, on all pairs and on groups of them."""
+    columns = {name: groups(own) for name, own in predictors(run).items()}
+    return pd.DataFrame(
+        [
+            {"pairs": group, "count": one["count"]}
+            | {PREDICTORS[name]["label"]: in_percent(own[group]) for name, own in columns.items()}
+            for group, one in columns["model"].items()
+        ]
+    )
+
+
+def in_percent(own: Mapping[str, float]) -> str:
+    """A share with its interval, narrow enough for a column of its own."""
+    low, value, high = (f"{100 * own[name]:.1f}" for name in ("low", "value", "high"))
+    return f"{value} [{low},\N{NO-BREAK SPACE}{high}]"
+
+
+def accuracy_figure(run: Run) -> None:
+    """The same as a picture."""
+    columns = {name: groups(own) for name, own in predictors(run).items()}
+    figure, (ax,) = panels(1, height=min(8.0, 1.1 + 0.5 * len(columns["model"])))
+    points(ax, columns)
+    ax.set(xlabel="share of pairs ordered as people did")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+
+def points(ax: Axes, columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Estimates with their intervals: a row for each group, a mark for each predictor."""
+    rows = list(columns["model"])
+    for k, (name, own) in enumerate(columns.items()):
+        values = pd.DataFrame([own[row] for row in rows])
+        ax.errorbar(
+            values["value"], [y + (k - 1.5) * 0.17 for y in range(len(rows))], linestyle="none",
+            xerr=[values["value"] - values["low"], values["high"] - values["value"]],
+            capsize=2, **PREDICTORS[name],
+        )  # fmt: skip
+    ax.axvline(0.5, color=GREY, linestyle=":")
+    ax.set(yticks=range(len(rows)), yticklabels=rows)
+    ax.invert_yaxis()
+
+
+def verdicts(run: Run) -> None:
+    """How far chosen and rejected replies lie apart, and the ROC curve."""
+    pairs, roc, auc = run.arrays("test_pairs"), run.arrays("roc"), run.summary["verdicts"]["auc"]
+    _, axes = panels(2, height=2.9)
+    axes[0].hist(pairs["chosen"] - pairs["rejected"], bins=40, color=BLUE)
+    axes[0].axvline(0, color=GREY, linestyle=":")
+    axes[0].set(xlabel="raw score of chosen minus rejected", ylabel="pairs")
+    axes[1].plot(roc["false_positive"], roc["true_positive"], color=BLUE)
+    axes[1].plot([0, 1], [0, 1], color=GREY, linestyle=":")
+    axes[1].set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes[1].text(0.98, 0.04, f"AUC {interval(auc, 2)}", ha="right")
+
+
+def confusion(run: Run) -> pd.DataFrame:
+    """The confusion matrix; rows are the truth."""
+    kinds = ("first preferred", "second preferred")
+    rows = zip(kinds, run.summary["verdicts"]["confusion"], strict=True)
+    return pd.DataFrame(
+        [
+            {"truth": kind, **{f"said: {k}": n for k, n in zip(kinds, row, strict=True)}}
+            for kind, row in rows
+        ]
+    )
+
+
+def classification(run: Run) -> pd.DataFrame:
+    """The classification report."""
+    return pd.DataFrame(run.summary["verdicts"]["report"])
+
+
+def reliability(run: Run) -> None:
+    """Accuracy against confidence, before and after the temperature; bars are 95 % intervals."""
+    _, axes = panels(2, height=2.9)
+    for ax, (when, own) in zip(axes, run.summary["calibration"].items(), strict=True):
+        bins = pd.DataFrame(own["bins"])
+        error = [bins["value"] - bins["low"], bins["high"] - bins["value"]]
+        ax.plot([0.5, 1], [0.5, 1], color=GREY, linestyle=":")
+        ax.errorbar(
+            bins["confidence"], bins["value"], yerr=error, color=BLUE, marker="o", capsize=3
+        )
+        for row in bins.itertuples():
+            ax.annotate(row.count, (row.confidence, 0.02), ha="center", fontsize=7, color=GREY)
+        ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0.48, 1.02), ylim=(0, 1.03))
+        ax.set_title(f"{when} the temperature", fontsize=9)
+
+
+def calibration(run: Run) -> pd.DataFrame:
+    """How well the confidence can be believed, before and after the temperature."""
+    rows = {"as trained": "before", "with the temperature": "after"}
+    return pd.DataFrame(
+        [
+            {
+                "scores": name, "log loss (nats)": own["log_loss"],
+                "calibration error": own["error"], "if calibrated": own["error_by_chance"],
+            }
+            for name, own in ((name, run.summary["calibration"][k]) for name, k in rows.items())
+        ]
+    )  # fmt: skip
+
+
+def length(run: Run) -> None:
+    """Score against length, and accuracy by which reply is the longer one."""
+    pairs = run.arrays("test_pairs")
+    figure, axes = panels(2, height=3.0)
+    for name, colour, marker in (("chosen", BLUE, "o"), ("rejected", ORANGE, "^")):
+        axes[0].scatter(
+            pairs[f"{name}_tokens"], pairs[name], s=6, alpha=0.4,
+            color=colour, marker=marker, label=name, rasterized=True,
+        )  # fmt: skip
+    axes[0].set(xlabel="length of the reply (tokens)", ylabel="raw score")
+    for handle in axes[0].legend(markerscale=2).legend_handles:
+        handle.set_alpha(1)
+    columns = {name: own["accuracy_by_length"] for name, own in predictors(run).items()}
+    points(axes[1], columns)
+    axes[1].set(xlabel="accuracy", ylabel="the preferred reply is")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+
+def inputs(run: Run, count: int = 5) -> pd.DataFrame:
+    """Pairs exactly as they go into the reward model; their posts alone where there is no text."""
+    rows = [row for row in run.samples() if "mistake" not in row][:count]
+    if not has_texts(run):
+        return pd.DataFrame(rows or [{"post": "not kept"}]).drop(columns="step", errors="ignore")
+    return pd.DataFrame(rows, columns=["input_chosen", "input_rejected"])
+
+
+def has_texts(run: Run) -> bool:
+    """False for a committed run, in which nobody's posts are published."""
+    return any("input_chosen" in row for row in run.samples())
+
+
+def texts_reading(run: Run) -> str:
+    """What to expect where texts are shown."""
+    if has_texts(run):
+        return ""
+    return "This run was committed without the texts of the posts, which belong to their authors."
+
+
+def mistakes(run: Run) -> list[str]:
+    """Markdown of the pairs on which the model was most sure of the wrong reply."""
+    texts = {row["mistake"]: row for row in run.samples() if "prompt" in row}
+    blocks = []
+    for own in run.summary["mistakes"]:
+        post = f"Post {escape(str(own['post']))} ({escape(str(own['domain']))})"
+        blocks.append(f"**{post}**: {own['confidence']:.0%} sure of the wrong reply.")
+        text = texts.get(own["pair"])
+        blocks += [quote(excerpt(text["prompt"]))] if text else []
+        for name, judge in (("rejected", "the model"), ("chosen", "people")):
+            numbers = f"score {own[name]:.2f}, {own[f'{name}_tokens']} tokens"
+            blocks.append(f"*Preferred by {judge}* ({numbers}){':' if text else ''}")
+            blocks += [quote(excerpt(text[name]))] if text else []
+    return blocks or ["The model made none."]
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= EXCERPT else f"{text[:EXCERPT]} […]"
+
+
+def gain_reading(own: Mapping[str, Any]) -> str:
+    """Whether the model orders more pairs rightly than a baseline does."""
+    low, high = own["gain"]["low"], own["gain"]["high"]
+    text = f"{100 * own['gain']['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    if low > 0:
+        return f"{text}, better than chance explains"
+    if high < 0:
+        return f"{text}, worse than chance explains"
+    return f"{text}, which chance alone may explain"
+
+
+def calibration_reading(run: Run) -> str:
+    """Whether the fitted confidence can be told from a calibrated one."""
+    own = run.summary["calibration"]["after"]
+    text = f"{own['error']:.3f}, where a perfectly calibrated model would show"
+    return f"{text} {own['error_by_chance']:.3f} on average on so few pairs"

@@ -1,0 +1,63 @@
+"""What the report says of a reward model whose texts are there, hostile, or not kept."""
+
+import pytest
+
+from reporting import evidence, runs, tables
+
+HOSTILE = "<script>x</script> {{< include a >}}\n\n# **b** `c`\x07"
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A function that makes a run with one mistake and these samples."""
+
+    def make(*samples):
+        path = tmp_path / "reward-1"
+        path.mkdir()
+        runs.write_text(path / "config.json", "{}")
+        run = runs.Run(path)
+        for sample in samples:
+            run.sample(**sample)
+        mistake = {
+            "pair": 4, "post": "p<1>", "domain": "a_b", "confidence": 0.93, "chosen": -1.5,
+            "rejected": 2.25, "chosen_tokens": 7, "rejected_tokens": 90,
+        }  # fmt: skip
+        run.finish(mistakes=[mistake])
+        return run
+
+    return make
+
+
+INPUT = {"step": 0, "post": "p1", "input_chosen": HOSTILE, "input_rejected": "no"}
+TEXTS = {"step": 9, "mistake": 4, "prompt": HOSTILE, "chosen": "short", "rejected": "x" * 5000}
+
+
+def test_texts_are_shown_as_they_are_and_long_ones_cut(make_run):
+    run = make_run(INPUT, TEXTS)
+    assert list(evidence.inputs(run).columns) == ["input_chosen", "input_rejected"]
+    assert len(evidence.inputs(run)) == 1 and evidence.texts_reading(run) == ""
+    blocks = evidence.mistakes(run)
+    assert tables.quote(HOSTILE) in blocks and tables.quote("short") in blocks
+    assert max(map(len, blocks)) < 500
+    text = "\n".join(blocks)
+    assert "<script>" not in text and "{{<" not in text and "p<1>" not in text
+
+
+@pytest.mark.parametrize("samples", [(), ({"step": 0, "post": "p1"},)])
+def test_a_run_without_texts_shows_numbers_and_says_why(make_run, samples):
+    run = make_run(*samples)
+    assert "without the texts" in evidence.texts_reading(run)
+    (row,) = evidence.inputs(run).to_dict("records")
+    assert row == {"post": "p1" if samples else "not kept"}
+    text = "\n".join(evidence.mistakes(run))
+    assert "93%" in text and "-1.50, 7 tokens" in text and "2.25, 90 tokens" in text
+    assert "\n>" not in text  # no quotation
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.01, 0.2, "better than"), (-0.2, -0.01, "worse than"), (-0.1, 0.1, "may explain")],
+)
+def test_a_gain_is_claimed_only_where_its_interval_excludes_zero(low, high, words):
+    own = {"gain": {"value": (low + high) / 2, "low": low, "high": high}}
+    assert words in evidence.gain_reading(own)
