@@ -7,7 +7,7 @@ interval in which draws of real against real fall.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -109,8 +109,9 @@ def measured(
             reference = pick(real.train, np.random.default_rng([*seed, draw]), cfg.images)
             embedded = space.embed(reference)
             for number, (name, scenario) in enumerate(sets.items()):
-                sample = scenario(np.random.default_rng([*seed, draw, number]), cfg.images)
-                found = measure(sample, space.embed(sample), embedded, real, cfg.neighbours)
+                random = np.random.default_rng([*seed, draw, number])
+                sample = scenario(random, cfg.images)
+                found = measure(sample, space.embed(sample), embedded, real, cfg.neighbours, random)
                 for detector, value in found.items():
                     values.setdefault(name, {}).setdefault(detector, []).append(value)
                 bar.update()
@@ -118,7 +119,12 @@ def measured(
 
 
 def measure(
-    sample: Images, embedded: tuple, reference: tuple, real: RealImages, neighbours: int
+    sample: Images,
+    embedded: tuple,
+    reference: tuple,
+    real: RealImages,
+    neighbours: int,
+    random: np.random.Generator,
 ) -> dict[str, float]:
     """Every detector on one draw.
 
@@ -128,9 +134,11 @@ def measure(
       reference: features and probabilities of as many training images.
       real: the real images.
       neighbours: k of the manifold scores.
+      random: orders the images for the birthday test.
     """
     values = {
         **compiled_detectors(sample, embedded, reference, real.twin_distance, neighbours),
+        "birthday": detectors.birthday_size(flat(sample), real.twin_distance, random),
         "train_nearest": detectors.train_nearest_share(sample, real.train, real.others),
         "fid": detectors.frechet_distance(embedded[0], reference[0]),
     }
@@ -152,6 +160,8 @@ def compiled_detectors(sample, embedded, reference, twin_distance, neighbours: i
     }
     if probabilities is not None:
         values["class_divergence"] = detectors.class_divergence(probabilities, real_probabilities)
+        classes = probabilities.argmax(axis=1)
+        values["class_ms_ssim"] = detectors.within_class_similarity(sample, classes)
     return values
 
 
@@ -167,19 +177,46 @@ def calibration_table(values: Mapping[str, Mapping[str, list[float]]]) -> list[d
     for scenario, by_detector in values.items():
         for detector, draws in by_detector.items():
             real_low, real_high = interval(values["real"][detector], of_mean=False)
-            low, high = interval(draws, of_mean=True)
-            mean = float(np.mean(draws))
+            own = estimate(draws)
             rows.append(
                 {
-                    "scenario": scenario, "detector": detector, "mean": mean, "low": low,
-                    "high": high, "real_low": real_low, "real_high": real_high,
-                    "caught": not real_low <= mean <= real_high,
+                    "scenario": scenario, "detector": detector, **own,
+                    "real_low": real_low, "real_high": real_high,
+                    "caught": not real_low <= own["mean"] <= real_high,
                 }
             )  # fmt: skip
     return rows
 
 
-def interval(draws: list[float], *, of_mean: bool) -> tuple[float, float]:
+def birthday_table(
+    values: Mapping[str, Mapping[str, list[float]]], images: int
+) -> list[dict[str, Any]]:
+    """Size of the support of each scenario by the birthday test (@tbl-gan-birthday).
+
+    Returns:
+      Rows with `size`, how many images it takes until two are twins in half of all cases, and
+      `support`, how many equally likely images that stands for: both with 95 % intervals over
+      the draws. `bounded` says that a draw of so many `images` held no twins, so that both are
+      too low.
+    """
+    rows = []
+    for scenario, by_detector in values.items():
+        draws = by_detector["birthday"]
+        size = estimate(draws)
+        size["low"] = max(size["low"], 2.0)  # two are the fewest
+        support = {name: detectors.support_size(value) for name, value in size.items()}
+        bounded = images in draws
+        rows.append({"scenario": scenario, "size": size, "support": support, "bounded": bounded})
+    return rows
+
+
+def estimate(draws: Sequence[float]) -> dict[str, float]:
+    """Mean of the draws with its 95 % interval."""
+    low, high = interval(draws, of_mean=True)
+    return {"mean": float(np.mean(draws)), "low": low, "high": high}
+
+
+def interval(draws: Sequence[float], *, of_mean: bool) -> tuple[float, float]:
     """95 % interval of the mean of normal draws, or of one more draw."""
     count, mean, deviation = len(draws), np.mean(draws), np.std(draws, ddof=1)
     spread = np.sqrt(1 / count if of_mean else 1 + 1 / count)

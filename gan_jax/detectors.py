@@ -4,6 +4,7 @@ Features are points in a feature space (gan_jax/features.py); images are in [-1,
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ Numbers = Array | np.ndarray
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, finest scale first
 CHUNK = 4096  # images at a time in a search for the nearest
 WINDOW = 7  # pixels; side of the window in which SSIM compares two images
+PAIRS = 256  # pairs at a time in which SSIM compares images
+ORDERS = 400  # random orders over which the birthday test takes a median
 
 
 def frechet_distance(
@@ -147,6 +150,29 @@ def similarity(
     return result
 
 
+def pair_similarities(
+    images: Float[np.ndarray, "image height width channels"], pairs: Int[np.ndarray, "pair 2"]
+) -> Float[np.ndarray, " pair"]:
+    """MS-SSIM of the images that each pair of indices names, in chunks of one size."""
+    padded = np.pad(pairs, ((0, -len(pairs) % PAIRS), (0, 0))).reshape(-1, PAIRS, 2)
+    found = [similarity(images[chunk[:, 0]], images[chunk[:, 1]]) for chunk in padded]
+    return np.concatenate([*found, np.zeros(0, np.float32)])[: len(pairs)]
+
+
+def within_class_similarity(
+    images: Float[Numbers, "image height width channels"], classes: Int[Numbers, " image"]
+) -> Float[Numbers, ""]:
+    """Mean MS-SSIM of pairs of images of one class; each image is in one pair at most.
+
+    High where a class is drawn in few ways, which the mean over all pairs hides when there are
+    many classes (Odena et al., 2017).
+    """
+    order = jnp.argsort(classes)
+    first, second = order[0 : len(order) // 2 * 2 : 2], order[1::2]
+    same = classes[first] == classes[second]
+    return (similarity(images[first], images[second]) * same).sum() / jnp.maximum(same.sum(), 1)
+
+
 def similarity_terms(first, second):
     """SSIM's luminance and contrast-structure terms under each window."""
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # 2 is the range of the pixels
@@ -171,6 +197,35 @@ def halved(images):
 def twin_distances(images: Float[Numbers, "image pixels"]) -> Float[Numbers, " image"]:
     """Root mean square difference of each image to the most similar other one."""
     return jnp.sqrt(kth_distance(images, 1) / images.shape[1])
+
+
+def birthday_size(
+    images: Float[Numbers, "image pixels"], distance: float, random: np.random.Generator
+) -> int:
+    """Fewest images among which two are twins in half of all cases (Arora & Zhang, 2018).
+
+    The median over random orders of how many images it takes until the first two twins (nearer
+    than `distance`, a root mean square) are among them. All images where no two are twins: a
+    lower bound then.
+    """
+    near = np.triu(np.asarray(within(images, distance)), 1)
+    first, second = np.nonzero(near)
+    if not len(first):
+        return len(images)
+    places = (random.permutation(len(images)) for _ in range(ORDERS))
+    counts = [np.maximum(place[first], place[second]).min() + 1 for place in places]
+    return int(np.quantile(counts, 0.5, method="inverted_cdf"))
+
+
+@jax.jit
+def within(images, distance):
+    return squared_distances(images, images) < images.shape[1] * distance**2
+
+
+def support_size(images: float) -> float:
+    """How many equally likely images there would be, if among so many two are twins in half of
+    all cases; 365 for 23. More than that exist where some are likelier than others."""
+    return images * (images - 1) / (2 * math.log(2))
 
 
 def nearest(

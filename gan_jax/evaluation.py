@@ -1,11 +1,11 @@
 """Evidence about trained networks: everything that the report shows of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from scipy import stats
 
 from gan_jax import calibration, detectors
@@ -17,6 +17,7 @@ from gan_jax.training import GRID_SHAPE, Definitions, State, evaluated, to_bytes
 
 CLASSIFIER, EVIDENCE, DRAWS = range(10, 13)  # random streams, apart from those of training
 RESAMPLES = 1000  # of the bootstrap
+FEWEST_PAIRS = 10  # of images of a class, from which on an interval of their mean is worth its name
 
 
 def evaluate(
@@ -57,7 +58,8 @@ def evaluate(
         "feature_space": space.name,
         "classifier": space.accuracy,
         "detectors": calibration.calibration_table(values),
-        "class_histogram": class_histogram(images, space, held_out, generated),
+        "birthday": calibration.birthday_table(values, cfg.evidence.images),
+        **class_summaries(images, space, held_out, generated, cfg.evidence.images, random),
         "train_nearest_by_chance": len(real.train) / (len(real.train) + len(real.others)),
         "discriminator": discriminator_summary(scores["held_out"], scores["generated"]),
         "scores": scores_summary(scores, random),
@@ -65,19 +67,79 @@ def evaluate(
     return summary, {name: to_bytes(grid) for name, grid in grids.items()}
 
 
-def class_histogram(
-    images: ImageSet, space: FeatureSpace, held_out: Images, generated: Images
-) -> list[dict[str, Any]]:
-    """Share of each class among held-out and generated images, by the classifier's mean
-    probabilities, beside the labels' own; empty where there are no labels."""
+def class_summaries(
+    images: ImageSet,
+    space: FeatureSpace,
+    held_out: Images,
+    generated: Images,
+    most_pairs: int,
+    random: np.random.Generator,
+) -> dict[str, list[dict[str, Any]]]:
+    """What there is to say class by class; nothing where there are no labels.
+
+    Classes are those of the labels, and those that the classifier gives to held-out and to
+    generated images.
+
+    Returns:
+      class_histogram: the share of each class, as the mean of its probabilities.
+      class_similarity: how alike images of one class are, class by class, and at last images of
+        different classes; see `similarities`.
+    """
     if not images.classes:
-        return []
-    shares = [space.embed(pixels)[1].mean(axis=0) for pixels in (held_out, generated)]
-    rows = zip(images.classes, images.held_out_labels.mean(axis=0), *shares, strict=True)
+        return {"class_histogram": [], "class_similarity": []}
+    probabilities = {
+        "labels": images.held_out_labels,
+        "held_out": space.embed(held_out)[1],
+        "generated": space.embed(generated)[1],
+    }
+    shares = {kind: own.mean(axis=0) for kind, own in probabilities.items()}
+    alike = {
+        kind: similarities(generated if kind == "generated" else held_out, own, most_pairs, random)
+        for kind, own in probabilities.items()
+    }
+    names = [*images.classes, "different classes"]
+    return {
+        "class_histogram": by_class(names[:-1], shares),
+        "class_similarity": by_class(names, alike),
+    }
+
+
+def by_class(names: Sequence[str], columns: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = zip(*columns.values(), strict=True)
     return [
-        {"class": name, "labels": labels, "held_out": real, "generated": fake}
-        for name, labels, real, fake in rows
+        {"class": name, **dict(zip(columns, row, strict=True))}
+        for name, row in zip(names, rows, strict=True)
     ]
+
+
+def similarities(
+    pixels: Images,
+    probabilities: Float[np.ndarray, "image classes"],
+    most_pairs: int,
+    random: np.random.Generator,
+) -> list[dict[str, float] | None]:
+    """MS-SSIM of pairs of images of one class, class by class, and of different classes at last:
+    means with 95 % intervals (Student's t), None where there are fewer than `FEWEST_PAIRS`."""
+    result = []
+    for pairs in class_pairs(probabilities.argmax(axis=1), probabilities.shape[1], random):
+        values = detectors.pair_similarities(pixels, pairs[:most_pairs]).tolist()
+        result.append(calibration.estimate(values) if len(values) >= FEWEST_PAIRS else None)
+    return result
+
+
+def class_pairs(
+    classes: Int[np.ndarray, " image"], count: int, random: np.random.Generator
+) -> list[Int[np.ndarray, "pair 2"]]:
+    """Pairs of images of each of `count` classes, and at last of images of different classes.
+
+    No image is in two pairs of one list, so that the pairs in it are independent.
+    """
+    members = [np.flatnonzero(classes == number) for number in range(count)]
+    *same, mixed = (
+        random.permutation(own)[: len(own) // 2 * 2].reshape(-1, 2)
+        for own in (*members, np.arange(len(classes)))
+    )
+    return [*same, mixed[classes[mixed[:, 0]] != classes[mixed[:, 1]]]]
 
 
 def discriminator_summary(

@@ -30,11 +30,15 @@ def imitation(latents):
 
 
 @pytest.fixture(scope="module")
-def table(squares):
+def values(squares):
     space = FeatureSpace("means", embed, {})
     real = calibration.real_images(squares, np.random.default_rng(0), CFG)
     sets = calibration.scenarios(squares, imitation, latents=16)
-    values = calibration.measured(sets, real, space, CFG, [0])
+    return calibration.measured(sets, real, space, CFG, [0])
+
+
+@pytest.fixture(scope="module")
+def table(values):
     rows = calibration.calibration_table(values)
     return {(row["scenario"], row["detector"]): row for row in rows}
 
@@ -50,9 +54,8 @@ def test_real_images_are_caught_by_nothing(table):
 
 
 def test_repeated_images_are_caught_as_collapse(table):
-    assert {"twins", "recall", "coverage", "nn_accuracy"} <= caught(
-        table, "10 real images repeated"
-    )
+    found = caught(table, "10 real images repeated")
+    assert {"twins", "recall", "coverage", "nn_accuracy"} <= found
     assert table["10 real images repeated", "twins"]["mean"] == 1
 
 
@@ -76,12 +79,27 @@ def test_without_labels_no_detector_needs_a_class(squares):
         name="u", source="", train=squares.train, held_out=squares.held_out
     )
     space = feature_space(unlabelled, jax.random.key(0), steps=1)
-    real = RealImages(squares.train, squares.held_out, 0.1)
+    real, random = RealImages(squares.train, squares.held_out, 0.1), np.random.default_rng(0)
     sample = to_unit(squares.held_out[:20])
-    found = calibration.measure(sample, space.embed(sample), space.embed(sample), real, 3)
+    found = calibration.measure(sample, space.embed(sample), space.embed(sample), real, 3, random)
     assert "class_divergence" not in found and found["fid"] == pytest.approx(0, abs=1e-3)
     names = calibration.scenarios(unlabelled, lambda latents: sample, 4)
     assert not any(name.startswith("without") for name in names)
+
+
+def test_the_birthday_test_finds_how_many_images_are_repeated(values):
+    rows = calibration.birthday_table(values, CFG.images)
+    rows = {row["scenario"]: row for row in rows}
+    repeated = rows["10 real images repeated"]
+    assert repeated["support"]["low"] <= 10 <= repeated["support"]["high"]
+    assert repeated["size"]["low"] >= 2 and not repeated["bounded"]
+    assert rows["real"]["support"]["mean"] > 5 * repeated["support"]["mean"]
+
+
+def test_a_draw_without_twins_bounds_the_support_from_below():
+    values = {"a": {"birthday": [80.0, 30.0]}, "b": {"birthday": [20.0, 30.0]}}
+    bounded, exact = calibration.birthday_table(values, 80)
+    assert bounded["bounded"] and not exact["bounded"]
 
 
 def test_intervals_are_those_of_student():

@@ -1,5 +1,7 @@
 """Detectors against closed forms, brute force and independent implementations."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -137,3 +139,49 @@ def test_recited_training_images_are_nearest_to_training_images(random):
     unit = [np.float32(images / 127.5 - 1) for images in (train, fresh)]
     assert detectors.train_nearest_share(unit[0], train, held_out) == 1
     assert abs(detectors.train_nearest_share(unit[1], train, held_out) - 0.5) < 0.15
+
+
+def test_similarity_within_classes_compares_equal_classes_only(random):
+    shapes = jnp.float32(random.uniform(-1, 1, (2, 28, 28, 1)))
+    classes = jnp.array([0, 1, 0, 1, 1, 1])
+    images = shapes[classes]
+    assert float(detectors.within_class_similarity(images, classes)) == pytest.approx(1, abs=1e-5)
+    across = float(detectors.similarity(shapes[:1], shapes[1:])[0])
+    mixed = detectors.within_class_similarity(images[:2], jnp.array([0, 0]))
+    assert float(mixed) == pytest.approx(across) and across < 0.9
+
+
+def test_pairs_are_compared_across_chunks(random, monkeypatch):
+    monkeypatch.setattr(detectors, "PAIRS", 4)
+    images = random.uniform(-1, 1, (5, 28, 28, 1)).astype(np.float32)
+    pairs = random.integers(5, size=(6, 2))
+    expected = detectors.similarity(images[pairs[:, 0]], images[pairs[:, 1]])
+    np.testing.assert_allclose(detectors.pair_similarities(images, pairs), expected, rtol=1e-5)
+    assert detectors.pair_similarities(images, pairs[:0]).shape == (0,)
+
+
+def test_23_images_of_365_hold_twins_in_half_of_all_cases(random):
+    modes = random.integers(365, size=2000)
+    images = jnp.stack([jnp.float32(10 * modes), jnp.float32(random.uniform(size=2000))], axis=1)
+    assert abs(detectors.birthday_size(images, 1.0, random) - 23) <= 3
+    assert detectors.support_size(23.0) == pytest.approx(365, rel=1e-3)
+
+
+def test_the_birthday_size_of_few_images_is_that_of_all_their_subsets(random):
+    images = jnp.float32(np.array([[0], [1], [2], [10], [20], [30], [31]]))
+    near = np.abs(images - images.T) < 1.5
+
+    def holds_twins(subset):
+        return any(near[i, j] for i, j in itertools.combinations(subset, 2))
+
+    shares = [
+        np.mean([holds_twins(subset) for subset in itertools.combinations(range(7), size)])
+        for size in range(8)
+    ]
+    expected = int(np.argmax(np.array(shares) >= 0.5))
+    assert detectors.birthday_size(images, 1.5, random) == expected
+
+
+def test_without_twins_the_birthday_size_is_all_images(random):
+    images = jnp.float32(np.arange(40)[:, None])
+    assert detectors.birthday_size(images, 0.5, random) == 40

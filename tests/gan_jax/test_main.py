@@ -26,6 +26,8 @@ def test_a_finished_run_holds_what_the_chapter_shows(finished, tiny):
     gap, scores = summary["scores"]["gap"], summary["scores"]
     assert gap["mean"] == pytest.approx(scores["train"]["mean"] - scores["held_out"]["mean"])
     assert sum(row["generated"] for row in summary["class_histogram"]) == pytest.approx(1, abs=1e-4)
+    for table, count in (("class_histogram", 7), ("class_similarity", 8)):
+        assert len(summary[table]) == count, table
 
 
 def test_a_finished_run_is_not_trained_again(finished, tiny, data_dir, monkeypatch):
