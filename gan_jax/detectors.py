@@ -156,7 +156,7 @@ def pair_similarities(
     """MS-SSIM of the images that each pair of indices names, in chunks of one size."""
     padded = np.pad(pairs, ((0, -len(pairs) % PAIRS), (0, 0))).reshape(-1, PAIRS, 2)
     found = [similarity(images[chunk[:, 0]], images[chunk[:, 1]]) for chunk in padded]
-    return np.concatenate([*found, np.zeros(0, np.float32)])[: len(pairs)]
+    return np.concatenate(found)[: len(pairs)]
 
 
 def within_class_similarity(

@@ -120,11 +120,13 @@ def similarities(
 ) -> list[dict[str, float] | None]:
     """MS-SSIM of pairs of images of one class, class by class, and of different classes at last:
     means with 95 % intervals (Student's t), None where there are fewer than `FEWEST_PAIRS`."""
-    result = []
-    for pairs in class_pairs(probabilities.argmax(axis=1), probabilities.shape[1], random):
-        values = detectors.pair_similarities(pixels, pairs[:most_pairs]).tolist()
-        result.append(calibration.estimate(values) if len(values) >= FEWEST_PAIRS else None)
-    return result
+    pairs = class_pairs(probabilities.argmax(axis=1), probabilities.shape[1], random)
+    pairs = [own[:most_pairs] for own in pairs]
+    values = detectors.pair_similarities(pixels, np.concatenate(pairs))
+    parts = np.split(values, np.cumsum([len(own) for own in pairs])[:-1])
+    return [
+        calibration.estimate(part.tolist()) if len(part) >= FEWEST_PAIRS else None for part in parts
+    ]
 
 
 def class_pairs(
