@@ -2,6 +2,7 @@
 #
 #   make report PROFILE=tiny|cpu|study|assignment   how much is trained
 #               DATA_DIR=folder   MODEL=folder-or-hub-id   STUDENT_ID=number   RUN=reference
+#   make submission LAST_NAME=name STUDENT_ID=number   the files that are handed in
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -10,16 +11,23 @@ export RLHF_PROFILE := $(PROFILE)
 export RLHF_DATA_DIR := $(DATA_DIR)
 export RLHF_MODEL := $(MODEL)
 export RLHF_STUDENT_ID := $(STUDENT_ID)
+export RLHF_LAST_NAME := $(LAST_NAME)
 export RLHF_RUN := $(RUN)
 # Large pages: the same step takes two thirds of the time on a Linux CPU.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: report test test-slow test-interop lint bench-gan clean
+.PHONY: report submission test test-slow test-interop lint bench-gan clean
 
 report: .venv/done
 	$(PY) -m rlhf_jax run
 	$(PY) -m gan_jax train
 	$(PY) -m reporting.render report.qmd
+
+submission: .venv/done
+	$(PY) -m reporting.submission --check
+	$(PY) -m rlhf_jax run
+	$(PY) -m gan_jax train
+	$(PY) -m reporting.submission
 
 test: .venv/done
 	$(PY) -m pytest

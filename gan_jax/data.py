@@ -49,8 +49,10 @@ def dataset_for(student_id: str | None) -> str:
     """DermaMNIST for an even last digit of the student ID (or without one), ChestMNIST for odd."""
     if student_id is None:
         return EVEN
-    if not student_id[-1:].isdecimal():
-        raise UserError(f"student ID '{student_id}': its last character must be a digit")
+    if not student_id.isdecimal():
+        raise UserError(
+            f"student ID '{student_id}': not a number; its last digit chooses the images"
+        )
     return ODD if int(student_id[-1]) % 2 else EVEN
 
 

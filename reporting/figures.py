@@ -1,6 +1,7 @@
 """Figures of the report, drawn from runs. Readable in grey: lines differ in dash and marker too."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,18 +38,38 @@ def panels(count: int, *, height: float = 2.6, width: float = 7.0) -> tuple[Figu
     return figure, np.atleast_1d(axes)
 
 
+def overview(evaluation: Run, training: Mapping[str, Run]) -> None:
+    """The first page's picture: mean rewards, and how far from the start the policies went."""
+    _, axes = panels(2, height=1.9)
+    policies = evaluation.summary["policies"]
+    points(axes[0], {name: policies[name]["reward"] for name in VARIANTS})
+    axes[0].set_ylabel("mean reward")
+    kl_lines(axes[1], training)
+
+
 def kl_curves(runs: Mapping[str, Run]) -> None:
     """KL to the reference with the band that it should stay in, and its coefficient."""
     _, axes = panels(2)
-    axes[0].axhspan(0.02, 0.1, color=GREEN, alpha=0.15, label="band 0.02 to 0.1")
+    kl_lines(axes[0], runs)
     for name, run in runs.items():
         metrics = run.metrics()
-        style = VARIANTS[name] | {"label": LABELS[name], "markevery": max(1, len(metrics) // 10)}
-        axes[0].plot(metrics["step"], metrics["kl"], **style)
-        axes[1].plot(metrics["step"], metrics["kl_weight"], **style)
-    axes[0].set(xlabel="step", ylabel="KL (nats per token)", ylim=(0, None))
+        axes[1].plot(metrics["step"], metrics["kl_weight"], **line_style(name, len(metrics)))
     axes[1].set(xlabel="step", ylabel="coefficient (reward per nat)")
-    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
+def kl_lines(ax: Axes, runs: Mapping[str, Run]) -> None:
+    """KL to the reference against training steps, and the protocol's band."""
+    ax.axhspan(0.02, 0.1, color=GREEN, alpha=0.15, label="band 0.02 to 0.1")
+    for name, run in runs.items():
+        metrics = run.metrics()
+        ax.plot(metrics["step"], metrics["kl"], **line_style(name, len(metrics)))
+    ax.set(xlabel="step", ylabel="KL (nats per token)", ylim=(0, None))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
+def line_style(name: str, count: int) -> dict[str, Any]:
+    """How a variant's line of so many points looks, with about ten markers."""
+    return VARIANTS[name] | {"label": LABELS[name], "markevery": max(1, count // 10)}
 
 
 def ppo_learning(runs: Mapping[str, Run]) -> None:
@@ -77,9 +98,7 @@ def by_step(runs: Mapping[str, Run], shown: Mapping[str, str], **limits) -> None
     for ax, (column, label) in zip(axes, shown.items(), strict=True):
         for name, run in runs.items():
             metrics = run.metrics()
-            every = max(1, len(metrics) // 10)
-            style = VARIANTS[name] | {"label": LABELS[name], "markevery": every}
-            ax.plot(metrics["step"], metrics[column], **style)
+            ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
         ax.set(xlabel="step", ylabel=label, **limits)
     middle = axes[len(axes) // 2]
     middle.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(runs))
@@ -89,21 +108,23 @@ def mean_rewards(run: Run) -> None:
     """Mean reward of each policy on unseen prompts, and the paired gains, with 95 % intervals."""
     summary = run.summary
     _, axes = panels(2)
-    shown = (
-        (axes[0], {name: own["reward"] for name, own in summary["policies"].items()}),
-        (axes[1], {name: own["reward"] for name, own in summary["gains"].items()}),
-    )
-    for ax, rows in shown:
-        for x, (name, own) in enumerate(rows.items()):
-            error = [[own["value"] - own["low"]], [own["high"] - own["value"]]]
-            style = VARIANTS[name]
-            ax.errorbar(x, own["value"], yerr=error, color=style["color"], marker=style["marker"],
-                        markersize=7, capsize=4)  # fmt: skip
-        ax.axhline(0, color=GREY, linestyle=":")
-        ax.set(xticks=range(len(rows)), xticklabels=[LABELS[name] for name in rows])
-        ax.margins(x=0.3)
+    for ax, rows in zip(axes, (summary["policies"], summary["gains"]), strict=True):
+        points(ax, {name: rows[name]["reward"] for name in VARIANTS if name in rows})
     axes[0].set_ylabel("mean reward")
     axes[1].set_ylabel("gain over pretrained")
+
+
+def points(ax: Axes, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Estimates with their intervals, one for each policy."""
+    for x, (name, own) in enumerate(rows.items()):
+        error = [[own["value"] - own["low"]], [own["high"] - own["value"]]]
+        ax.errorbar(
+            x, own["value"], yerr=error, color=VARIANTS[name]["color"],
+            marker=VARIANTS[name]["marker"], markersize=7, capsize=4,
+        )  # fmt: skip
+    ax.axhline(0, color=GREY, linestyle=":")
+    ax.set(xticks=range(len(rows)), xticklabels=[LABELS[name] for name in rows])
+    ax.margins(x=0.3)
 
 
 def reward_against_kl(run: Run, training: Mapping[str, Run]) -> None:

@@ -254,10 +254,14 @@ def evaluate(client: NotebookClient, expression: str, source: Source) -> str:
 
 
 def captions(kind: str, path: Path) -> str:
-    """A Markdown list of the figures ("fig") or tables ("tbl") of a document, with captions."""
+    """A Markdown list of a document's figures ("fig") or tables ("tbl"): their first sentences.
+
+    Neither Typst nor HTML gets such a list from Quarto, so a cell shows this one in both outputs.
+    """
     options = [x.metadata.get("options", {}) for x in build(read(path), {}).cells]
-    labelled = [x for x in options if x.get("label", "").startswith(f"{kind}-")]
-    return "\n".join(f"* @{x['label']}: {x[f'{kind}-cap']}" for x in labelled)
+    labelled = {x["label"]: x[f"{kind}-cap"] for x in options if f"{kind}-cap" in x}
+    first = {label: re.split(r"(?<=[.?!]) ", text)[0] for label, text in labelled.items()}
+    return "\n".join(f"* @{label}: {sentence}" for label, sentence in first.items())
 
 
 def publish(notebook: NotebookNode, source: Source, names: dict[str, str]) -> str:
@@ -267,7 +271,7 @@ def publish(notebook: NotebookNode, source: Source, names: dict[str, str]) -> st
         public.cells.append(nbformat.v4.new_markdown_cell(f"# {title}"))
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            text = REFERENCE.sub(lambda m: named(m, names), cell.source)
+            text = in_words(cell.source, names)
             for pattern, plain in PLAIN:
                 text = re.sub(pattern, plain, text, flags=re.MULTILINE)
             public.cells.append(nbformat.v4.new_markdown_cell(text))
@@ -276,8 +280,10 @@ def publish(notebook: NotebookNode, source: Source, names: dict[str, str]) -> st
             public.cells.append(nbformat.v4.new_markdown_cell(text))
         else:
             outputs = [x for x in cell.outputs if x.get("name") != "stderr"]
-            for output in outputs:
-                output.get("data", {}).pop("image/svg+xml", None)
+            for data in (output.get("data", {}) for output in outputs):
+                data.pop("image/svg+xml", None)
+                if "text/markdown" in data:
+                    data["text/markdown"] = in_words(data["text/markdown"], names)
             fields = {"execution_count": cell.execution_count, "outputs": outputs}
             public.cells.append(nbformat.v4.new_code_cell(cell.source, **fields))
     for number, cell in enumerate(public.cells):
@@ -285,9 +291,13 @@ def publish(notebook: NotebookNode, source: Source, names: dict[str, str]) -> st
     return nbformat.writes(public)
 
 
-def named(match: re.Match, names: dict[str, str]) -> str:
-    """A reference in words: "Figure 1", or its number alone where it stands in brackets."""
-    before, bracketed, bare = match.groups()
-    if bare:
-        return names.get(bare, match[0])
-    return before + names.get(bracketed, match[0]).split("\u00a0")[-1]
+def in_words(text: str, names: dict[str, str]) -> str:
+    """References in words: "Figure 1", or the number alone where it stands in brackets."""
+
+    def word(match: re.Match) -> str:
+        before, bracketed, bare = match.groups()
+        if bare:
+            return names.get(bare, match[0])
+        return before + names.get(bracketed, match[0]).split("\u00a0")[-1]
+
+    return REFERENCE.sub(word, text)

@@ -21,22 +21,16 @@ def percent(own: Mapping[str, float]) -> str:
     return f"{own['value']:.1%} [{own['low']:.1%}, {own['high']:.1%}]"
 
 
-def sources(run: Run) -> pd.DataFrame:
-    """Model and data: what was read, and from where."""
+def sources(run: Run, gan: Run) -> pd.DataFrame:
+    """Model, texts and images: what was read, and from where."""
     model = run.about["model"]
-    rows = [{"what": "model", "name": model["name"], "from": model["file"], "note": model["dtype"]}]
+    rows = {"model": f"{model['name']} ({model['file']}, {model['dtype']})"}
     for what in ("preferences", "prompts"):
         own = run.about[what]
-        note = "; ".join(filter(None, [f"{own['rows']:,} rows", own["licence"], own["note"]]))
-        rows.append(
-            {
-                "what": {"preferences": "pairs"}.get(what, what),
-                "name": own["name"],
-                "from": own["kind"],
-                "note": note,
-            }
-        )
-    return pd.DataFrame(rows)
+        about = filter(None, [f"{own['rows']:,} rows", own["licence"], own["note"]])
+        rows[what] = f"{own['name']} ({own['kind']}): {'; '.join(about)}"
+    rows["images"] = gan.summary["source"]
+    return pd.DataFrame(rows.items(), columns=["what", "which"])
 
 
 def standing_in(run: Run) -> str:

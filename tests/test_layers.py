@@ -20,7 +20,7 @@ ORDER = {
     ),
     "reporting": (
         "runs", "tables", "figures", "summaries", "evidence", "notebook", "cells", "document",
-        "render", "__main__",
+        "render", "submission",
     ),
 }  # fmt: skip
 LIBRARIES = ("rlhf_jax", "gan_jax")
