@@ -1,7 +1,8 @@
 """Configurations of the stages, and the named profiles."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from reporting.runs import UserError
 from rlhf_jax.model import LINEAR_LAYERS, LoRAConfig
@@ -52,6 +53,7 @@ class PPOConfig:
     """
 
     lora: LoRAConfig | None = None  # None trains every weight
+    critic: Literal["shared", "separate"] = "shared"  # whether it has a trunk of its own
     learning_rate: float = 1e-5
     value_learning_rate: float = 1e-4  # the value head starts at zero and has little time
     warmup_fraction: float = 0.05  # of the optimizer's steps; the rates then fall linearly to zero
@@ -152,6 +154,11 @@ def positive(config, *fields: str) -> None:
             raise UserError(
                 f"{type(config).__name__}.{field}={getattr(config, field)} must be above zero"
             )
+
+
+def lora_config(stored: Mapping[str, Any] | None) -> LoRAConfig | None:
+    """The adapters' part of a configuration that was read from a run."""
+    return stored and LoRAConfig(**stored | {"targets": tuple(stored["targets"])})
 
 
 def with_lora(cfg: PPOConfig, **changes) -> PPOConfig:

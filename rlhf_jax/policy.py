@@ -16,28 +16,29 @@ CHUNK = 256  # tokens whose logits exist at the same time
 
 
 class ActorCritic(nnx.Module):
-    """One trunk for the policy and its critic."""
+    """A policy and its critic, on one trunk or on a trunk each."""
 
-    def __init__(self, decoder: Decoder, *, rngs: nnx.Rngs):
+    def __init__(self, decoder: Decoder, critic: Decoder | None = None, *, rngs: nnx.Rngs):
         self.decoder = decoder
+        self.critic = nnx.data(critic)  # None: the critic reads the policy's hidden states
         self.value = Linear(decoder.cfg.embed_dim, 1, use_bias=True, rngs=rngs)
         self.value.kernel[...] = jnp.zeros_like(
             self.value.kernel[...]
         )  # N+: the critic starts at 0
 
-    def response_states(
+    def states_and_values(
         self,
         tokens: Int[Array, "batch time"],
         mask: Bool[Array, "batch time"],
         prompt: int,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "batch response embed"]:
-        """Hidden states from which each response token is predicted: position t predicts t + 1."""
-        return response_states(self.decoder, tokens, mask, prompt, dropout_key)
-
-    def values(self, states: Float[Array, "batch time embed"]) -> Float[Array, "batch time"]:
-        """The critic's estimate before each token is emitted, float32."""
-        return self.value(states.astype(jnp.float32))[..., 0]
+    ) -> tuple[Float[Array, "batch response embed"], Float[Array, "batch response"]]:
+        """The policy's hidden states before each response token, and the critic's estimates."""
+        states = response_states(self.decoder, tokens, mask, prompt, dropout_key)
+        read = states
+        if self.critic is not None:
+            read = response_states(self.critic, tokens, mask, prompt)
+        return states, self.value(read.astype(jnp.float32))[..., 0]
 
 
 class Policy(NamedTuple):
@@ -52,22 +53,19 @@ class Policy(NamedTuple):
         return nnx.split(nnx.merge(*self).decoder)
 
 
-def build(pretrained: Pretrained, lora: LoRAConfig | None, *, seed: int) -> Policy:
+def build(
+    pretrained: Pretrained, lora: LoRAConfig | None, *, seed: int, separate_critic: bool = False
+) -> Policy:
     """The policy before training: the pretrained model, with adapters that change nothing yet."""
     rngs = nnx.Rngs(seed)
-    decoder = nnx.merge(pretrained.definition, pretrained.state)
+    trunks = [
+        nnx.merge(pretrained.definition, pretrained.state) for _ in range(1 + separate_critic)
+    ]
     if lora is not None:
-        add_adapters(decoder, lora, rngs=rngs)
-    model = ActorCritic(decoder, rngs=rngs)
+        for trunk in trunks:
+            trunk.add_adapters(lora, rngs=rngs)
+    model = ActorCritic(*trunks, rngs=rngs)
     return Policy(*nnx.split(model, lambda path, _: group(path, lora) != FROZEN, ...))
-
-
-def add_adapters(decoder: Decoder, lora: LoRAConfig, *, rngs: nnx.Rngs) -> None:
-    """Adds a low-rank adapter to every linear layer that the configuration names."""
-    for block in decoder.blocks:
-        for name in lora.targets:
-            owner = block.attention if hasattr(block.attention, name) else block.mlp
-            getattr(owner, name).add_adapter(lora, rngs=rngs)
 
 
 def group(path: tuple, lora: LoRAConfig | None) -> str:
@@ -78,8 +76,14 @@ def group(path: tuple, lora: LoRAConfig | None) -> str:
     return "policy" if lora is None or "lora_" in name else FROZEN
 
 
-def response_states(decoder, tokens, mask, prompt, dropout_key=None):
-    """See `ActorCritic.response_states`; for a decoder without a value head."""
+def response_states(
+    decoder: Decoder,
+    tokens: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+    prompt: int,
+    dropout_key: Array | None = None,
+) -> Float[Array, "batch response embed"]:
+    """Hidden states from which each response token is predicted: position t predicts t + 1."""
     documents = jnp.where(mask, 0, -1)
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     visible = block_mask(documents, jnp.zeros_like(documents))

@@ -25,7 +25,17 @@ from rlhf_jax.generation import Responses
 from rlhf_jax.judge import Judge
 from rlhf_jax.policy import Policy
 from rlhf_jax.pretrained import Pretrained
-from rlhf_jax.rollout import Episodes, Frozen, Static, divided, draw, episode_metrics, score
+from rlhf_jax.rollout import (
+    Episodes,
+    Frozen,
+    Static,
+    cost,
+    divided,
+    draw,
+    episode_metrics,
+    histogram,
+    score,
+)
 from rlhf_jax.training import (
     Checkpoints,
     TrainState,
@@ -36,7 +46,6 @@ from rlhf_jax.training import (
     optimizer_for,
     over_devices,
     parameter_counts,
-    peak_memory_gb,
     replicated,
     save_weights,
 )
@@ -58,7 +67,7 @@ def train(
     """
     tokenizer = pretrained.tokenizer
     rows, masks, cut = prompt_rows(prompts, tokenizer, length=cfg.prompt_tokens)
-    tuned = policy.build(pretrained, cfg.lora, seed=cfg.seed)
+    tuned = untrained(pretrained, cfg)
     optimizer = ppo_optimizer(cfg)
     state = initial_state(tuned.trainable, optimizer)
     static = Static(
@@ -86,11 +95,10 @@ def train(
         )  # fmt: skip
         row = to_row(metrics)
         check_finite(step + 1, **{k: row[k] for k in ("policy_loss", "value_loss", "kl")})
-        finished = time.perf_counter()
         run.log(
             step=step + 1, epoch=(step + 1) * cfg.passes / cfg.steps, **row, **notes,
-            seconds_sampling=sampled - began, seconds_update=finished - sampled,
-            tokens=int(responses.mask.sum()), peak_memory_gb=peak_memory_gb(),
+            **cost(episodes, sampled - began, time.perf_counter() - sampled),
+            reward_histogram=histogram(episodes.reward),
         )  # fmt: skip
         if step % cfg.sample_every == 0 or step + 1 == cfg.steps:
             keep_samples(run, step + 1, [prompts[i] for i in chosen], episodes, tokenizer)
@@ -105,6 +113,13 @@ def train(
     checkpoints.close()
     save_weights(run.checkpoints / "policy", state.trainable)
     run.finish(**outcome(run, cfg, state.trainable), prompts_cut=cut, prompts=len(prompts))
+
+
+def untrained(pretrained: Pretrained, cfg: PPOConfig) -> Policy:
+    """The policy that a configuration starts from."""
+    return policy.build(
+        pretrained, cfg.lora, seed=cfg.seed, separate_critic=cfg.critic == "separate"
+    )
 
 
 def ppo_optimizer(cfg: PPOConfig) -> optax.GradientTransformation:
@@ -236,7 +251,9 @@ def ppo_loss(model, episodes, advantages, returns, dropout_key, *, count, static
     """
     cfg = static.cfg
     width = episodes.tokens.shape[1] - episodes.mask.shape[1]
-    states = model.response_states(episodes.tokens, episodes.token_mask, width, dropout_key)
+    states, values = model.states_and_values(
+        episodes.tokens, episodes.token_mask, width, dropout_key
+    )
     logprobs, _ = policy.token_logprobs(
         model.decoder, states, episodes.tokens[:, width:], cfg.temperature
     )
@@ -246,7 +263,7 @@ def ppo_loss(model, episodes, advantages, returns, dropout_key, *, count, static
         logprobs, episodes.logprobs, advantages, ratio_clip=cfg.ratio_clip
     )
     value_losses = objectives.clipped_value_loss(
-        model.values(states), episodes.values, returns, value_clip=cfg.value_clip
+        values, episodes.values, returns, value_clip=cfg.value_clip
     )
     distance = jnp.abs(jnp.exp(logprobs - episodes.logprobs) - 1)
 
@@ -302,6 +319,6 @@ def outcome(run: Run, cfg: PPOConfig, trainable: nnx.State) -> dict[str, Any]:
 
 def tuned_decoder(run: Run, cfg: PPOConfig, pretrained: Pretrained) -> tuple[Any, nnx.State]:
     """Static half and arrays of the policy that a finished run trained."""
-    start = policy.build(pretrained, cfg.lora, seed=cfg.seed)
+    start = untrained(pretrained, cfg)
     trainable = load_weights(run.checkpoints / "policy", start.trainable)
     return start._replace(trainable=trainable).decoder()

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -13,6 +14,9 @@ from rlhf_jax.config import PPOConfig
 from rlhf_jax.generation import Responses, sample
 from rlhf_jax.judge import with_end
 from rlhf_jax.policy import Policy
+from rlhf_jax.training import peak_memory_gb
+
+REWARD_EDGES = np.linspace(-4, 4, 17)  # in deviations of the pretrained policy's rewards
 
 
 class Static(NamedTuple):
@@ -70,13 +74,13 @@ def score(trainable, frozen, prompts, prompt_mask, responses, *, static) -> Epis
 
     def some(part):
         tokens, token_mask, mask = part
-        states = model.response_states(tokens, token_mask, width)
+        states, values = model.states_and_values(tokens, token_mask, width)
         others = policy.response_states(reference, tokens, token_mask, width)
         compared = policy.compare(
             model.decoder, reference, states, others, tokens[:, width:], cfg.temperature
         )
         reward = judge(*with_end(tokens, token_mask, static.end))
-        return Episodes(tokens, token_mask, mask, *compared, model.values(states), reward)
+        return Episodes(tokens, token_mask, mask, *compared, values, reward)
 
     tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
     token_mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
@@ -107,3 +111,23 @@ def episode_metrics(episodes: Episodes, returns, cut_off) -> dict[str, Array]:
         "response_tokens": mask.sum(axis=1).mean(),
         "ended": 1 - cut_off.mean(),
     }
+
+
+def cost(episodes: Episodes, seconds_sampling: float, seconds_update: float) -> dict[str, float]:
+    """What a step took: sampled tokens in the first phase, prompts as well in the second."""
+    sampled, read = int(episodes.mask.sum()), int(episodes.token_mask.sum())
+    return {
+        "seconds_sampling": seconds_sampling,
+        "seconds_update": seconds_update,
+        "tokens": sampled,
+        "sampled_tokens_per_second": sampled / seconds_sampling,
+        "updated_tokens_per_second": read / seconds_update,
+        "peak_memory_gb": peak_memory_gb(),
+    }
+
+
+def histogram(reward: Float[Array, "batch"]) -> list[int]:
+    """Episodes in each class of `REWARD_EDGES`; what lies outside counts with the outermost."""
+    return np.histogram(np.clip(reward, REWARD_EDGES[0], REWARD_EDGES[-1]), REWARD_EDGES)[
+        0
+    ].tolist()

@@ -96,4 +96,4 @@ def test_lora_trains_its_factors_and_the_value_head_and_nothing_else(toy, target
 
 def test_the_critic_starts_at_zero(toy, states):
     built = policy.build(toy, None, seed=0)
-    assert not nnx.merge(*built).values(states[0]).any()
+    assert not nnx.merge(*built).value(states[0]).any()

@@ -1,6 +1,7 @@
 """The invariants that broke the peers, on the program that trains."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,14 @@ import optax
 import pytest
 from flax import nnx
 
-from rlhf_jax import generation, objectives, policy, ppo
+from rlhf_jax import generation, objectives, policy, ppo, rollout
 from rlhf_jax import judge as judges
 from rlhf_jax.batch import prompt_rows
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.generation import Responses
 from rlhf_jax.model import LoRAConfig
 from rlhf_jax.pretrained import leaf_name
-from rlhf_jax.rollout import Frozen, Static
+from rlhf_jax.rollout import Frozen, Static, score
 from rlhf_jax.training import TrainState, over_devices, replicated
 
 CFG = PPOConfig(
@@ -187,11 +188,11 @@ def test_the_gradient_is_that_of_the_plain_loss_over_the_batch(toy, toy_judge, w
     @jax.grad
     def gradient(trainable):
         model = nnx.merge(built.definition, trainable, built.frozen)
-        states = model.response_states(scored.tokens, scored.token_mask, 16)
+        states, values = model.states_and_values(scored.tokens, scored.token_mask, 16)
         logs = jax.nn.log_softmax(model.decoder.logits(states) / CFG.temperature)
         logprobs = jnp.take_along_axis(logs, scored.tokens[:, 16:, None], axis=-1)[..., 0]
         surrogate = -whitened * jnp.exp(logprobs - scored.logprobs)
-        squares = 0.5 * (model.values(states) - returns) ** 2
+        squares = 0.5 * (values - returns) ** 2
         return jnp.where(mask, surrogate + CFG.value_weight * squares, 0.0).sum() / mask.sum()
 
     expected = jax.tree.leaves(gradient(built.trainable))
@@ -304,6 +305,38 @@ def named(state):
     return [
         (leaf_name(path), np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(state)
     ]
+
+
+@pytest.mark.parametrize(("value_weight", "moving"), [(0.0, "decoder."), (1.0, "critic.")])
+def test_a_separate_critic_shares_nothing_with_the_policy(
+    toy, toy_judge, episodes, value_weight, moving
+):
+    cfg = dataclasses.replace(CFG, critic="separate", value_weight=value_weight)
+    built = ppo.untrained(toy, cfg)
+    trainable = jax.tree.map(lambda x: x + 0.01, built.trainable)  # the value head is zero at first
+    frozen = Frozen(built.frozen, toy.state, toy_judge.state)
+    static = Static(
+        built.definition, toy.definition, toy_judge.definition, None, cfg, toy.tokenizer.end
+    )
+    scored = jax.jit(functools.partial(score, static=static))(trainable, frozen, *episodes)
+    advantages = jnp.full_like(scored.values, 1 - value_weight)  # only one loss is not zero
+
+    def loss(trainable):
+        model = nnx.merge(built.definition, trainable, built.frozen)
+        losses = ppo.ppo_loss(
+            model, scored, advantages, scored.values + 1, None, count=1, static=static
+        )
+        return losses[0]
+
+    grads = named(jax.jit(jax.grad(loss))(trainable))
+    moved = {name for name, grad in grads if grad.any()} - {"value.kernel", "value.bias"}
+    unused = {"critic.unembedding"}
+    assert moved == {name for name, _ in grads if name.startswith(moving)} - unused
+
+
+def test_rewards_are_counted_in_classes_and_what_lies_outside_in_the_outermost():
+    counts = rollout.histogram(jnp.asarray([-9.0, -4.0, 0.1, 0.2, 3.9, 50.0]))
+    assert counts[0] == 2 and counts[-1] == 2 and counts[8] == 2 and sum(counts) == 6
 
 
 def test_every_step_draws_other_responses(toy_run):
