@@ -115,6 +115,7 @@ class Export(Use):
 
     stage: Literal["reward", "ppo-full", "ppo-lora"] = "ppo-full"
     out: Path = Path("exported")  # a new directory
+    merged: bool = False  # adapters added to the weights, so that PEFT is not needed
 
 
 COMMANDS = {
@@ -141,7 +142,8 @@ def execute(command: Command) -> None:
                  prompt_tokens=experiment.profile.ppo.prompt_tokens,
                  response_tokens=experiment.profile.ppo.response_tokens)  # fmt: skip
         case Export():
-            export_run(experiment.run(command.stage), experiment.pretrained, command.out)
+            run, base = experiment.run(command.stage), experiment.pretrained
+            export_run(run, base, command.out, merged=command.merged)
             print(f"wrote {command.out}")
         case Reward():
             show(experiment, ["reward"])

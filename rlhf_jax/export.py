@@ -20,9 +20,9 @@ from transformers import AutoTokenizer
 from reporting.runs import Run, UserError, write_text
 from rlhf_jax import judge as judges
 from rlhf_jax import model_card, ppo
-from rlhf_jax.config import PPOConfig
+from rlhf_jax.config import PPOConfig, lora_config
 from rlhf_jax.judge import Judge, RewardModel
-from rlhf_jax.model import Decoder, DecoderConfig, LoRAConfig
+from rlhf_jax.model import LINEAR_LAYERS, Decoder, DecoderConfig, LoRAConfig
 from rlhf_jax.pretrained import (
     Pretrained,
     abstract,
@@ -45,13 +45,14 @@ DROPPED = (
 )
 
 
-def export_run(run: Run, pretrained: Pretrained, out: Path) -> None:
+def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = False) -> None:
     """Writes what a finished run trained into a new directory.
 
     Args:
       run: of stage "reward", "ppo-full" or "ppo-lora", with its weights.
       pretrained: the model that it started from.
       out: the directory; it must not hold anything yet.
+      merged: write a model with its adapters added to its weights, not adapters beside a model.
 
     Raises:
       UserError: there is nothing to export, or something in the way.
@@ -65,26 +66,38 @@ def export_run(run: Run, pretrained: Pretrained, out: Path) -> None:
         raise UserError(f"{run.path}: the weights are not there; committed runs have none")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; name another folder or remove it")
+    lora = None if merged else lora_config(run.config["lora"])
+    plain = out if lora is None else out / "base"
     if run.stage == "reward":
-        export_reward_model(judges.load(run, pretrained), pretrained, out)
-        write_text(out / "README.md", model_card.reward_card(run))
-        return
-    cfg = ppo_config(run)
-    decoder = nnx.merge(*ppo.tuned_decoder(run, cfg, pretrained))
-    if cfg.lora is None:
-        export_policy(decoder, pretrained, out, generation_settings(cfg))
+        model, card = nnx.merge(*judges.load(run, pretrained)), model_card.reward_card
+        decoder, head = model.decoder, head_weight(model)
+        model.decoder = merged_adapters(decoder) if merged else decoder
+        export_reward_model(Judge(*nnx.split(model)), pretrained, plain)
     else:
-        export_policy(decoder, pretrained, out / "base", generation_settings(cfg))
-        export_adapter(decoder, cfg.lora, pretrained, out)
-    write_text(out / "README.md", model_card.policy_card(run))
+        cfg, card = ppo_config(run), model_card.policy_card
+        decoder, head = nnx.merge(*ppo.tuned_decoder(run, cfg, pretrained)), None
+        whole = merged_adapters(decoder) if merged else decoder
+        export_policy(whole, pretrained, plain, generation_settings(cfg))
+    if lora is not None:
+        export_adapter(decoder, lora, pretrained, out, head=head)
+    write_text(out / "README.md", card(run, adapter=lora is not None))
+
+
+def merged_adapters(decoder: Decoder) -> Decoder:
+    """A copy without adapters: the product of each is added to the weight beside it."""
+    decoder = nnx.merge(*nnx.split(decoder), copy=True)  # the weights may be the pretrained model's
+    for block in decoder.blocks:
+        layers = {**vars(block.attention), **vars(block.mlp)}
+        for layer in (layers[name] for name in LINEAR_LAYERS if name in layers):
+            if layer.lora_a is not None:
+                layer.kernel[...] += layer.scale * (layer.lora_a[...] @ layer.lora_b[...])
+                layer.lora_a = layer.lora_b = nnx.data(None)
+    return decoder
 
 
 def ppo_config(run: Run) -> PPOConfig:
     """The configuration of a PPO run."""
-    lora = run.config["lora"]
-    if lora is not None:
-        lora = LoRAConfig(**lora | {"targets": tuple(lora["targets"])})
-    return PPOConfig(**run.config | {"lora": lora})
+    return PPOConfig(**run.config | {"lora": lora_config(run.config["lora"])})
 
 
 def generation_settings(cfg: PPOConfig) -> dict[str, Any]:
@@ -124,28 +137,43 @@ def export_reward_model(judge: Judge, pretrained: Pretrained, out: Path) -> None
     model = nnx.merge(*judge)
     tensors = huggingface_tensors(nnx.state(model.decoder), pretrained.config)
     tensors.pop("lm_head.weight", None)
-    gain = float(model.gain[...])
-    tensors["score.weight"] = np.ascontiguousarray(gain * np.asarray(model.score.kernel[...]).T)
+    tensors["score.weight"] = head_weight(model)
     config = huggingface_config(
         pretrained,
         head="ForSequenceClassification",
         id2label={"0": "LABEL_0"},
         label2id={"LABEL_0": 0},
         problem_type="regression",  # pipelines then show the score, not its sigmoid
-        reward_offset=gain * float(model.offset[...]),
+        reward_offset=float(model.gain[...] * model.offset[...]),
     )
     write_json(out / "config.json", config)
     save_tensors(out / "model.safetensors", tensors)
     save_tokenizer(pretrained.tokenizer, out, padding_side="right")
 
 
-def export_adapter(decoder: Decoder, lora: LoRAConfig, pretrained: Pretrained, out: Path) -> None:
-    """Writes the adapters of a decoder in PEFT's layout; the base model is in `out/base`."""
+def head_weight(model: RewardModel) -> np.ndarray:
+    """The head as a matrix of one row, with the gain in it."""
+    kernel = np.asarray(model.score.kernel[...], np.float32)
+    return np.ascontiguousarray(np.float32(model.gain[...]) * kernel.T)
+
+
+def export_adapter(
+    decoder: Decoder,
+    lora: LoRAConfig,
+    pretrained: Pretrained,
+    out: Path,
+    *,
+    head: np.ndarray | None = None,
+) -> None:
+    """Writes the adapters of a decoder in PEFT's layout; the base model is in `out/base`.
+
+    With a head it is the adapter of a sequence classifier, which is saved whole.
+    """
     out.mkdir(parents=True, exist_ok=True)
     alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if head is None else "SEQ_CLS",
         "base_model_name_or_path": str((out / "base").resolve()),
         "revision": None,
         "inference_mode": True,
@@ -158,15 +186,19 @@ def export_adapter(decoder: Decoder, lora: LoRAConfig, pretrained: Pretrained, o
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
-        "modules_to_save": None,
+        "modules_to_save": None if head is None else ["score"],
         "layers_to_transform": None,
         "layers_pattern": None,
         "rank_pattern": {},
         "alpha_pattern": {},
     }
     write_json(out / "adapter_config.json", config)
-    save_tensors(out / "adapter_model.safetensors", adapter_tensors(decoder))
-    save_tokenizer(pretrained.tokenizer, out, padding_side="left")
+    tensors = adapter_tensors(decoder)
+    if head is not None:
+        tensors["base_model.model.score.weight"] = head
+    save_tensors(out / "adapter_model.safetensors", tensors)
+    side = "left" if head is None else "right"
+    save_tokenizer(pretrained.tokenizer, out, padding_side=side)
 
 
 def adapter_tensors(decoder: Decoder) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 from reporting.runs import Run
 from rlhf_jax.attention import block_mask
 from rlhf_jax.batch import prompt_rows
-from rlhf_jax.config import RewardConfig
+from rlhf_jax.config import RewardConfig, lora_config
 from rlhf_jax.generation import Responses, sample
-from rlhf_jax.model import Decoder, Linear
+from rlhf_jax.model import Decoder, Linear, LoRAConfig
 from rlhf_jax.packing import PairBatch
-from rlhf_jax.pretrained import Pretrained
+from rlhf_jax.pretrained import Pretrained, leaf_name
 from rlhf_jax.training import load_weights
 
 
@@ -41,10 +41,10 @@ class RewardModel(nnx.Module):
         """Raw scores, float32."""
         return self.score(hidden.astype(jnp.float32))[:, 0]
 
-    def pairs(self, batch: PairBatch) -> Float[Array, "replies"]:
+    def pairs(self, batch: PairBatch, dropout_key: Array | None = None) -> Float[Array, "replies"]:
         """Raw score of every reply of packed posts."""
         mask = block_mask(batch.documents, batch.segments)
-        hidden = self.decoder(batch.tokens, batch.positions, mask)
+        hidden = self.decoder(batch.tokens, batch.positions, mask, dropout_key=dropout_key)
         return self.scores(hidden[batch.end_row, batch.end_column])
 
     def __call__(
@@ -71,18 +71,35 @@ class Judge(NamedTuple):
     state: nnx.State
 
 
-def initial(pretrained: Pretrained, seed: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """(definition, trainable parameters, the reward's scale) before training."""
+def initial(
+    pretrained: Pretrained, seed: int, lora: LoRAConfig | None = None
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """(definition, trainable parameters, frozen ones and the reward's scale) before training.
+
+    With adapters, these and the head are trained.
+    """
     decoder = nnx.merge(pretrained.definition, pretrained.state)
-    model = RewardModel(decoder, rngs=nnx.Rngs(seed))
-    return nnx.split(model, nnx.Param, RewardScale)
+    rngs = nnx.Rngs(seed)
+    model = RewardModel(decoder, rngs=rngs)
+    if lora is not None:
+        decoder.add_adapters(lora, rngs=rngs)
+    return nnx.split(model, functools.partial(is_trained, lora=lora), ...)
+
+
+def is_trained(path: tuple, _: Any, *, lora: LoRAConfig | None) -> bool:
+    """Whether a variable of a reward model is trained."""
+    name = leaf_name(path)
+    if name in ("offset", "gain"):
+        return False
+    return lora is None or "lora_" in name or name.startswith("score.")
 
 
 def load(run: Run, pretrained: Pretrained) -> Judge:
     """The frozen reward model of a finished run, with its normalisation."""
-    definition, trainable, scale = initial(pretrained, run.config["seed"])
+    lora = lora_config(run.config["lora"])
+    definition, trainable, frozen = initial(pretrained, run.config["seed"], lora)
     trainable = load_weights(run.checkpoints / "best", trainable)
-    model = nnx.merge(definition, trainable, scale)
+    model = nnx.merge(definition, trainable, frozen)
     model.offset[...] = jnp.float32(run.summary["scale"]["offset"])
     model.gain[...] = jnp.float32(run.summary["scale"]["gain"])
     return Judge(*nnx.split(model))

@@ -225,6 +225,13 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(cfg.embed_dim, cfg.norm_epsilon)
         self.unembedding = None if cfg.tied_embeddings else nnx.Param(init(rngs.params(), shape))
 
+    def add_adapters(self, cfg: LoRAConfig, *, rngs: nnx.Rngs) -> None:
+        """Adds a low-rank adapter to every linear layer that the configuration names."""
+        for block in self.blocks:
+            for name in cfg.targets:
+                owner = block.attention if hasattr(block.attention, name) else block.mlp
+                getattr(owner, name).add_adapter(cfg, rngs=rngs)
+
     def __call__(
         self,
         tokens: Int[Array, "batch time"],

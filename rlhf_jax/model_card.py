@@ -24,6 +24,17 @@ model = AutoModelForSequenceClassification.from_pretrained(path)
 inputs = tokenizer(prompt + answer + tokenizer.eos_token, return_tensors="pt")
 reward = model(**inputs).logits[0, 0].item() - model.config.reward_offset"""
 
+USE_REWARD_ADAPTER = f"""\
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(path)
+base = AutoModelForSequenceClassification.from_pretrained(f"{{path}}/base")
+model = PeftModel.from_pretrained(base, path)
+{MESSAGES}
+inputs = tokenizer(prompt + answer + tokenizer.eos_token, return_tensors="pt")
+reward = model(**inputs).logits[0, 0].item() - base.config.reward_offset"""
+
 GENERATE = f"""\
 {MESSAGES}
 inputs = tokenizer(prompt, return_tensors="pt")
@@ -45,6 +56,10 @@ base = AutoModelForCausalLM.from_pretrained(f"{{path}}/base")
 model = PeftModel.from_pretrained(base, path)
 {GENERATE}"""
 
+BASE_FOLDER = (
+    " The folder `base` holds the very weights that it was trained on; adapter_config.json "
+    "names it by its place on the disk, change that when you move the two."
+)
 REWARD_LIMITS = (
     "It reads one question and one answer, as above; other templates and longer conversations are "
     "outside what it was trained on.",
@@ -62,8 +77,8 @@ POLICY_LIMITS = (
 )
 
 
-def reward_card(run: Run) -> str:
-    """The card of a reward model."""
+def reward_card(run: Run, *, adapter: bool) -> str:
+    """The card of a reward model, or of its adapter and head."""
     name, summary = base_name(run), run.summary
     accuracy, longer = summary["accuracy"], summary["baselines"]["longer"]["accuracy"]
     results = {
@@ -78,25 +93,28 @@ def reward_card(run: Run) -> str:
     )
     header = front_matter(
         run,
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="text-classification",
-        base_model_relation="finetune",
-        tags=["reward-model", "rlhf", "jax"],
+        base_model_relation="adapter" if adapter else "finetune",
+        tags=["reward-model", "rlhf", "jax", *(["lora"] if adapter else [])],
         metrics={"accuracy": accuracy["value"]},
     )
-    lead = f"Reward model from {name}: one number for an answer, higher is better."
-    return card(header, run, lead, USE_REWARD, results, (length, *REWARD_LIMITS))
+    what = "Low-rank adapter and head of a reward model" if adapter else "Reward model"
+    lead = f"{what} from {name}: one number for an answer, higher is better."
+    lead += BASE_FOLDER if adapter else ""
+    use = USE_REWARD_ADAPTER if adapter else USE_REWARD
+    return card(header, run, lead, use, results, (length, *REWARD_LIMITS))
 
 
-def policy_card(run: Run) -> str:
+def policy_card(run: Run, *, adapter: bool) -> str:
     """The card of a policy, or of its adapter."""
-    name, summary, lora = base_name(run), run.summary, run.config["lora"]
+    name, summary = base_name(run), run.summary
     header = front_matter(
         run,
-        library_name="peft" if lora else "transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        base_model_relation="adapter" if lora else "finetune",
-        tags=["rlhf", "ppo", "jax", *(["lora"] if lora else [])],
+        base_model_relation="adapter" if adapter else "finetune",
+        tags=["rlhf", "ppo", "jax", *(["lora"] if adapter else [])],
         metrics={
             "reward": summary["reward_last_quarter"],
             "kl_per_token": summary["kl_last_quarter"],
@@ -109,14 +127,11 @@ def policy_card(run: Run) -> str:
         "KL to the base model there, nats per token": f"{summary['kl_last_quarter']:.4f}",
         "trained parameters": f"{sum(summary['trained_parameters'].values()):,}",
     }
-    what = "Low-rank adapter of" if lora else "Policy from"
+    what = "Low-rank adapter of" if adapter else "Policy from"
     lead = f"{what} {name}, trained by proximal policy optimisation against a reward model."
-    if lora:
-        lead += (
-            " The folder `base` holds the very weights that it was trained on; adapter_config.json "
-            "names it by its place on the disk, change that when you move the two."
-        )
-    return card(header, run, lead, USE_ADAPTER if lora else USE_POLICY, results, POLICY_LIMITS)
+    lead += BASE_FOLDER if adapter else ""
+    use = USE_ADAPTER if adapter else USE_POLICY
+    return card(header, run, lead, use, results, POLICY_LIMITS)
 
 
 def card(

@@ -38,6 +38,8 @@ from rlhf_jax.training import (
     save_weights,
 )
 
+DROPOUT = 1  # the random stream of a run
+
 Parts = Mapping[str, tuple[list[EncodedPost], Fit]]
 
 
@@ -61,12 +63,13 @@ def train(
     plan = batch_plan(parts["train"][0], cfg)
     shapes = row_shapes(plan, max_tokens=cfg.max_tokens, devices=mesh().size)
     validation = [batch for _, batch in batches(parts["validation"][0], cfg, pad)]
-    definition, trainable, scale = initial(pretrained, cfg.seed)
+    definition, trainable, frozen = initial(pretrained, cfg.seed, cfg.lora)
     schedule = linear_schedule(cfg.learning_rate, len(plan), cfg.warmup_fraction)
     adamw = optax.adamw(schedule, weight_decay=cfg.weight_decay)
     optimizer = optimizer_for({"all": adamw}, lambda path: "all", clip_norm=cfg.clip_norm)
-    state, scale = initial_state(trainable, optimizer), replicated(scale)
+    state, frozen = initial_state(trainable, optimizer), replicated(frozen)
     static = {"definition": definition, "cfg": cfg}
+    dropout = jax.random.fold_in(jax.random.key(cfg.seed), DROPOUT)
     checkpoints = Checkpoints(run.checkpoints)
     start, best = 0, {"loss": math.inf, "step": -1}
     if restored := checkpoints.restore(state):
@@ -79,12 +82,15 @@ def train(
     for step in range(start, len(plan)):
         began = time.perf_counter()
         batch = over_devices(pack(plan[step], shapes=shapes, batch_pairs=cfg.batch_pairs, pad=pad))
-        state, metrics = update(state, scale, batch, optimizer=optimizer, **static)
+        dropout_key = jax.random.fold_in(dropout, step) if cfg.lora else None
+        state, metrics = update(
+            state, frozen, batch, dropout_key=dropout_key, optimizer=optimizer, **static
+        )
         row = {name: float(value) for name, value in metrics.items()}
         check_finite(step + 1, loss=row["loss"], gradient=row["gradient_norm"])
         row |= cost(batch, time.perf_counter() - began)
         if (step + 1) % every == 0 or step + 1 == len(plan):
-            scored = measure(state.trainable, scale, validation, **static)
+            scored = measure(state.trainable, frozen, validation, **static)
             row |= {f"validation_{name}": value for name, value in scored.items()}
             if scored["loss"] < best["loss"]:
                 best = {"loss": scored["loss"], "step": step + 1}
@@ -97,21 +103,19 @@ def train(
     bar.close()
     checkpoints.close()
     del state
-    examined = {name: batches(parts[name][0], cfg, pad) for name in ("validation", "test")}
-    untrained = score_pairs(definition, trainable, scale, examined["test"])
-    trainable = load_weights(run.checkpoints / "best", replicated(trainable))
-    scored = {
-        name: score_pairs(definition, trainable, scale, own) for name, own in examined.items()
-    }
-    posts = {name: [post for group, _ in own for post in group] for name, own in examined.items()}
+    trained = load_weights(run.checkpoints / "best", replicated(trainable))
+    held_out = {name: batches(parts[name][0], cfg, pad) for name in ("validation", "test")}
+    untrained = score_pairs(definition, trainable, frozen, held_out["test"])
+    scored = {name: score_pairs(definition, trained, frozen, own) for name, own in held_out.items()}
+    posts = {name: [post for group, _ in own for post in group] for name, own in held_out.items()}
     posts["train"] = parts["train"][0]
-    raw = Judge(*nnx.split(nnx.merge(definition, trainable, scale)))
+    raw = Judge(*nnx.split(nnx.merge(definition, trained, frozen)))
     run.finish(
         best=best,
         steps=len(plan),
         scale=scale_on_reference(raw, pretrained, reference_prompts, cfg),
         decoder=dataclasses.asdict(pretrained.config),
-        parameters=parameter_counts(trainable),
+        parameters=parameter_counts(trained),
         **examine(run, posts, scored, untrained, pretrained.tokenizer, seed=cfg.seed),
         **account(parts, run),
     )
@@ -164,17 +168,19 @@ def keep_inputs(run: Run, posts: Sequence[EncodedPost], tokenizer: Tokenizer) ->
 )
 def update(
     state: TrainState,
-    scale: nnx.State,
+    frozen: nnx.State,
     batch: PairBatch,
     *,
     definition: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     cfg: RewardConfig,
+    dropout_key: Array | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimizer step on one batch of pairs."""
+    """One optimizer step on one batch of pairs; the key is for the dropout of adapters."""
 
     def loss_fn(trainable):
-        return pair_loss(nnx.merge(definition, trainable, scale).pairs(batch), batch, cfg)
+        model = nnx.merge(definition, trainable, frozen)
+        return pair_loss(model.pairs(batch, dropout_key), batch, cfg)
 
     (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
@@ -204,14 +210,14 @@ def pair_loss(
 
 
 @functools.partial(jax.jit, static_argnames=("definition",))
-def pair_scores(trainable, scale, batch: PairBatch, *, definition) -> Float[Array, "replies"]:
+def pair_scores(trainable, frozen, batch: PairBatch, *, definition) -> Float[Array, "replies"]:
     """Raw scores of the replies of one batch."""
-    return nnx.merge(definition, trainable, scale).pairs(batch)
+    return nnx.merge(definition, trainable, frozen).pairs(batch)
 
 
 def measure(
     trainable: nnx.State,
-    scale: nnx.State,
+    frozen: nnx.State,
     batches: Sequence[PairBatch],
     *,
     definition: nnx.GraphDef,
@@ -221,7 +227,7 @@ def measure(
     totals = {"loss": 0.0, "accuracy": 0.0}
     count = 0.0
     for batch in batches:
-        scores = pair_scores(trainable, scale, batch, definition=definition)
+        scores = pair_scores(trainable, frozen, batch, definition=definition)
         _, metrics = pair_loss(scores, batch, cfg)
         pairs = float(metrics["pairs"])
         totals = {name: total + pairs * float(metrics[name]) for name, total in totals.items()}
@@ -232,13 +238,13 @@ def measure(
 def score_pairs(
     definition: nnx.GraphDef,
     trainable: nnx.State,
-    scale: nnx.State,
+    frozen: nnx.State,
     batches: Sequence[tuple[list[EncodedPost], PairBatch]],
 ) -> dict[str, Float[np.ndarray, "pairs"]]:
     """Raw scores of the chosen and rejected reply of every pair, in the order of the batches."""
     scored: dict[str, list[np.ndarray]] = {"chosen": [], "rejected": []}
     for _, batch in progress(batches, label="scoring pairs"):
-        scores = np.asarray(pair_scores(trainable, scale, batch, definition=definition))
+        scores = np.asarray(pair_scores(trainable, frozen, batch, definition=definition))
         real = np.asarray(batch.weight) > 0
         scored["chosen"].append(scores[np.asarray(batch.chosen)[real]])
         scored["rejected"].append(scores[np.asarray(batch.rejected)[real]])

@@ -178,6 +178,33 @@ def test_reward_model_loads_silently_with_the_same_scores(model, tmp_path):
         assert ours.std() > 0.2 and error < 1e-4
 
 
+@pytest.mark.parametrize("lora", LORAS, ids=["qv", "all"])
+def test_reward_adapter_loads_silently_with_the_same_scores(model, lora, tmp_path):
+    definition, trainable, frozen = judges.initial(model, 0, lora)
+    rewarder = nnx.merge(definition, noisy(trainable), frozen)
+    rewarder.offset[...], rewarder.gain[...] = jnp.float32(0.7), jnp.float32(2.5)
+    judge = judges.Judge(*nnx.split(rewarder))
+    head = export.head_weight(rewarder)
+    export.export_reward_model(judge, model, tmp_path / "base")
+    export.export_adapter(rewarder.decoder, lora, model, tmp_path, head=head)
+    base = loaded(AutoModelForSequenceClassification, tmp_path / "base")
+    with torch.no_grad():
+        base.score.weight.zero_()  # the adapter brings its own
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path)
+    assert isinstance(theirs, peft.PeftModelForSequenceClassification)
+    assert not theirs.training
+    rewarder.decoder = export.merged_adapters(rewarder.decoder)
+    export.export_reward_model(judges.Judge(*nnx.split(rewarder)), model, tmp_path / "merged")
+    merged = loaded(AutoModelForSequenceClassification, tmp_path / "merged")
+    tokens, mask = rows(model, left=False)
+    ours = our_rewards(judge, tokens, mask)
+    for other in (theirs, merged):
+        with torch.no_grad():
+            scores = other(**their_inputs(tokens, mask)).logits[:, 0].numpy()
+        assert np.abs(scores - merged.config.reward_offset - ours).max() < 1e-4
+    assert ours.std() > 0.2
+
+
 def test_reward_model_of_transformers_scores_the_same_here(tmp_path):
     own = pretrained.random_model()
     torch.manual_seed(0)
@@ -209,12 +236,15 @@ SUMMARY = {
 }
 
 
-@pytest.mark.parametrize("stage", ["reward", "ppo-full", "ppo-lora"])
-def test_code_on_the_card_runs(stage, tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "lora"),
+    [("reward", None), ("reward", LoRAConfig()), ("ppo-full", None), ("ppo-lora", LoRAConfig())],
+)
+def test_code_on_the_card_runs(stage, lora, tmp_path):
     own = pretrained.random_model()
-    lora = LoRAConfig() if stage == "ppo-lora" else None
     if stage == "reward":
-        cfg, name, weights = RewardConfig(), "best", judges.initial(own, 0)[1]
+        cfg, name = RewardConfig(lora=lora), "best"
+        weights = judges.initial(own, 0, lora)[1]
     else:
         cfg, name = PPOConfig(lora=lora, response_tokens=5), "policy"
         weights = policy.build(own, lora, seed=0).trainable

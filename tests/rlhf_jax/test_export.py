@@ -47,13 +47,14 @@ def noisy(state, scale=0.3, seed=1):
     return jax.tree.unflatten(tree, moved)
 
 
-def finished(stage, model, root):
+def finished(kind, model, root):
     """A run as training leaves it."""
+    stage, lora = kind.removesuffix("+lora"), LORA if kind.endswith("lora") else None
     if stage == "reward":
-        cfg, name, summary = RewardConfig(), "best", SUMMARY["reward"]
-        weights = noisy(judges.initial(model, cfg.seed)[1])
+        cfg, name, summary = RewardConfig(lora=lora), "best", SUMMARY["reward"]
+        weights = noisy(judges.initial(model, cfg.seed, lora)[1])
     else:
-        cfg = PPOConfig(lora=LORA if stage == "ppo-lora" else None, response_tokens=16)
+        cfg = PPOConfig(lora=lora, response_tokens=16)
         name, summary = "policy", SUMMARY["ppo"]
         weights = noisy(policy.build(model, cfg.lora, seed=cfg.seed).trainable)
 
@@ -64,7 +65,7 @@ def finished(stage, model, root):
     return ensure(stage, cfg, train, inputs={"model": "x"}, about=ABOUT, root=root)
 
 
-@pytest.fixture(scope="module", params=["reward", "ppo-full", "ppo-lora"])
+@pytest.fixture(scope="module", params=["reward", "reward+lora", "ppo-full", "ppo-lora"])
 def exported(request, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     run = finished(request.param, model, folder / "runs")
@@ -83,13 +84,12 @@ def test_directory_holds_no_pickle_and_all_that_a_loader_looks_for(exported):
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     whole = {"config.json", "model.safetensors", *tokenizer}
-    expected = {
-        "reward": whole,
-        "ppo-full": whole | {"generation_config.json"},
-        "ppo-lora": {"adapter_config.json", "adapter_model.safetensors", *tokenizer}
-        | {f"base/{name}" for name in (*whole, "generation_config.json")},
-    }
-    assert names == expected[run.stage] | {"README.md"}
+    if run.stage != "reward":
+        whole.add("generation_config.json")
+    if run.config["lora"]:
+        whole = {f"base/{name}" for name in whole}
+        whole |= {"adapter_config.json", "adapter_model.safetensors", *tokenizer}
+    assert names == whole | {"README.md"}
 
 
 def test_exported_tokenizer_pads_with_another_token_than_the_end(exported, model):
@@ -128,8 +128,9 @@ def test_card_states_what_it_is_and_what_it_cannot_do(exported):
     fields = yaml.safe_load(header)
     assert fields["base_model"] == "acme/small"
     assert fields["datasets"] == ["stanfordnlp/SHP"]
-    assert fields["base_model_relation"] == ("adapter" if run.stage == "ppo-lora" else "finetune")
-    assert fields["library_name"] == ("peft" if run.stage == "ppo-lora" else "transformers")
+    lora = run.config["lora"]
+    assert fields["base_model_relation"] == ("adapter" if lora else "finetune")
+    assert fields["library_name"] == ("peft" if lora else "transformers")
     task = "text-classification" if run.stage == "reward" else "text-generation"
     assert fields["pipeline_tag"] == task
     result = fields["model-index"][0]["results"][0]
@@ -198,6 +199,38 @@ def test_reward_model_comes_back_with_the_same_rewards(model, tmp_path):
     assert config["reward_offset"] == pytest.approx(0.7 * 2.5)
     tensors = tensors_in(tmp_path / "out" / "model.safetensors")
     assert tensors["score.weight"].shape == (1, 32) and "lm_head.weight" not in tensors
+
+
+def test_merged_adapters_of_a_reward_model_give_its_rewards(model, tmp_path):
+    run, before = (
+        finished("reward+lora", model, tmp_path / "runs"),
+        jax.tree.map(jnp.copy, model.state),
+    )
+    export.export_run(run, model, tmp_path / "out", merged=True)
+    jax.tree.map(np.testing.assert_array_equal, model.state, before)
+    assert not (tmp_path / "out" / "base").exists()
+    assert "peft" not in (tmp_path / "out" / "README.md").read_text()
+    merged = export.load_reward_model(tmp_path / "out", model.tokenizer)
+    own = judges.load(run, model)
+    one, other = (scores(judge, *episodes(model)) for judge in (own, merged))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    plain = nnx.merge(*own)
+    for block in plain.decoder.blocks:
+        block.attention.q_proj.lora_b[...] = jnp.zeros_like(block.attention.q_proj.lora_b[...])
+    without = scores(judges.Judge(*nnx.split(plain)), *episodes(model))
+    assert np.abs(one - without).max() > 1e-2  # the adapters matter
+
+
+def test_adapter_of_a_reward_model_brings_its_head(model, tmp_path):
+    run = finished("reward+lora", model, tmp_path / "runs")
+    export.export_run(run, model, tmp_path / "out")
+    tensors = tensors_in(tmp_path / "out" / "adapter_model.safetensors")
+    head = tensors["base_model.model.score.weight"]
+    kernel = nnx.merge(*judges.load(run, model)).score.kernel[...]
+    np.testing.assert_allclose(head, 2.5 * kernel.T, rtol=1e-6)
+    assert len(tensors) == 2 * 3 * 2 + 1  # layers, targets, factors; the head
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["score"])
 
 
 def test_foreign_directories_are_refused_with_the_reason(model, tmp_path):

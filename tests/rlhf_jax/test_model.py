@@ -75,7 +75,7 @@ def adapted(model):
     """The decoder with adapters on two kinds of layers, before training."""
     lora = LoRAConfig(rank=2, dropout=0.5, targets=("q_proj", "up_proj"))
     decoder = nnx.merge(model.definition, model.state)
-    policy.add_adapters(decoder, lora, rngs=nnx.Rngs(0))
+    decoder.add_adapters(lora, rngs=nnx.Rngs(0))
     return nnx.split(decoder)
 
 

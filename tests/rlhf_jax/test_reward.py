@@ -14,6 +14,8 @@ from rlhf_jax import batch, objectives, packing, reward
 from rlhf_jax import judge as judges
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data import Post
+from rlhf_jax.model import LoRAConfig
+from rlhf_jax.pretrained import leaf_name
 from rlhf_jax.training import TrainState, over_devices, replicated
 
 PAIRS, TOKENS, NARROW = 8, 160, 70  # a row of 70 tokens is shorter than some posts
@@ -201,16 +203,24 @@ def reward_post(number, prompt, replies):
     )  # fmt: skip
 
 
-def train(run, toy, parts):
-    reward.train(run, CFG, toy, parts, REFERENCE_PROMPTS)
+LORA = dataclasses.replace(CFG, lora=LoRAConfig(), learning_rate=1e-2)
+
+
+def train(run, cfg, toy, parts):
+    reward.train(run, cfg, toy, parts, REFERENCE_PROMPTS)
+
+
+@pytest.fixture(scope="module", params=[CFG, LORA], ids=["full", "lora"])
+def cfg(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def finished(toy, parts, tmp_path_factory):
+def finished(cfg, toy, parts, tmp_path_factory):
     return runs.ensure(
         "reward",
-        CFG,
-        lambda run: train(run, toy, parts),
+        cfg,
+        lambda run: train(run, cfg, toy, parts),
         inputs={},
         root=tmp_path_factory.mktemp("r"),
     )
@@ -222,12 +232,52 @@ def test_the_reward_model_learns_what_the_pairs_have_in_common(finished):
     assert metrics["loss"].iloc[-1] < 0.5 * metrics["loss"].iloc[0]
 
 
+def test_only_what_the_variant_trains_has_moved(finished, cfg, toy):
+    before = nnx.state(nnx.merge(*judges.initial(toy, cfg.seed, cfg.lora)))
+    after = nnx.state(nnx.merge(*judges.load(finished, toy)))
+    trained = {"score.kernel"}
+    for path, _ in jax.tree.leaves_with_path(before["decoder"]):
+        name = leaf_name(path)
+        if cfg.lora is None or "lora_" in name:
+            trained.add(f"decoder.{name}")
+    moved = {
+        leaf_name(path)
+        for (path, old), new in zip(
+            jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True
+        )
+        if (old != new).any()
+    }
+    unread = {"decoder.unembedding"}  # by the loss; decayed as everything is
+    assert moved - unread == (trained | {"offset", "gain"}) - unread
+    sizes = {leaf_name(path): leaf.size for path, leaf in jax.tree.leaves_with_path(before)}
+    counted = sum(finished.summary["parameters"].values())
+    assert counted == sum(sizes[name] for name in trained)
+
+
+def test_dropout_of_adapters_depends_on_the_step_alone(toy, posts):
+    cfg = dataclasses.replace(LORA, lora=LoRAConfig(dropout=0.5))
+    definition, trainable, frozen = judges.initial(toy, 0, cfg.lora)
+    noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(trainable)))
+    noise = jax.tree.unflatten(jax.tree.structure(trainable), list(noise))
+    trainable = jax.tree.map(lambda x, k: x + jax.random.normal(k, x.shape), trainable, noise)
+    made, optimizer = packed(longest(posts), toy), optax.sgd(0.0)
+    losses = []
+    for key in (jax.random.key(0), jax.random.key(0), jax.random.key(1), None):
+        state = TrainState(jax.tree.map(jnp.copy, trainable), optimizer.init(trainable), 0)
+        _, metrics = reward.update(
+            state, frozen, made, definition=definition, optimizer=optimizer, cfg=cfg,
+            dropout_key=key,
+        )  # fmt: skip
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+
+
 def test_the_weights_of_the_best_validation_loss_are_kept(toy, parts, tmp_path):
     """Validation pairs that contradict the training pairs: the best step is not the last."""
     posts, fit = parts["validation"]
     contrary = [dataclasses.replace(post, pairs=((1, 0),)) for post in posts]
     run = runs.ensure(
-        "reward", CFG, lambda run: train(run, toy, parts | {"validation": (contrary, fit)}),
+        "reward", CFG, lambda run: train(run, CFG, toy, parts | {"validation": (contrary, fit)}),
         inputs={}, root=tmp_path,
     )  # fmt: skip
     measured = run.metrics().dropna(subset="validation_loss").set_index("step")
@@ -243,12 +293,13 @@ def test_the_weights_of_the_best_validation_loss_are_kept(toy, parts, tmp_path):
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(
-    finished, toy, parts, timeless, interruption, tmp_path
+    finished, cfg, toy, parts, timeless, interruption, tmp_path
 ):
     def ensure(prepare):
         return runs.ensure(
-            "reward", CFG, lambda run: train(prepare(run), toy, parts), inputs={}, root=tmp_path
-        )
+            "reward", cfg, lambda run: train(prepare(run), cfg, toy, parts),
+            inputs={}, root=tmp_path,
+        )  # fmt: skip
 
     with interruption() as fragile:
         ensure(fragile)
