@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 
 from reporting.runs import Run, code_changed_since
-from reporting.tables import escape, quote
 
 NAMES = {"pretrained": "pretrained", "ppo-full": "PPO, full", "ppo-lora": "PPO, LoRA"}
 
@@ -240,20 +239,6 @@ def detectors(run: Run) -> pd.DataFrame:
     ]
     wide = rows.pivot(index="detector", columns="scenario", values="shown")
     return wide.loc[rows["detector"].unique(), rows["scenario"].unique()].reset_index()
-
-
-def rated_responses(run: Run) -> list[dict[str, Any]]:
-    """The responses of an evaluation that are there to be rated."""
-    return [row for row in run.samples() if row["rated"]]
-
-
-def prompt_and_responses(responses: Sequence[Mapping[str, Any]], prompt_id: int) -> list[str]:
-    """Markdown of one prompt and what each policy answered."""
-    own = [row for row in responses if row["prompt_id"] == prompt_id]
-    blocks = [f"**Prompt {prompt_id + 1}.** {escape(own[0]['prompt'])}"]
-    for row in own:
-        blocks += [f"*{NAMES[row['model']]}* (reward {row['reward']:.2f})", quote(row["response"])]
-    return blocks
 
 
 def mean_interval(own: Mapping[str, float]) -> str:

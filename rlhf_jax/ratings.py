@@ -13,7 +13,6 @@ To take a rating back, delete its line.
 import collections
 import dataclasses
 import hashlib
-import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
-from sklearn.metrics import cohen_kappa_score
 
 from reporting.runs import UserError, append_jsonl, read_jsonl
 
@@ -175,6 +172,12 @@ def label(criterion: str) -> str:
     return criterion.replace("_", "/")
 
 
+def rubric() -> pd.DataFrame:
+    """What scores mean, in the words that a rater reads; 2 and 4 lie between."""
+    rows = [(label(criterion), *meanings) for criterion, meanings in CRITERIA.items()]
+    return pd.DataFrame(rows, columns=["criterion", "1", "3", "5"])
+
+
 def rating_table(
     responses: Sequence[Response], ratings: Sequence[Rating], prompt_id: Any = None
 ) -> pd.DataFrame:
@@ -235,33 +238,10 @@ def rating_state(responses: Sequence[Response], ratings: Sequence[Rating]) -> st
     names = ", ".join(
         f"{name} ({'an AI system' if kind == 'ai' else 'a person'})" for name, kind in raters
     )
-    return f"{done} of the {len(hashes)} responses below have been rated, by {names}."
-
-
-def rater_agreement(ratings: Sequence[Rating]) -> pd.DataFrame:
-    """Quadratically weighted kappa (Cohen, 1968) of every two raters, on what both have rated.
-
-    It is 1 for equal scores and 0 for no more agreement than by chance; where both gave one and the
-    same score throughout, it is undefined and missing.
-    """
-    scores: dict[str, dict[str, list[int]]] = collections.defaultdict(dict)
-    for rating in ratings:
-        scores[rating.rater][rating.response_hash] = [getattr(rating, c) for c in CRITERIA]
-    rows = []
-    for pair in itertools.combinations(sorted(scores), 2):
-        both = sorted(set.intersection(*(set(scores[rater]) for rater in pair)))
-        one, other = (
-            np.array([scores[rater][key] for key in both], int).reshape(-1, len(CRITERIA))
-            for rater in pair
-        )
-        kappas = {label(c): weighted_kappa(one[:, i], other[:, i]) for i, c in enumerate(CRITERIA)}
-        kappas["all criteria"] = weighted_kappa(one.ravel(), other.ravel())
-        rows.append({"raters": ", ".join(pair), "responses": len(both), **kappas})
-    return pd.DataFrame(rows)
-
-
-def weighted_kappa(one: Int[np.ndarray, "items"], other: Int[np.ndarray, "items"]) -> float:
-    """Quadratically weighted kappa of two lists of scores from 1 to 5."""
-    if len({*one, *other}) < 2:
-        return np.nan
-    return float(cohen_kappa_score(one, other, labels=[1, 2, 3, 4, 5], weights="quadratic"))
+    state = f"{done} of the {len(hashes)} responses below have been rated, by {names}."
+    kinds = {kind for _, kind in raters}
+    if kinds == {"ai"}:
+        state += " These are an AI system's ratings, not a person's."
+    elif "ai" in kinds:
+        state += " The means take ratings by people and by AI systems together."
+    return state

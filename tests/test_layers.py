@@ -11,16 +11,16 @@ ORDER = {
         "source", "standin", "data", "split", "attention", "model", "config", "tokenizer",
         "pretrained", "objectives", "batch", "packing", "statistics", "training", "generation",
         "judge", "baseline", "evidence", "examination", "reward", "policy", "rollout", "ppo",
-        "evaluation", "terminal", "ratings", "questionnaire", "chat", "model_card", "export",
-        "pipeline", "__main__",
+        "comparison", "evaluation", "terminal", "ratings", "agreement", "questionnaire", "chat",
+        "model_card", "export", "pipeline", "__main__",
     ),
     "gan_jax": (
-        "config", "data", "augmentation", "convolution", "dcgan", "training", "features", "detectors",
-        "calibration", "evaluation", "export", "experiment", "__main__",
+        "config", "data", "augmentation", "convolution", "dcgan", "training", "features",
+        "detectors", "calibration", "evaluation", "export", "experiment", "__main__",
     ),
     "reporting": (
-        "runs", "tables", "figures", "summaries", "evidence", "notebook", "cells", "document",
-        "render", "submission",
+        "runs", "tables", "figures", "summaries", "responses", "evidence", "notebook", "cells",
+        "document", "render", "submission",
     ),
 }  # fmt: skip
 LIBRARIES = ("rlhf_jax", "gan_jax")

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from reporting.runs import UserError
@@ -115,25 +114,25 @@ def test_table_of_all_prompts_says_when_some_are_not_rated():
     assert table["mean"][0] == 2.5
 
 
-def test_kappa_equals_its_definition():
-    random = np.random.default_rng(0)
-    one, other = random.choice([1, 2, 5], (2, 40))  # a distance of scores, not of ranks
-    other = np.where(random.random(40) < 0.6, one, other)
-    disagreement = np.mean((one - other) ** 2)
-    by_chance = np.mean((one[:, None] - other[None, :]) ** 2)
-    assert ratings.weighted_kappa(one, other) == pytest.approx(1 - disagreement / by_chance)
+def test_state_says_who_rated_and_never_calls_an_ai_system_a_person():
+    assert "None of the 9 responses" in ratings.rating_state(RESPONSES, [])
+    person, system = rating(), rating(rater="model X", kind="ai")
+    assert "by Anna (a person)." in ratings.rating_state(RESPONSES, [person])
+    by_system = ratings.rating_state(RESPONSES, [system])
+    assert "1 of the 9" in by_system and "by model X (an AI system). These are an AI" in by_system
+    assert "not a person's" in by_system
+    both = ratings.rating_state(RESPONSES, [person, system])
+    assert "Anna (a person), model X (an AI system)" in both and "together" in both
 
 
-def test_agreement_is_of_responses_that_both_have_rated():
-    given = [rating(i, value=v) for i, v in enumerate((1, 3, 5))]
-    given += [rating(i, rater="Ben", value=v, coherence=4) for i, v in enumerate((1, 3))]
-    given += [rating(model="ppo-lora", rater="Cleo")]
-    table = ratings.rater_agreement(given).set_index("raters")
-    assert dict(table["responses"]) == {"Anna, Ben": 2, "Anna, Cleo": 0, "Ben, Cleo": 0}
-    assert table["relevance"]["Anna, Ben"] == 1
-    assert table["coherence"]["Anna, Ben"] == 0
-    assert 0 < table["all criteria"]["Anna, Ben"] < 1
-    assert np.isnan(table["relevance"]["Anna, Cleo"])
+def test_the_rubric_that_is_shown_is_the_one_that_raters_read(capsys, monkeypatch):
+    shown = [x for row in ratings.rubric().itertuples(index=False) for x in row[1:]]
+    assert len(shown) == 15
+    monkeypatch.setattr("builtins.input", lambda prompt: "1")
+    questionnaire.ask_scores()
+    asked = capsys.readouterr().out
+    page = "".join(questionnaire.fieldset(criterion) for criterion in CRITERIA)
+    assert all(meaning in asked and meaning in page for meaning in shown)
 
 
 def test_order_is_random_by_rater_and_the_same_when_resumed(tmp_path):

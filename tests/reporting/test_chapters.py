@@ -1,0 +1,94 @@
+"""The chapters can be read by people who do not see colours, or do not see at all."""
+
+import json
+import re
+
+import matplotlib.pyplot as plt
+import pytest
+
+from reporting import figures, notebook
+from reporting.runs import PROJECT, Run, write_text
+
+REPORT = PROJECT / "report.qmd"
+CHAPTERS = sorted((PROJECT / "chapters").glob("*.qmd"))
+LONGEST_CELL = 10  # lines
+
+
+def cells(path):
+    return [x for x in notebook.build(notebook.read(path), {}).cells if x.cell_type == "code"]
+
+
+def test_the_report_includes_every_chapter():
+    included = {line.path for line in notebook.read(REPORT).lines}
+    assert included == {REPORT, *CHAPTERS}
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_figure_has_an_alternative_text_of_its_own(path):
+    for cell in cells(path):
+        options = cell.metadata.options
+        if options.get("label", "").startswith("fig-"):
+            alternatives = options.get("fig-alt", "")
+            for text in [alternatives] if isinstance(alternatives, str) else alternatives:
+                assert len(text) > 20 and text != options["fig-cap"], cell.metadata.place
+    for alternative in re.findall(r"!\[(.*?)\]\(.*?\)", path.read_text()):
+        assert alternative
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_cells_are_short(path):
+    for cell in cells(path):
+        code = [line for line in cell.source.split("\n") if line and not line.startswith("#|")]
+        assert len(code) <= LONGEST_CELL, cell.metadata.place
+
+
+@pytest.mark.parametrize("path", CHAPTERS[1:7], ids=lambda path: path.stem)
+def test_a_chapter_with_claims_ends_with_its_limits(path):
+    headings = re.findall(r"^## (.*?)(?: \{.*)?$", path.read_text(), re.MULTILINE)
+    assert headings[-1] == "Limits"
+
+
+@pytest.mark.parametrize("kind", ["fig", "tbl"])
+def test_the_lists_name_everything_that_has_a_caption_once(kind):
+    labels = [x.metadata.options.get("label", "") for x in cells(REPORT)]
+    labels = [label for label in labels if label.startswith(kind)]
+    listed = re.findall(r"^\* @([\w-]+): \S", notebook.captions(kind, REPORT), re.MULTILINE)
+    assert len(listed) > 10 and listed == labels
+
+
+@pytest.fixture
+def training(tmp_path):
+    """Training runs of both variants, with a few logged steps."""
+    runs = {}
+    for number, name in enumerate(("ppo-full", "ppo-lora")):
+        (tmp_path / name).mkdir()
+        write_text(tmp_path / name / "config.json", "{}")
+        runs[name] = Run(tmp_path / name)
+        for step in range(1, 30):
+            runs[name].log(step=step, kl=0.01 * (step + number), kl_weight=0.1 + number)
+    return runs
+
+
+def evaluation(folder):
+    own = {"value": 0.1, "low": 0.0, "high": 0.2}
+    policies = {name: {"reward": own} for name in figures.VARIANTS}
+    summary = {"policies": policies, "gains": {name: policies[name] for name in list(policies)[1:]}}
+    write_text(folder / "config.json", "{}")
+    write_text(folder / "summary.json", json.dumps(summary))
+    return Run(folder)
+
+
+def test_lines_and_points_differ_in_shape_as_well_as_in_colour(training, tmp_path):
+    run = evaluation(tmp_path)
+    for draw in (
+        lambda: figures.overview(run, training),
+        lambda: figures.kl_curves(training),
+        lambda: figures.by_step(training, {"kl": "KL", "kl_weight": "coefficient"}),
+        lambda: figures.mean_rewards(run),
+    ):
+        draw()
+        for ax in plt.gcf().axes:
+            data = [x for x in ax.get_lines() if x.get_marker() not in ("None", "_", "|", 2, 3)]
+            shapes = {(line.get_marker(), line.get_linestyle()) for line in data}
+            assert len(shapes) == len(data) > 1
+        plt.close("all")
