@@ -22,7 +22,7 @@ from gan_jax.features import FeatureSpace, flat
 from gan_jax.training import to_unit
 from reporting.runs import progress
 
-NOISE = 0.1  # standard deviation; pixels are in [-1, 1]
+NOISE = 0.3  # standard deviation, pixels are in [-1, 1]; about a trained generator's FID
 MODES = 10  # images or latents that a collapsed set consists of
 TWIN_QUANTILE = 0.05  # share of real images that count as having a twin
 
@@ -166,7 +166,7 @@ def compiled_detectors(sample, embedded, reference, twin_distance, neighbours: i
 
 
 def calibration_table(values: Mapping[str, Mapping[str, list[float]]]) -> list[dict[str, Any]]:
-    """One row for each scenario and detector (@tbl-calibration).
+    """One row for each scenario and detector (@tbl-gan-detectors).
 
     Returns:
       Rows with `mean` over the draws, its 95 % interval `low` to `high`, and `caught`: whether

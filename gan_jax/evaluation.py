@@ -81,7 +81,8 @@ def class_summaries(
     generated images.
 
     Returns:
-      class_histogram: the share of each class, as the mean of its probabilities.
+      class_histogram: the share of each class, as the mean of its probabilities with a 95 %
+        interval (Student's t).
       class_similarity: how alike images of one class are, class by class, and at last images of
         different classes; see `similarities`.
     """
@@ -92,7 +93,10 @@ def class_summaries(
         "held_out": space.embed(held_out)[1],
         "generated": space.embed(generated)[1],
     }
-    shares = {kind: own.mean(axis=0) for kind, own in probabilities.items()}
+    shares = {
+        kind: [calibration.estimate(column) for column in own.T.tolist()]
+        for kind, own in probabilities.items()
+    }
     alike = {
         kind: similarities(generated if kind == "generated" else held_out, own, most_pairs, random)
         for kind, own in probabilities.items()

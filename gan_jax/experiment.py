@@ -29,6 +29,8 @@ def run(
     images = data.load(cfg.dataset, side=cfg.side, data_dir=data_dir, student_id=student_id)
     print(f"GAN: {images.source}; {len(images.train)} training images", file=sys.stderr)
 
+    total = cfg.steps(len(images.train))
+
     def work(run: Run) -> None:
         networks, state, frames = training.train(run, cfg, images)
         export.save_networks(run, networks, state)
@@ -37,7 +39,8 @@ def run(
         run.finish(
             dataset=images.name, source=images.source, classes=images.classes,
             train_images=len(images.train), held_out_images=len(images.held_out),
-            channels=images.train.shape[-1], steps=cfg.steps(len(images.train)), **summary,
+            channels=images.train.shape[-1], steps=total,
+            frame_steps=training.frame_steps(cfg, total), **summary,
         )  # fmt: skip
 
     return ensure("gan", cfg, work, inputs={"images": images.fingerprint})

@@ -5,7 +5,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -144,55 +143,3 @@ def reward_against_kl(run: Run, training: Mapping[str, Run]) -> None:
         )  # fmt: skip
     ax.set(xlabel="square root of KL (nats per response)", ylabel="reward")
     ax.legend(title="unseen prompts")
-
-
-def image_grid(images: np.ndarray, *, width: float = 6.5, ylabels: Sequence[str] = ()) -> None:
-    """Rows and columns of images.
-
-    Args:
-      images: bytes, [rows columns height width channels].
-      width: of the figure, inches.
-      ylabels: one a row, where the rows differ.
-    """
-    rows, columns, height, across, channels = images.shape
-    pasted = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * across, channels)
-    _, (ax,) = panels(1, width=width, height=width * rows / columns + 0.1)
-    grey = {"cmap": "gray", "vmin": 0, "vmax": 255}
-    ax.imshow(pasted.squeeze(), **(grey if channels == 1 else {}), interpolation="nearest")
-    ax.grid(False)
-    ax.set_xticks([])
-    ax.set_yticks([height * (row + 0.5) for row in range(len(ylabels))], ylabels)
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-
-
-def gan_learning(run: Run) -> None:
-    """Losses of both networks, and what the discriminator says of real and generated images."""
-    metrics = run.metrics()
-    smooth = metrics.rolling(max(1, len(metrics) // 60), min_periods=1).mean()
-    _, axes = panels(2)
-    shown = (
-        (axes[0], {"loss_d": "discriminator", "loss_g": "generator"}, "loss (nats)"),
-        (axes[1], {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"}, "probability of real"),
-    )
-    for ax, columns, label in shown:
-        for column, colour, dash in zip(columns, (BLUE, ORANGE), ("-", "--"), strict=True):
-            ax.plot(smooth["step"], smooth[column], color=colour, linestyle=dash,
-                    label=columns[column])  # fmt: skip
-        ax.set(xlabel="step", ylabel=label)
-        ax.legend()
-
-
-def detector_chart(rows: pd.DataFrame) -> None:
-    """Which detector catches which planted failure: filled where it does."""
-    wide = rows.pivot(index="scenario", columns="detector", values="caught")
-    wide = wide.loc[rows["scenario"].unique(), rows["detector"].unique()]
-    _, (ax,) = panels(1, height=0.9 + 0.3 * len(wide))
-    for y, name in enumerate(wide.index):
-        for x, caught in enumerate(wide.loc[name]):
-            ax.scatter(x, y, s=60, facecolor=BLUE if caught else "none", edgecolor=GREY)
-    ax.set(yticks=range(len(wide)), yticklabels=wide.index, xticks=range(wide.shape[1]))
-    ax.set_xticklabels(wide.columns, rotation=40, ha="right")
-    ax.invert_yaxis()
-    ax.margins(0.06)

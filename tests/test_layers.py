@@ -19,8 +19,8 @@ ORDER = {
         "detectors", "calibration", "evaluation", "export", "experiment", "__main__",
     ),
     "reporting": (
-        "runs", "tables", "figures", "summaries", "responses", "evidence", "notebook", "cells",
-        "document", "render", "submission",
+        "runs", "tables", "figures", "gan_figures", "summaries", "gan_summaries", "responses",
+        "evidence", "notebook", "cells", "document", "render", "submission",
     ),
 }  # fmt: skip
 LIBRARIES = ("rlhf_jax", "gan_jax")

@@ -1,0 +1,244 @@
+"""What the GAN's chapter says: tables, and sentences that follow from the detectors' calibration.
+
+In the table of detectors the first scenario is real against real, the last the trained generator;
+between them are planted defects, among which the two collapses are known by their names.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from reporting.runs import Run
+
+NAMES = {
+    "birthday": "birthday size",
+    "class_divergence": "class divergence",
+    "class_ms_ssim": "MS-SSIM in class",
+    "fid": "FID",
+    "kid": "KID",
+    "ms_ssim": "MS-SSIM",
+    "nn_accuracy": "1-NN accuracy",
+    "train_nearest": "training share",
+}
+COLLAPSED = ("repeated", "collapsed")  # words in the names of the planted collapses
+REAL, GENERATED = "real", "generated"
+COPIES, NOISE = "copies", "noise"  # words in the names of other planted defects
+BY_CLASS = {
+    "labels": "real, by label",
+    "held_out": "real, by classifier",
+    "generated": "generated, by classifier",
+}
+
+
+def mean_interval(own: Mapping[str, float] | None, digits: int = 3) -> str:
+    """A mean with its 95 % interval; a dash for none."""
+    if own is None:
+        return "–"
+    mean, low, high = (short(own[name], digits) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def short(value: float, digits: int = 3) -> str:
+    """So many digits, and all of those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a sentence."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def options(run: Run) -> str:
+    """What the configuration adds to the plain DCGAN."""
+    cfg, found = run.config, []
+    if cfg["label_smoothing"]:
+        found.append(f"real images have the target {1 - cfg['label_smoothing']:g}")
+    if cfg["augmentation"]:
+        found.append(f"the discriminator sees images after random {listed(cfg['augmentation'])}")
+    if cfg["spectral_norm"]:
+        found.append("its kernels have spectral norm 1, in place of BatchNorm")
+    return f"Added to the plain DCGAN: {'; '.join(found)}." if found else "Nothing is added to it."
+
+
+def confusion(run: Run) -> pd.DataFrame:
+    """The discriminator's confusion matrix; rows are the truth."""
+    kinds = ("generated", "real")
+    counts = run.summary["discriminator"]["confusion"]
+    rows = zip(kinds, counts, strict=True)
+    return pd.DataFrame(
+        [{"truth": kind, **dict(zip(kinds, row, strict=True))} for kind, row in rows]
+    )
+
+
+def classification(run: Run) -> pd.DataFrame:
+    """The discriminator's classification report."""
+    return pd.DataFrame(run.summary["discriminator"]["report"])
+
+
+def detector_rows(run: Run) -> pd.DataFrame:
+    """One row a detector and scenario."""
+    rows = pd.DataFrame(run.summary["detectors"])
+    return rows.assign(detector=rows["detector"].replace(NAMES))
+
+
+def detectors(run: Run) -> pd.DataFrame:
+    """Every detector on every scenario; a star marks what lies outside real against real."""
+    rows = detector_rows(run)
+    rows["shown"] = [
+        f"{short(mean, 2)}{'*' if caught else ''}"
+        for mean, caught in zip(rows["mean"], rows["caught"], strict=True)
+    ]
+    wide = rows.pivot(index="detector", columns="scenario", values="shown")
+    return wide.loc[rows["detector"].unique(), rows["scenario"].unique()].reset_index()
+
+
+def reactions(run: Run) -> dict[str, dict[str, bool]]:
+    """The detectors that catch each scenario, with whether they lie above real against real."""
+    rows = detector_rows(run)
+    rows["above"] = rows["mean"] > rows["real_high"]
+    own = rows[rows["caught"]].groupby("scenario")
+    caught = {name: dict(zip(x["detector"], x["above"], strict=True)) for name, x in own}
+    return {name: caught.get(name, {}) for name in rows["scenario"].unique()}
+
+
+def collapse_detectors(run: Run) -> list[str]:
+    """Detectors that go one way on both planted collapses, and that way on nothing else planted."""
+    collapses, others = [], []
+    for scenario, own in reactions(run).items():
+        if any(word in scenario for word in COLLAPSED):
+            collapses.append(set(own.items()))
+        elif scenario != GENERATED:
+            others.append(set(own.items()))
+    return sorted(name for name, _ in set.intersection(*collapses).difference(*others))
+
+
+def collapse(run: Run) -> pd.DataFrame:
+    """The trained generator between real images and the one collapsed on purpose, by the
+    detectors of collapse: means with their intervals, and where draws of real images fall."""
+    rows = detector_rows(run).set_index(["scenario", "detector"])
+    collapsed = next(name for name in reactions(run) if COLLAPSED[1] in name)
+    shown = []
+    for name in collapse_detectors(run):
+        own = rows.loc[(GENERATED, name)]
+        shown.append(
+            {
+                "detector": name,
+                "draws of real images": f"{own['real_low']:.3g} to {own['real_high']:.3g}",
+                "generated": mean_interval(own),
+                "collapsed on purpose": mean_interval(rows.loc[(collapsed, name)]),
+                "reacts": "yes" if own["caught"] else "no",
+            }
+        )
+    return pd.DataFrame(shown or [{"detector": "none tells collapse from the other defects"}])
+
+
+def noise_reading(run: Run) -> str:
+    """How strong the planted noise is, measured by the FID."""
+    rows = detector_rows(run)
+    fid = rows[rows["detector"] == NAMES["fid"]].set_index("scenario")["mean"]
+    noisy = fid[next(name for name in fid.index if NOISE in name)]
+    return (
+        f"The noise raises the FID from {short(fid[REAL])} to {short(noisy)}; the trained "
+        f"generator has {short(fid[GENERATED])}."
+    )
+
+
+def planted_reading(run: Run) -> str:
+    """What the planted defects say of the detectors."""
+    caught = reactions(run)
+    planted = [name for name in caught if name not in (REAL, GENERATED)]
+    missed = [name for name in planted if not caught[name]]
+    text = f"Of {len(planted)} planted defects {len(planted) - len(missed)} are caught."
+    for name in missed:
+        text += f' No detector catches "{name}": such a defect would go unnoticed.'
+    alarms = caught[REAL]
+    if alarms:
+        text += f" Real against real, {listed(alarms)} would have reacted without cause."
+    own = collapse_detectors(run)
+    if own:
+        text += f" Both collapses, and nothing else in the same direction, move {listed(own)}."
+    return text
+
+
+def collapse_reading(run: Run) -> str:
+    """Whether the trained generator collapsed, by the detectors that have shown to tell."""
+    own = collapse_detectors(run)
+    if not own:
+        return "No detector tells collapse from the other defects here: nothing can be said of it."
+    towards = next(found for name, found in reactions(run).items() if COLLAPSED[1] in name)
+    found = reactions(run)[GENERATED]
+    reacting = [name for name in own if found.get(name) == towards[name]]
+    if not reacting:
+        return "None of these reacts to the trained generator: no collapse of this kind is seen."
+    silent = [name for name in own if name not in reacting]
+    text = f"Of these, {listed(reacting)} {verb('react', reacting)} to the trained generator"
+    text += f", {listed(silent)} {verb('do', silent)} not." if silent else ", so all of them."
+    return text
+
+
+def verb(word: str, subjects: Sequence[str]) -> str:
+    """The verb of a sentence about one or several."""
+    return word if len(subjects) > 1 else {"react": "reacts", "do": "does"}[word]
+
+
+def copying_reading(run: Run) -> str:
+    """Whether the trained generator recites, by the detectors that catch copies."""
+    caught = reactions(run)
+    own = next(list(found) for name, found in caught.items() if COPIES in name)
+    if not own:
+        return "Copies of training images are caught by no detector: recitation would go unseen."
+    text = f"Copies of training images are caught by {listed(own)} alone."
+    reacting = [name for name in own if name in caught[GENERATED]]
+    if reacting:
+        return f"{text} On the trained generator {listed(reacting)} {verb('react', reacting)} too."
+    return f"{text} To the trained generator {listed(own)} {verb('do', own)} not react."
+
+
+def birthday(run: Run) -> pd.DataFrame:
+    """The birthday test's estimate of the support, for every scenario."""
+    rows = []
+    for own in run.summary["birthday"]:
+        shown = {"twins among": own["size"], "support": own["support"]}
+        texts = {
+            name: f"at least {short(value['mean'])}" if own["bounded"] else mean_interval(value)
+            for name, value in shown.items()
+        }
+        rows.append({"images": own["scenario"], **texts})
+    return pd.DataFrame(rows)
+
+
+def by_class(run: Run, name: str) -> pd.DataFrame:
+    """What was measured class by class, on real and on generated images: `class_histogram`, the
+    shares of the classes, or `class_similarity`, MS-SSIM within each and between them."""
+    table = [
+        {"class": row["class"]}
+        | {title: mean_interval(row[kind], 2) for kind, title in BY_CLASS.items()}
+        for row in run.summary[name]
+    ]
+    return pd.DataFrame(table or [{"class": "the images have no labels"}])
+
+
+def similarity_reading(run: Run) -> str:
+    """In which classes generated images differ less, or more, than real ones."""
+    rows = [row for row in run.summary["class_similarity"] if row["generated"] and row["held_out"]]
+    if not rows:
+        return ""
+    alike = [r["class"] for r in rows if r["generated"]["low"] > r["held_out"]["high"]]
+    varied = [r["class"] for r in rows if r["generated"]["high"] < r["held_out"]["low"]]
+    found = [f"more alike than real ones in {listed(alike)}"] if alike else []
+    found += [f"less alike in {listed(varied)}"] if varied else []
+    if not found:
+        return "In no row do the two intervals of the classifier's columns lie apart."
+    return f"Beyond both intervals, generated images are {'; '.join(found)}."
+
+
+def classifier_reading(run: Run) -> str:
+    """How far the classifier can be believed whose features measure the distances."""
+    own = run.summary["classifier"]
+    if not own:
+        return "Without labels there is no classifier, and what needs one is left out."
+    return (
+        f"The classifier is right on {own['mean']:.1%} [{own['low']:.1%}, {own['high']:.1%}] of "
+        f"the held-out images; always naming the largest class would be on {own['majority']:.1%}."
+    )

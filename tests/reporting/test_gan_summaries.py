@@ -1,0 +1,126 @@
+"""What the GAN's chapter says follows from the table of its detectors, whatever stands there."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reporting import gan_figures, gan_summaries
+from reporting.runs import Run
+
+SCENARIOS = (
+    "real", "real + noise", "copies of training images", "10 real images repeated",
+    "generator collapsed to 10 latents", "generated",
+)  # fmt: skip
+# one row a detector, one value a scenario; 0 is real, and beyond -1 and 1 it is caught
+MOVED = {
+    "twins": (0, 0, 0, 9, 9, 2),
+    "birthday": (0, 5, 0, -9, -9, 0),
+    "fid": (0, 7, 0, 9, 9, 7),
+    "train_nearest": (0, 0, 3, 0, 0, 0),
+}
+
+
+@pytest.fixture
+def told(tmp_path):
+    """A run with these means of the detectors, and other results."""
+
+    def write(moved, **summary):
+        rows = [
+            {
+                "scenario": scenario, "detector": detector, "mean": value, "low": value - 0.1,
+                "high": value + 0.1, "real_low": -1, "real_high": 1, "caught": abs(value) > 1,
+            }
+            for place, scenario in enumerate(SCENARIOS)
+            for detector, value in ((name, values[place]) for name, values in moved.items())
+        ]  # fmt: skip
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "summary.json").write_text(json.dumps({"detectors": rows} | summary))
+        return Run(tmp_path)
+
+    return write
+
+
+def test_detectors_of_collapse_move_with_both_collapses_and_so_with_nothing_else(told):
+    """FID moves with noise too; the birthday size does, but the other way."""
+    run = told(MOVED)
+    assert gan_summaries.collapse_detectors(run) == ["birthday size", "twins"]
+    assert "birthday size and twins" in gan_summaries.planted_reading(run)
+    assert "Of 4 planted defects 4 are caught." in gan_summaries.planted_reading(run)
+    table = gan_summaries.collapse(run)
+    assert list(table["reacts"]) == ["no", "yes"]
+
+
+def test_the_reading_names_who_reacts_to_the_trained_generator_and_who_does_not(told):
+    text = gan_summaries.collapse_reading(told(MOVED))
+    assert text == "Of these, twins reacts to the trained generator, birthday size does not."
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"twins": (0, 0, 0, 9, 9, 0)}, "None of these reacts"),
+        ({"birthday": (0, 5, 0, -9, -9, 5)}, "twins reacts to the trained generator, birthday"),
+        ({"birthday": (0, 5, 0, -9, -9, -5)}, "birthday size and twins react to the trained"),
+        ({"twins": (0, 9, 0, 9, 9, 9), "birthday": (0, 0, 0, 0, 9, 9)}, "nothing can be said"),
+    ],
+)
+def test_the_reading_of_collapse_follows_the_table(told, change, words):
+    assert words in gan_summaries.collapse_reading(told(MOVED | change))
+
+
+def test_a_defect_that_nothing_catches_is_said_to_go_unnoticed(told):
+    run = told(MOVED | {"train_nearest": (0, 0, 0, 0, 0, 0)})
+    text = gan_summaries.planted_reading(run)
+    assert "3 are caught" in text and '"copies of training images": such a defect' in text
+    assert "would go unseen" in gan_summaries.copying_reading(run)
+
+
+@pytest.mark.parametrize("value, words", [(0, "does not react"), (4, "reacts too")])
+def test_recitation_is_read_from_what_catches_copies(told, value, words):
+    text = gan_summaries.copying_reading(told(MOVED | {"train_nearest": (0, 0, 3, 0, 0, value)}))
+    assert "training share" in text and words in text
+
+
+def test_a_support_without_twins_is_a_bound(told):
+    numbers = {"mean": 250.0, "low": 200.0, "high": 300.0}
+    rows = [
+        {"scenario": name, "size": numbers, "support": numbers, "bounded": bounded}
+        for name, bounded in (("a", True), ("b", False))
+    ]
+    bound, exact = gan_summaries.birthday(told(MOVED, birthday=rows))["support"]
+    assert bound == "at least 250" and exact == "250 [200, 300]"
+
+
+def test_only_intervals_that_lie_apart_are_read_as_a_difference(told):
+    def row(name, held_out, generated):
+        kinds = {"held_out": held_out, "generated": generated}
+        own = {k: v and {"mean": v, "low": v - 0.1, "high": v + 0.1} for k, v in kinds.items()}
+        return {"class": name, "labels": None, **own}
+
+    rows = [row("one", 0.2, 0.35), row("two", 0.2, None), row("three", 0.2, 0.6)]
+    run = told(MOVED, class_similarity=rows)
+    text = gan_summaries.similarity_reading(run)
+    assert text == "Beyond both intervals, generated images are more alike than real ones in three."
+    assert list(gan_summaries.by_class(run, "class_similarity").iloc[1])[1:] == [
+        "–", "0.2 [0.1, 0.3]", "–",
+    ]  # fmt: skip
+    assert "no labels" in gan_summaries.by_class(told(MOVED, x=[]), "x").to_string()
+
+
+def test_the_growth_plays_its_frames_and_stands_still_as_a_strip():
+    frames = np.zeros((3, 4, 8, 6, 6, 3), np.uint8)
+    frames[1], frames[2] = 128, 255
+    picture = Image.open(io.BytesIO(gan_figures.animated(frames, [10, 20, 30]).data))
+    middle = np.array(picture.size) // 2
+
+    def shades():
+        pixels = np.asarray(picture.convert("L"))
+        return {int(pixels[row, middle[0]]) for row in range(100, picture.size[1] - 100)}
+
+    assert picture.n_frames == 4 and {0, 128, 255} <= shades()
+    for number, shade in enumerate((0, 128, 255), start=1):
+        picture.seek(number)
+        assert shades() == {shade}
