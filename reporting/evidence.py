@@ -42,6 +42,18 @@ def learning(run: Run) -> None:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
+def trained_reading(run: Run) -> str:
+    """What of the model was trained."""
+    count, lora = sum(run.summary["parameters"].values()), run.config["lora"]
+    if lora is None:
+        return f"Every weight is trained, {count:,} numbers."
+    layers = ", ".join(lora["targets"])
+    return (
+        f"Low-rank adapters of rank {lora['rank']} on {layers} and the head are trained, "
+        f"{count:,} numbers; the rest stays as it was."
+    )
+
+
 def predictors(run: Run) -> dict[str, Mapping[str, Any]]:
     """The accuracies of the reward model and of every baseline."""
     return {"model": run.summary, **run.summary["baselines"]}
@@ -193,7 +205,10 @@ def texts_reading(run: Run) -> str:
     """What to expect where texts are shown."""
     if has_texts(run):
         return ""
-    return "This run was committed without the texts of the posts, which belong to their authors."
+    return (
+        "This run was committed without the texts of the posts, which belong to their authors; "
+        "identifiers and numbers stand in their place."
+    )
 
 
 def mistakes(run: Run) -> list[str]:

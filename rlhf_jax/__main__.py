@@ -17,6 +17,7 @@ from rlhf_jax import evaluation, pipeline
 from rlhf_jax.chat import chat
 from rlhf_jax.config import Profile
 from rlhf_jax.export import export_run
+from rlhf_jax.model import LoRAConfig
 from rlhf_jax.pipeline import Experiment
 from rlhf_jax.questionnaire import rate_in_browser, rate_in_terminal
 from rlhf_jax.ratings import RATINGS
@@ -29,13 +30,19 @@ class Command:
     profile: str  # tiny, cpu, study or assignment; the last one on an accelerator
     data_dir: Path | None  # local copies in shp/, oasst/; without it the hub or a stand-in
     cfg: Annotated[Profile, tyro.conf.arg(name="")]
+    reward_lora_rank: int = 0  # the reward model learns adapters of this rank; 0: every weight
 
     @property
     def experiment(self) -> Experiment:
         if self.data_dir is not None and not self.data_dir.is_dir():
             raise UserError(f"--data-dir {self.data_dir}: no such folder")
-        committed = pipeline.experiment().committed
-        return Experiment(profile=self.cfg, data_dir=self.data_dir, committed=committed)
+        profile, committed = self.cfg, pipeline.experiment().committed
+        if self.reward_lora_rank:
+            adapted = dataclasses.replace(
+                profile.reward, lora=LoRAConfig(rank=self.reward_lora_rank)
+            )
+            profile = dataclasses.replace(profile, reward=adapted)
+        return Experiment(profile=profile, data_dir=self.data_dir, committed=committed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,7 @@ class Reward(Command):
     """The reward model alone.
 
     python -m rlhf_jax reward --profile cpu --reward.loss logistic
+    python -m rlhf_jax reward --reward-lora-rank 8 --reward.learning-rate 1e-3
     """
 
 
