@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from gan_jax import data, evaluation, export, training
+from gan_jax import data, evaluation, export, model_card, training
 from gan_jax.config import PROFILES, GANConfig
 from reporting.runs import PROJECT, Run, UserError, ensure, find
 
@@ -36,12 +36,14 @@ def run(
         export.save_networks(run, networks, state)
         summary, grids = evaluation.evaluate(cfg, images, networks, state)
         run.save_arrays(frames=frames, **grids)
-        run.finish(
-            dataset=images.name, source=images.source, classes=images.classes,
-            train_images=len(images.train), held_out_images=len(images.held_out),
-            channels=images.train.shape[-1], steps=total,
-            frame_steps=training.frame_steps(cfg, total), **summary,
-        )  # fmt: skip
+        summary |= {
+            "dataset": images.name, "source": images.source, "classes": images.classes,
+            "train_images": len(images.train), "held_out_images": len(images.held_out),
+            "channels": images.train.shape[-1], "steps": total,
+            "frame_steps": training.frame_steps(cfg, total),
+        }  # fmt: skip
+        (run.path / "README.md").write_text(model_card.generator_card(run, summary))
+        run.finish(**summary)
 
     return ensure("gan", cfg, work, inputs={"images": images.fingerprint})
 

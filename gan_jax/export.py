@@ -1,19 +1,7 @@
 """Trained networks on disk: both for this library, the generator for PyTorch as well.
 
-`generator.safetensors` is the state of a plain `nn.Sequential`. To draw images from it:
-
-    import torch
-    from safetensors.torch import load_file
-    from torch import nn
-    weights, layers = load_file("generator.safetensors"), []
-    for index in (0, 3, 6, 9, 12):
-        inputs, outputs, kernel, _ = weights[f"{index}.weight"].shape
-        place = (1, 0) if index == 0 else (1, 4) if kernel == 5 else (2, 1)  # stride, padding
-        layers += [nn.ConvTranspose2d(inputs, outputs, kernel, *place, bias=False)]
-        layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if index < 12 else [nn.Tanh()]
-    generator = nn.Sequential(*layers).eval()
-    generator.load_state_dict(weights)
-    images = generator(torch.randn(32, weights["0.weight"].shape[0], 1, 1))  # in [-1, 1]
+`generator.safetensors` is the state of a plain `nn.Sequential`; the run's README.md says how to
+draw images from it (model_card.py).
 """
 
 import jax

@@ -16,7 +16,7 @@ ORDER = {
     ),
     "gan_jax": (
         "config", "data", "augmentation", "convolution", "dcgan", "training", "features",
-        "detectors", "calibration", "evaluation", "export", "experiment", "__main__",
+        "detectors", "calibration", "evaluation", "export", "model_card", "experiment", "__main__",
     ),
     "reporting": (
         "runs", "tables", "figures", "gan_figures", "summaries", "gan_summaries", "responses",

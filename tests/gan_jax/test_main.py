@@ -75,15 +75,27 @@ def by_loops(weights, latents):
     return np.tanh(hidden).transpose(0, 2, 3, 1)
 
 
+def test_the_model_card_tells_data_training_use_results_and_limits(finished):
+    card = (finished.path / "README.md").read_text()
+    assert card.startswith("---\n") and finished.summary["source"] in card
+    compile(card.split("```")[1].removeprefix("python"), "README.md", "exec")
+    assert "8 updates, 0.8 epochs" in card and "no medical use" in card
+    rows = {
+        (row["scenario"], row["detector"]): row["mean"] for row in finished.summary["detectors"]
+    }
+    assert f"| fid | {rows['real', 'fid']:.3g} | {rows['generated', 'fid']:.3g} |" in card
+    assert "| widths | [16, 8, 8, 4] |" in card
+
+
 @pytest.mark.interop
-def test_pytorch_draws_the_same_images_by_the_ten_lines_of_the_docstring(
+def test_pytorch_draws_the_same_images_by_the_ten_lines_of_the_model_card(
     finished, tmp_path, monkeypatch
 ):
     torch = pytest.importorskip("torch", reason="needs the extra `interop`")
     monkeypatch.chdir(finished.path)
-    code = export.__doc__.split("draw images from it:")[1]
+    code = (finished.path / "README.md").read_text().split("```")[1].removeprefix("python")
     names = {}
-    exec("\n".join(line[4:] for line in code.splitlines()), names)
+    exec(code, names)
     latents = torch.randn(3, 100, 1, 1)
     with torch.no_grad():
         expected = names["generator"](latents).permute(0, 2, 3, 1).numpy()
