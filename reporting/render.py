@@ -26,6 +26,7 @@ from reporting.runs import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 FORMATS = {"html": "html", "typst": "pdf", "pdf": "pdf", "ipynb": "ipynb"}
+SMALL_TABLE = 20, 1200  # rows and characters; a table of no more stays on one page
 ANY = object()
 TOC = {"toc": ANY, "toc-depth": ANY, "number-sections": ANY}
 # What _quarto.yml may say: any value, the one value that is implemented here, or nested keys.
@@ -214,10 +215,7 @@ def typst_block(node: Node) -> Node | list[Node] | None:
         options += [f"width: {width}"] if width.endswith("%") else []
         return inline(raw("typst", f"#box(image({', '.join(options)}))"))
     if node["t"] == "Table":
-        columns = len(node["c"][2])
-        size = max(6.5, 9.5 - 0.5 * max(0, columns - 4))
-        opening = f"#breakable({max(6, 90 // columns)})[#show table: set text(size: {size}pt)"
-        return [raw("typst", opening), automatic_widths(node), raw("typst", "]")]
+        return typst_table(node)
     if node["t"] != "Div":
         return None
     (label, classes, pairs), content = node["c"]
@@ -236,6 +234,17 @@ def typst_block(node: Node) -> Node | list[Node] | None:
         opening = raw("typst", f'#callout("{classes[1].removeprefix("callout-")}")[')
         return [opening, *title["c"][1], raw("typst", "]["), *body, raw("typst", "]")]
     return None
+
+
+def typst_table(table: Node) -> list[Node]:
+    """A table in letters that suit its columns, on one page if it is small."""
+    columns = len(table["c"][2])
+    size = max(6.5, 9.5 - 0.5 * max(0, columns - 4))
+    opening = f"#breakable({max(6, 90 // columns)})[#show table: set text(size: {size}pt)"
+    rows = sum(len(body[3]) for body in table["c"][4])
+    if rows <= SMALL_TABLE[0] and len(words(table)) <= SMALL_TABLE[1]:
+        opening += "\n#show figure: set block(breakable: false)"
+    return [raw("typst", opening), automatic_widths(table), raw("typst", "]")]
 
 
 def typst_string(text: str) -> str:

@@ -26,10 +26,16 @@ def sources(run: Run, gan: Run) -> pd.DataFrame:
     rows = {"model": f"{model['name']} ({model['file']}, {model['dtype']})"}
     for what in ("preferences", "prompts"):
         own = run.about[what]
-        about = filter(None, [f"{own['rows']:,} rows", own["licence"], own["note"]])
+        about = filter(None, [f"{own['rows']:,} rows", own["note"]])
         rows[what] = f"{own['name']} ({own['kind']}): {'; '.join(about)}"
     rows["images"] = gan.summary["source"]
     return pd.DataFrame(rows.items(), columns=["what", "which"])
+
+
+def licences(run: Run) -> pd.DataFrame:
+    """Under what terms the texts may be used."""
+    rows = {what: run.about[what]["licence"] for what in ("preferences", "prompts")}
+    return pd.DataFrame(rows.items(), columns=["texts", "licence"])
 
 
 def standing_in(run: Run) -> str:

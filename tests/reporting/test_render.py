@@ -300,6 +300,23 @@ def test_no_word_leaves_the_page(tmp_path):
     assert max(map(len, lines)) < 140  # letters that fit between the margins
 
 
+def test_a_small_table_stays_on_one_page_and_a_large_one_may_break(tmp_path):
+    def cell(name, rows):
+        return (
+            f"```{{python}}\n#| label: tbl-{name}\n#| tbl-cap: first-{name}.\n"
+            f'table(pd.DataFrame({{"a": [*range({rows}), "last-{name}."]}}))\n```\n\n'
+        )
+
+    setup = "```{python}\nimport pandas as pd\nfrom reporting.tables import table\n```\n\n"
+    small = "".join(cell(f"t{k}", 9) for k in range(10))
+    text = HEAD + setup + small + cell("long", 60)
+    (paper,) = render.render(project(tmp_path, text), ["pdf"])
+    pages = [page.extract_text() for page in pypdf.PdfReader(paper).pages]
+    assert not any("first-long." in page and "last-long." in page for page in pages)
+    for name in (f"t{k}" for k in range(10)):
+        assert any(f"first-{name}." in page and f"last-{name}." in page for page in pages)
+
+
 def test_quotations_and_cells_survive_pandoc_unchanged():
     random = np.random.default_rng(0)
     alphabet = [*string.punctuation, *" \n\t", *"a1é—“😀", "  ", "\n\n", "http://", "{{<", "1."]
