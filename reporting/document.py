@@ -293,7 +293,7 @@ def words(tree: Any) -> str:
     """The text of a caption without its markup."""
     if isinstance(tree, list):
         return "".join(map(words, tree))
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or "t" not in tree:  # an attribute, a citation's record
         return ""
     if tree["t"] in ("Space", "SoftBreak"):
         return " "

@@ -303,7 +303,7 @@ def test_no_word_leaves_the_page(tmp_path):
 def test_a_small_table_stays_on_one_page_and_a_large_one_may_break(tmp_path):
     def cell(name, rows):
         return (
-            f"```{{python}}\n#| label: tbl-{name}\n#| tbl-cap: first-{name}.\n"
+            f"```{{python}}\n#| label: tbl-{name}\n#| tbl-cap: first-{name}. [@bradley1952paired]\n"
             f'table(pd.DataFrame({{"a": [*range({rows}), "last-{name}."]}}))\n```\n\n'
         )
 
