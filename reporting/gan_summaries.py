@@ -139,7 +139,7 @@ def noise_reading(run: Run) -> str:
     fid = rows[rows["detector"] == NAMES["fid"]].set_index("scenario")["mean"]
     noisy = fid[next(name for name in fid.index if NOISE in name)]
     return (
-        f"The noise raises the FID from {short(fid[REAL])} to {short(noisy)}; the trained "
+        f"The noise moves the FID from {short(fid[REAL])} to {short(noisy)}; the trained "
         f"generator has {short(fid[GENERATED])}."
     )
 
