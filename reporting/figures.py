@@ -39,7 +39,7 @@ def panels(count: int, *, height: float = 2.6, width: float = 7.0) -> tuple[Figu
 
 def overview(evaluation: Run, training: Mapping[str, Run]) -> None:
     """The first page's picture: mean rewards, and how far from the start the policies went."""
-    _, axes = panels(2, height=1.9)
+    _, axes = panels(2, height=2.1)
     policies = evaluation.summary["policies"]
     points(axes[0], {name: policies[name]["reward"] for name in VARIANTS})
     axes[0].set_ylabel("mean reward")
@@ -63,7 +63,9 @@ def kl_lines(ax: Axes, runs: Mapping[str, Run]) -> None:
         metrics = run.metrics()
         ax.plot(metrics["step"], metrics["kl"], **line_style(name, len(metrics)))
     ax.set(xlabel="step", ylabel="KL (nats per token)", ylim=(0, None))
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    ax.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1, handlelength=1.7
+    )
 
 
 def line_style(name: str, count: int) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def pending(responses: Sequence[Response], path: Path, rater: str) -> dict[str, 
 
 
 def label(criterion: str) -> str:
-    return criterion.replace("_", "/")
+    return criterion.replace("_", " / ")
 
 
 def rubric() -> pd.DataFrame:

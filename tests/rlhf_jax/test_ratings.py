@@ -104,7 +104,7 @@ def test_table_shows_means_over_raters_and_who_they_are():
     assert list(table["rated"]) == ["by 2 people", "unrated", "by 1 AI system"]
     assert table["coherence"][0] == 3.5
     assert table["mean"][0] == pytest.approx((3.5 + 4 * 3) / 5)
-    assert table["hallucination/toxicity"][2] == 1
+    assert table["hallucination / toxicity"][2] == 1
 
 
 def test_table_of_all_prompts_says_when_some_are_not_rated():
