@@ -173,7 +173,7 @@ def collapse_reading(run: Run) -> str:
         return "None of these reacts to the trained generator: no collapse of this kind is seen."
     silent = [name for name in own if name not in reacting]
     text = f"Of these, {listed(reacting)} {verb('react', reacting)} to the trained generator"
-    text += f", {listed(silent)} {verb('do', silent)} not." if silent else ", so all of them."
+    text += f", {listed(silent)} {verb('do', silent)} not." if silent else "; none is silent."
     return text
 
 
