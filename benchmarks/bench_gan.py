@@ -6,14 +6,11 @@ PyTorch may live in another environment: --torch-python names its interpreter.
 """
 
 import argparse
-import os
-import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+import turns
+
 IMAGES = 1000  # random images to train on
 
 
@@ -27,7 +24,7 @@ def main() -> None:
     options.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.side:
-        serve(SIDES[args.side](args))
+        turns.serve(SIDES[args.side], args)
     else:
         compare(args)
 
@@ -35,43 +32,24 @@ def main() -> None:
 def compare(args: argparse.Namespace) -> None:
     """Runs both sides in turns and prints the table."""
     pythons = {"jax": sys.executable, "torch": args.torch_python}
-    workers = {}
-    for side, python in pythons.items():
-        shown = ["--widths", *map(str, args.widths), "--batch", str(args.batch)]
-        command = [python, __file__, "--side", side, "--steps", str(args.steps), *shown]
-        workers[side] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": str(PROJECT)},
-        )  # fmt: skip
-        print(workers[side].stdout.readline().strip(), file=sys.stderr)  # compiled and warm
-    speeds = {side: [] for side in workers}
-    for _ in range(args.rounds):
-        for side, worker in workers.items():
-            print("go", file=worker.stdin, flush=True)
-            seconds = float(worker.stdout.readline())
-            speeds[side].append(args.steps * args.batch / seconds)
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+    commands = {
+        side: [python, __file__, *sys.argv[1:], "--side", side] for side, python in pythons.items()
+    }
+    _, answers = turns.take_turns(commands, args.rounds)
+    columns = {"images/s": lambda a: args.steps * args.batch / a["seconds"]}
     print(
         f"widths {args.widths}, batch {args.batch}, {args.rounds} turns of {args.steps} updates\n"
-    )
-    print("| side | images/s, median | lowest | highest |\n|---|---|---|---|")
-    for side, values in speeds.items():
-        middle = statistics.median(values)
-        print(f"| {side} | {middle:.0f} | {min(values):.0f} | {max(values):.0f} |")
-    ratios = [mine / theirs for mine, theirs in zip(*speeds.values(), strict=True)]
-    print(
-        f"\njax / torch: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        f"\n{turns.table(answers, columns)}\n\n"
+        f"{turns.ratios(answers, 'jax', 'torch', columns['images/s'])}"
     )
 
 
-def serve(turn) -> None:
-    """Answers each line of input with the seconds that one turn took."""
-    for _ in sys.stdin:
+def timed(turn):
+    """Turns without end, with the seconds that each took."""
+    while True:
         started = time.perf_counter()
         turn()
-        print(time.perf_counter() - started, flush=True)
+        yield {"seconds": time.perf_counter() - started}
 
 
 def jax_side(args: argparse.Namespace):
@@ -94,8 +72,7 @@ def jax_side(args: argparse.Namespace):
         jax.block_until_ready((state, metrics))
 
     turn()
-    print(f"jax {jax.__version__} on {jax.devices()[0].platform}", flush=True)
-    return turn
+    return {"version": f"jax {jax.__version__} on {jax.devices()[0].platform}"}, timed(turn)
 
 
 def torch_side(args: argparse.Namespace):
@@ -145,8 +122,7 @@ def torch_side(args: argparse.Namespace):
             torch.cuda.synchronize()
 
     turn()
-    print(f"torch {torch.__version__} on {device}", flush=True)
-    return turn
+    return {"version": f"torch {torch.__version__} on {device}"}, timed(turn)
 
 
 SIDES = {"jax": jax_side, "torch": torch_side}

@@ -1,0 +1,273 @@
+"""Seconds and memory of a PPO step beside TRL's: `python benchmarks/bench_ppo.py`.
+
+The peer is the last TRL with a PPO trainer, as it comes: a policy, a value model that is trained
+whole, a reward model, and a reference unless the policy has adapters. Both sides start from the
+same weights and see the same prompts. What TRL lets one choose is chosen in its favour: no gradient
+checkpointing, and it generates and scores a whole batch at once.
+"""
+
+import argparse
+import json
+import math
+import operator
+import os
+import sys
+import time
+from pathlib import Path
+
+import turns
+
+PARTS = {
+    "full": "A PPO step beside TRL's, every weight trained; jax scores within its update",
+    "lora": "A PPO step beside TRL's, LoRA on q_proj and v_proj; jax scores within its update",
+    "generation": "Generation: 64 prompts of 128 tokens, 128 new tokens each",
+}
+GENERATION = (64, 128)  # prompts; tokens of each prompt and of each response
+GENERATION_TURNS = 3  # of more than eight thousand tokens each
+PHASES = ("sampling", "scoring", "update")
+
+
+def main() -> None:
+    options = turns.options(__doc__, PARTS, SIDES)
+    options.add_argument("--batch", type=int, default=8, help="episodes of a step")
+    options.add_argument("--forward-batch", type=int, default=4)
+    options.add_argument("--prompt-tokens", type=int, default=48)
+    options.add_argument("--response-tokens", type=int, default=32)
+    options.add_argument("--inner-epochs", type=int, default=2)
+    args = options.parse_args()
+    if args.side == "prepare":
+        prepare(args)
+    elif args.side:
+        turns.serve(SIDES[args.side], args)
+    else:
+        number = dict.fromkeys(PARTS, args.turns) | {"generation": GENERATION_TURNS}
+        turns.compare(args, number, report, "torch", "transformers", "trl", "peft")
+
+
+def report(part: str, folder: Path, ready: dict, answers: dict) -> str:
+    """Speed, memory and their ratios."""
+    if part == "generation":
+        columns = {"new tokens/s": lambda a: math.prod(GENERATION) / a["seconds"]}
+        ratio = turns.ratios(answers, "jax", "torch", columns["new tokens/s"])
+    else:
+        columns = {"seconds a step": lambda a: sum(a.get(phase, 0) for phase in PHASES)}
+        columns |= {phase: operator.methodcaller("get", phase) for phase in PHASES}
+        ratio = turns.ratios(answers, "torch", "jax", columns["seconds a step"])
+    last = {side: turn[-1]["memory"] for side, turn in answers.items()}
+    return (
+        f"## {PARTS[part]}\n\n{turns.table(answers, columns)}\n\n"
+        f"{ratio}; peak memory, torch / jax: {last['torch'] / last['jax']:.2f}"
+    )
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Writes policy, reward model and prompts for both sides to read."""
+    from flax import nnx
+
+    from rlhf_jax.batch import prompt_rows
+    from rlhf_jax.data import load_prompts
+    from rlhf_jax.export import export_policy, export_reward_model
+
+    model = turns.loaded(args.model)
+    decoder = nnx.merge(model.definition, model.state)
+    export_policy(decoder, model, args.folder / "policy", {"do_sample": True})
+    export_reward_model(turns.untrained_judge(model), model, args.folder / "reward")
+    prompts, source = load_prompts(args.data_dir)
+    texts = [prompt.text for prompt in prompts[: args.batch * (args.turns + 1)]]
+    rows, _, _ = prompt_rows(texts, model.tokenizer, length=args.prompt_tokens)
+    (args.folder / "prompts.json").write_text(json.dumps(rows.tolist()))
+    (args.folder / "about.txt").write_text(
+        f"data      {source.name}; {model.name}, {model.origin}\n"
+        f"settings  steps of {args.batch} episodes in forward batches of {args.forward_batch}, "
+        f"{rows.shape[1]} + {args.response_tokens} tokens, {args.inner_epochs} inner epochs"
+    )
+
+
+def jax_side(args: argparse.Namespace):
+    """The library's step; scoring and inner epochs are one program."""
+    import jax
+    import numpy as np
+
+    from rlhf_jax import policy, ppo
+    from rlhf_jax.config import PPOConfig
+    from rlhf_jax.export import load_reward_model
+    from rlhf_jax.model import LoRAConfig
+    from rlhf_jax.rollout import Frozen, Static, draw
+    from rlhf_jax.training import initial_state
+
+    model = turns.loaded(args.model)
+    version = {"version": f"jax {jax.__version__} on {jax.devices()[0].platform}"}
+    if args.parts == ["generation"]:
+        return version, jax_generation(model)
+    rows = np.array(json.loads((args.folder / "prompts.json").read_text()), np.int32)
+    cfg = PPOConfig(
+        lora=LoRAConfig() if args.parts == ["lora"] else None, batch=args.batch,
+        forward_batch=args.forward_batch, passes=1, inner_epochs=args.inner_epochs,
+        prompts=len(rows), prompt_tokens=rows.shape[1], response_tokens=args.response_tokens,
+        approx_kl_limit=math.inf,  # the peer has none: all inner epochs run
+    )  # fmt: skip
+    judge = load_reward_model(args.folder / "reward", model.tokenizer)
+    tuned = policy.build(model, cfg.lora, seed=0)
+    optimizer = ppo.ppo_optimizer(cfg)
+    state = initial_state(tuned.trainable, optimizer)
+    frozen = Frozen(tuned.frozen, model.state, judge.state)
+    static = Static(
+        tuned.definition, model.definition, judge.definition, optimizer, cfg, model.tokenizer.end
+    )
+
+    def step(prompts) -> turns.Answer:
+        nonlocal state
+        batch = (prompts, prompts != model.tokenizer.pad)
+        draws, dropout = jax.random.split(jax.random.key(int(state.step)))
+        began = time.perf_counter()
+        actor = policy.Policy(tuned.definition, state.trainable, frozen.policy)
+        responses = jax.block_until_ready(draw(actor, batch, draws, cfg, model.tokenizer))
+        sampled = time.perf_counter()
+        state, metrics, _ = jax.block_until_ready(
+            ppo.update(state, frozen, *batch, responses, cfg.kl_weight, dropout, static=static)
+        )
+        finished = time.perf_counter()
+        assert metrics["inner_epochs"] == cfg.inner_epochs
+        return {"sampling": sampled - began, "update": finished - sampled}
+
+    batches = iter(rows.reshape(-1, args.batch, rows.shape[1]))
+    step(next(batches))
+    return version, map(step, batches)
+
+
+def jax_generation(model):
+    """Turns of sampling in which no response ends early."""
+    import jax
+    import numpy as np
+
+    from rlhf_jax.generation import sample
+
+    prompts = np.random.default_rng(0).integers(100, model.tokenizer.vocab_size, GENERATION)
+    inputs = (prompts.astype(np.int32), np.ones(GENERATION, bool))
+    settings = {"decoder_def": model.definition, "length": GENERATION[1], "end": -1, "pad": 0}
+
+    def turn(number: int) -> turns.Answer:
+        began = time.perf_counter()
+        responses = sample(model.state, *inputs, jax.random.key(number), 1.0, **settings)
+        assert responses.mask.sum() == math.prod(GENERATION)
+        return {"seconds": time.perf_counter() - began}
+
+    turn(0)
+    return map(turn, range(1, GENERATION_TURNS + 1))
+
+
+def torch_side(args: argparse.Namespace):
+    """TRL's trainer, whose steps end by answering and go on when it is this side's turn."""
+    import peft
+    import torch
+    import transformers
+    import trl
+    from datasets import Dataset
+    from trl.experimental import ppo
+
+    torch.set_num_threads(os.cpu_count())
+    versions = (f"{module.__name__} {module.__version__}" for module in (torch, transformers, trl))
+    version = {"version": ", ".join(versions)}
+
+    def read(kind: str, name: str):
+        kind = getattr(transformers, f"AutoModelFor{kind}")
+        return kind.from_pretrained(args.folder / name, dtype=torch.float32)
+
+    if args.parts == ["generation"]:
+        return version, torch_generation(read("CausalLM", "policy"))
+    adapters = args.parts == ["lora"]
+    rows = json.loads((args.folder / "prompts.json").read_text())
+    lora = peft.LoraConfig(
+        r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
+    settings = ppo.PPOConfig(
+        output_dir=str(args.folder / "trl"), use_cpu=True, bf16=False, report_to="none",
+        save_strategy="no", num_sample_generations=0, gradient_checkpointing=False,
+        per_device_train_batch_size=args.forward_batch,
+        gradient_accumulation_steps=args.batch // args.forward_batch,
+        local_rollout_forward_batch_size=args.batch, num_ppo_epochs=args.inner_epochs,
+        total_episodes=len(rows), response_length=args.response_tokens, temperature=1.0,
+        stop_token="eos", missing_eos_penalty=1.0, learning_rate=1e-5, adam_epsilon=1e-5,
+    )  # fmt: skip
+    trainer = ppo.PPOTrainer(
+        settings,
+        processing_class=transformers.AutoTokenizer.from_pretrained(args.folder / "policy"),
+        model=read("CausalLM", "policy"),
+        ref_model=None if adapters else read("CausalLM", "policy"),
+        reward_model=read("SequenceClassification", "reward"),
+        value_model=read("SequenceClassification", "reward"),
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        peft_config=lora if adapters else None,
+        callbacks=[answering(version)],
+    )
+    trainer.train()
+    sys.exit()
+
+
+def answering(version: turns.Answer):
+    """A callback that times the phases of a step, answers at its end and waits for the next turn.
+
+    Sampling ends with TRL's `batch_generation`, scoring with the first pass that keeps gradients.
+    """
+    import torch
+    import transformers
+    from trl.experimental.ppo import ppo_trainer
+
+    marks: dict[str, float] = {}
+    generation, forward = ppo_trainer.batch_generation, ppo_trainer.forward
+
+    def marked_generation(*args, **kwargs):
+        result = generation(*args, **kwargs)
+        marks["sampled"] = time.perf_counter()
+        return result
+
+    def marked_forward(*args, **kwargs):
+        if torch.is_grad_enabled():
+            marks.setdefault("scored", time.perf_counter())
+        return forward(*args, **kwargs)
+
+    ppo_trainer.batch_generation, ppo_trainer.forward = marked_generation, marked_forward
+
+    class Answering(transformers.TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            finished = time.perf_counter()
+            if "began" not in marks:
+                turns.answer(version)  # that was the step that warms up
+            else:
+                turns.answer({
+                    "sampling": marks["sampled"] - marks["began"],
+                    "scoring": marks["scored"] - marks["sampled"],
+                    "update": finished - marks["scored"],
+                })  # fmt: skip
+            marks.clear()
+            marks["began"] = time.perf_counter()
+
+    return Answering()
+
+
+def torch_generation(model):
+    """Turns of `generate` in which no response ends early."""
+    import torch
+
+    model.generation_config.eos_token_id = None
+    number, length = GENERATION
+    prompts = torch.randint(100, model.config.vocab_size, GENERATION)
+
+    def turn(tokens: int) -> turns.Answer:
+        began = time.perf_counter()
+        with torch.inference_mode():
+            whole = model.generate(
+                prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=tokens,
+                do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+            )  # fmt: skip
+        assert whole.shape == (number, length + tokens)
+        return {"seconds": time.perf_counter() - began}
+
+    turn(4)
+    return map(turn, [length] * GENERATION_TURNS)
+
+
+SIDES = {"prepare": prepare, "jax": jax_side, "torch": torch_side}
+
+if __name__ == "__main__":
+    main()
