@@ -75,17 +75,28 @@ def report(part: str, folder: Path, ready: dict, answers: dict) -> str:
         "% of the matrix peak": use,
         "the same, forward and backward alone": lambda a: use(a, "gradient_seconds"),
     }
-    totals = [sum(a["pairs"] for a in t) / sum(a["seconds"] for a in t) for t in answers.values()]
+    tokens = json.loads((folder / f"{part}.json").read_text())["tokens"]
+    rates = {
+        side: statistics.median(a["size"] / a["seconds"] for a in turn) / tokens[side]
+        for side, turn in answers.items()
+    }
     losses = " and ".join(f"{said['loss']:.5f}" for said in ready.values())
     return (
-        f"## {PARTS[part].title}\n\n{turns.table(answers, columns)}\n\npairs/s, "
-        f"{turns.ratios(answers, 'jax', 'torch', speed)}; of all turns together "
-        f"{totals[0] / totals[1]:.2f}; matrix peak {peak / 1e9:.0f} GFLOP/s; first loss {losses}"
+        f"## {PARTS[part].title}\n\n{turns.table(answers, columns)}\n\n"
+        f"pairs/s, {turns.ratios(answers, 'jax', 'torch', speed)}\n"
+        f"over all planned batches, {tokens['jax']:.0f} and {tokens['torch']:.0f} tokens a pair at "
+        f"the medians of tokens/s: {rates['jax']:.3g} and {rates['torch']:.3g} pairs/s, "
+        f"{rates['jax'] / rates['torch']:.2f} times\n"
+        f"first loss {losses}; matrix peak {peak / 1e9:.0f} GFLOP/s"
     )
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Writes the model and the batches of every part, for both sides to read."""
+    """Writes the model and the batches of every part, for both sides to read.
+
+    Batches differ in their number of pairs. Those that are trained on are spread over it: the
+    middle ones of as many equal parts of the plan as there are turns.
+    """
     import numpy as np
 
     from rlhf_jax.data import load_preferences
@@ -103,9 +114,11 @@ def prepare(args: argparse.Namespace) -> None:
     for name in args.parts:
         random = np.random.default_rng(0)
         plan, shapes = planned(PARTS[name], frame, model.tokenizer, args, random)
-        batches = [written(group, random) for group in plan[: args.turns]]
-        work = json.dumps({"shapes": shapes, "batches": batches})
-        (args.folder / f"{name}.json").write_text(work)
+        plan.sort(key=lambda group: sum(len(post.pairs) for post in group))
+        middles = [(2 * i + 1) * len(plan) // (2 * args.turns) for i in range(args.turns)]
+        batches = [written(plan[i], random) for i in random.permutation(middles)]
+        work = {"shapes": shapes, "batches": batches, "tokens": tokens_a_pair(plan, shapes, random)}
+        (args.folder / f"{name}.json").write_text(json.dumps(work))
 
 
 def planned(part: Part, frame, tokenizer, args: argparse.Namespace, random) -> tuple:
@@ -129,14 +142,29 @@ def planned(part: Part, frame, tokenizer, args: argparse.Namespace, random) -> t
     return plan, row_shapes(plan, max_tokens=cfg.max_tokens)
 
 
-def written(group, random) -> dict[str, list]:
+def tokens_a_pair(plan, shapes, random) -> dict[str, float]:
+    """Tokens that each side computes for a pair, padding included, over the whole plan."""
+    from rlhf_jax.packing import pack
+
+    rows, packed = [], 0
+    for group in plan:
+        pairs = written(group, random, most=None)["pairs"]
+        packed += pack(group, shapes=shapes, batch_pairs=len(pairs), pad=0).tokens.size
+        rows += [max(map(len, pair)) for pair in pairs]
+    random.shuffle(rows)
+    batches = [rows[i : i + PEER_PAIRS] for i in range(0, len(rows), PEER_PAIRS)]
+    padded = sum(2 * len(batch) * max(batch) for batch in batches)
+    return {"jax": packed / len(rows), "torch": padded / len(rows)}
+
+
+def written(group, random, most: int | None = PEER_PAIRS) -> dict[str, list]:
     """The posts of one of our batches, and as many of their pairs as the peer takes at once."""
     pairs = [
         ((*post.prompt, *post.replies[a]), (*post.prompt, *post.replies[b]))
         for post in group
         for a, b in post.pairs
     ]
-    taken = random.permutation(len(pairs))[:PEER_PAIRS]
+    taken = random.permutation(len(pairs))[:most]
     return {"posts": list(map(dataclasses.asdict, group)), "pairs": [pairs[i] for i in taken]}
 
 
