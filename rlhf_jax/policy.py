@@ -58,8 +58,9 @@ def build(
 ) -> Policy:
     """The policy before training: the pretrained model, with adapters that change nothing yet."""
     rngs = nnx.Rngs(seed)
-    trunks = [
-        nnx.merge(pretrained.definition, pretrained.state) for _ in range(1 + separate_critic)
+    trunks = [  # copies of the variables, or both trunks would be one
+        nnx.merge(pretrained.definition, pretrained.state, copy=True)
+        for _ in range(1 + separate_critic)
     ]
     if lora is not None:
         for trunk in trunks:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from reporting.runs import UserError
-from rlhf_jax import attention, policy
+from rlhf_jax import attention
 from rlhf_jax.model import Decoder, DecoderConfig, LoRAConfig, matmul
 from rlhf_jax.pretrained import leaf_name
 
