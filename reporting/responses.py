@@ -18,9 +18,9 @@ REFERENCE = PROJECT / "results" / "reference"  # committed runs
 def reference_evaluation(shown: Run, folder: Path = REFERENCE) -> Run | None:
     """The committed evaluation whose responses stand beside another run's own.
 
-    None where there are no committed runs, or where the run that is shown is that one.
+    None where no evaluation was committed, or where the run that is shown is that one.
     """
-    if not folder.is_dir():
+    if not any(folder.glob("evaluate*/summary.json")):
         return None
     reference = find("evaluate", folder)
     return None if reference.path == shown.path else reference
