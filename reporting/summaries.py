@@ -81,7 +81,7 @@ def policies(run: Run) -> pd.DataFrame:
     for name, own in run.summary["policies"].items():
         rows.append(
             {
-                "policy": NAMES[name], "mean reward": interval(own["reward"]),
+                "policy": policy_name(name), "mean reward": interval(own["reward"]),
                 "KL per token": own["kl_per_token"], "KL per response": own["kl_per_sequence"],
                 "tokens": own["tokens"], "ended": f"{own['ended']:.0%}",
                 "empty": f"{own['empty']:.0%}", "distinct-2": own["distinct_2"],
@@ -97,12 +97,23 @@ def gains(run: Run) -> pd.DataFrame:
     for name, own in run.summary["gains"].items():
         rows.append(
             {
-                "policy": NAMES[name], "gain": interval(own["reward"]),
-                "wins": own["wins"], "ties": own["ties"], "losses": own["losses"],
-                "change in tokens": own["tokens"],
+                "policy": policy_name(name), "gain": interval(own["reward"], 2),
+                "by the second judge": interval(own["gold"], 2),
+                "at equal length": interval(own["length_controlled"], 2),
+                "wins / ties / losses": f"{own['wins']} / {own['ties']} / {own['losses']}",
+                "change in tokens": interval(own["tokens"], 1),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def policy_name(stage: str) -> str:
+    """How tables call a policy: "ppo-lora-1" is LoRA with the next seed."""
+    main = next(name for name in NAMES if stage.startswith(name))
+    further = stage.removeprefix(main).removeprefix("-")
+    return ", ".join(
+        filter(None, [NAMES[main], f"seed {further}" if further.isdigit() else further])
+    )
 
 
 def gain_reading(own: Mapping[str, Any]) -> str:

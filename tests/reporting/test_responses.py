@@ -2,10 +2,8 @@
 
 import json
 
-import pytest
-
 from reporting import responses
-from reporting.runs import Run, UserError, write_text
+from reporting.runs import Run, write_text
 from rlhf_jax.ratings import CRITERIA, RATINGS, load_ratings, response_hash, save_rating
 
 HOSTILE = "{{< include x >}} <script>alert(1)</script> **bold** | a | b |"
@@ -49,11 +47,10 @@ def test_the_committed_run_stands_beside_another_one_only(tmp_path):
     assert responses.reference_evaluation(reference, committed) is None
 
 
-def test_a_folder_of_committed_runs_without_an_evaluation_is_told(tmp_path):
+def test_committed_runs_without_an_evaluation_leave_the_section_out(tmp_path):
     own = evaluation(tmp_path, "own")
     (tmp_path / "reference").mkdir()
-    with pytest.raises(UserError, match="evaluate"):
-        responses.reference_evaluation(own, tmp_path / "reference")
+    assert responses.reference_evaluation(own, tmp_path / "reference") is None
 
 
 def test_the_section_is_labelled_and_shows_every_response_with_its_ratings(tmp_path):
