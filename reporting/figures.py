@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reporting.runs import Run
+from reporting.summaries import BAND, policy_name, variant
+from rlhf_jax.rollout import REWARD_EDGES
 
 # Okabe and Ito's palette, whose colours the colour-blind tell apart
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
@@ -16,8 +18,8 @@ VARIANTS = {
     "pretrained": {"color": GREY, "linestyle": ":", "marker": "s"},
     "ppo-full": {"color": BLUE, "linestyle": "-", "marker": "o"},
     "ppo-lora": {"color": ORANGE, "linestyle": "--", "marker": "^"},
+    "ppo-lora-everywhere": {"color": GREEN, "linestyle": "-.", "marker": "D"},
 }
-LABELS = {"pretrained": "pretrained", "ppo-full": "PPO, full", "ppo-lora": "PPO, LoRA"}
 STYLE = {
     "figure.dpi": 110,
     "font.size": 9,
@@ -41,8 +43,8 @@ def overview(evaluation: Run, training: Mapping[str, Run]) -> None:
     """The first page's picture: mean rewards, and how far from the start the policies went."""
     _, axes = panels(2, height=2.1)
     policies = evaluation.summary["policies"]
-    points(axes[0], {name: policies[name]["reward"] for name in VARIANTS})
-    axes[0].set_ylabel("mean reward")
+    points(axes[0], {name: policies[name]["reward"] for name in ("pretrained", *training)})
+    axes[0].set_xlabel("mean reward")
     kl_lines(axes[1], training)
 
 
@@ -58,19 +60,26 @@ def kl_curves(runs: Mapping[str, Run]) -> None:
 
 def kl_lines(ax: Axes, runs: Mapping[str, Run]) -> None:
     """KL to the reference against training steps, and the protocol's band."""
-    ax.axhspan(0.02, 0.1, color=GREEN, alpha=0.15, label="band 0.02 to 0.1")
+    ax.axhspan(*BAND, color=GREY, alpha=0.15, label="band {} to {}".format(*BAND))
     for name, run in runs.items():
         metrics = run.metrics()
         ax.plot(metrics["step"], metrics["kl"], **line_style(name, len(metrics)))
     ax.set(xlabel="step", ylabel="KL (nats per token)", ylim=(0, None))
     ax.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1, handlelength=1.7
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=min(3, len(ax.get_legend_handles_labels()[0])),
+        columnspacing=1,
+        handlelength=1.7,
     )
 
 
-def line_style(name: str, count: int) -> dict[str, Any]:
-    """How a variant's line of so many points looks, with about ten markers."""
-    return VARIANTS[name] | {"label": LABELS[name], "markevery": max(1, count // 10)}
+def line_style(stage: str, count: int) -> dict[str, Any]:
+    """How a line of so many points looks, with about ten markers; a further seed's is thin."""
+    style = VARIANTS[variant(stage)]
+    if stage not in VARIANTS:
+        return style | {"marker": "", "linewidth": 0.8, "alpha": 0.6}
+    return style | {"label": policy_name(stage), "markevery": max(1, count // 10)}
 
 
 def ppo_learning(runs: Mapping[str, Run]) -> None:
@@ -102,30 +111,44 @@ def by_step(runs: Mapping[str, Run], shown: Mapping[str, str], **limits) -> None
             ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
         ax.set(xlabel="step", ylabel=label, **limits)
     middle = axes[len(axes) // 2]
-    middle.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(runs))
+    middle.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
+def reward_distribution(runs: Mapping[str, Run]) -> None:
+    """How the rewards of a step's episodes are distributed, step by step, with their mean."""
+    figure, axes = panels(len(runs))
+    for ax, (name, run) in zip(axes, runs.items(), strict=True):
+        metrics = run.metrics()
+        counts = np.array(metrics["reward_histogram"].to_list())
+        steps = np.append(metrics["step"], metrics["step"].iloc[-1] + 1) - 0.5
+        shares = counts.T / counts.sum(axis=1)
+        mesh = ax.pcolormesh(steps, REWARD_EDGES, shares, cmap="Greys", vmin=0)
+        ax.plot(metrics["step"], metrics["reward"], **line_style(name, len(metrics)))
+        ax.set(xlabel="step", ylabel="reward", title=policy_name(name))
+        ax.grid(visible=False)
+        figure.colorbar(mesh, ax=ax, label="share of the episodes")
 
 
 def mean_rewards(run: Run) -> None:
     """Mean reward of each policy on unseen prompts, and the paired gains, with 95 % intervals."""
-    summary = run.summary
-    _, axes = panels(2)
-    for ax, rows in zip(axes, (summary["policies"], summary["gains"]), strict=True):
-        points(ax, {name: rows[name]["reward"] for name in VARIANTS if name in rows})
-    axes[0].set_ylabel("mean reward")
-    axes[1].set_ylabel("gain over pretrained")
+    policies, gains = run.summary["policies"], run.summary["gains"]
+    _, axes = panels(2, height=1.2 + 0.25 * len(policies))
+    points(axes[0], {name: own["reward"] for name, own in policies.items()})
+    points(axes[1], {name: own["reward"] for name, own in gains.items()})
+    axes[0].set_xlabel("mean reward")
+    axes[1].set_xlabel("gain over pretrained")
 
 
 def points(ax: Axes, rows: Mapping[str, Mapping[str, float]]) -> None:
     """Estimates with their intervals, one for each policy."""
-    for x, (name, own) in enumerate(rows.items()):
+    for y, (name, own) in enumerate(rows.items()):
         error = [[own["value"] - own["low"]], [own["high"] - own["value"]]]
-        ax.errorbar(
-            x, own["value"], yerr=error, color=VARIANTS[name]["color"],
-            marker=VARIANTS[name]["marker"], markersize=7, capsize=4,
-        )  # fmt: skip
-    ax.axhline(0, color=GREY, linestyle=":")
-    ax.set(xticks=range(len(rows)), xticklabels=[LABELS[name] for name in rows])
-    ax.margins(x=0.3)
+        style = VARIANTS[variant(name)] | {"linestyle": ""}
+        ax.errorbar(own["value"], y, xerr=error, markersize=6, capsize=4, **style)
+    ax.axvline(0, color=GREY, linestyle=":")
+    ax.set(
+        yticks=range(len(rows)), yticklabels=map(policy_name, rows), ylim=(len(rows) - 0.5, -0.5)
+    )
 
 
 def reward_against_kl(run: Run, training: Mapping[str, Run]) -> None:
@@ -135,13 +158,13 @@ def reward_against_kl(run: Run, training: Mapping[str, Run]) -> None:
         metrics = own.metrics()
         ax.scatter(
             np.sqrt(metrics["kl_sequence"].clip(lower=0)), metrics["reward"], s=10, alpha=0.4,
-            color=VARIANTS[name]["color"], marker=VARIANTS[name]["marker"],
+            color=VARIANTS[variant(name)]["color"], marker=VARIANTS[variant(name)]["marker"],
         )  # fmt: skip
     for name, own in run.summary["policies"].items():
         ax.scatter(
             np.sqrt(max(own["kl_per_sequence"], 0)), own["reward"]["value"], s=60,
-            color=VARIANTS[name]["color"], marker=VARIANTS[name]["marker"],
-            edgecolor="black", label=LABELS[name],
+            color=VARIANTS[variant(name)]["color"], marker=VARIANTS[variant(name)]["marker"],
+            edgecolor="black", label=policy_name(name) if name in VARIANTS else None,
         )  # fmt: skip
     ax.set(xlabel="square root of KL (nats per response)", ylabel="reward")
     ax.legend(title="unseen prompts")

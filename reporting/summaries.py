@@ -7,7 +7,13 @@ import pandas as pd
 
 from reporting.runs import Run, code_changed_since
 
-NAMES = {"pretrained": "pretrained", "ppo-full": "PPO, full", "ppo-lora": "PPO, LoRA"}
+NAMES = {
+    "pretrained": "pretrained",
+    "ppo-full": "PPO, full",
+    "ppo-lora": "PPO, LoRA",
+    "ppo-lora-everywhere": "PPO, LoRA everywhere",
+}
+BAND = (0.02, 0.1)  # nats per token, where the protocol wants the KL to the reference
 
 
 def interval(own: Mapping[str, float], digits: int = 3) -> str:
@@ -108,12 +114,14 @@ def gains(run: Run) -> pd.DataFrame:
 
 
 def policy_name(stage: str) -> str:
-    """How tables call a policy: "ppo-lora-1" is LoRA with the next seed."""
-    main = next(name for name in NAMES if stage.startswith(name))
-    further = stage.removeprefix(main).removeprefix("-")
-    return ", ".join(
-        filter(None, [NAMES[main], f"seed {further}" if further.isdigit() else further])
-    )
+    """How a policy is called: the stage "ppo-lora-1" is LoRA with the next seed."""
+    seed = stage.removeprefix(variant(stage)).removeprefix("-")
+    return NAMES[variant(stage)] + (f", seed {seed}" if seed else "")
+
+
+def variant(stage: str) -> str:
+    """The stage of which this one repeats the training with another seed; mostly itself."""
+    return stage if stage in NAMES else stage.rpartition("-")[0]
 
 
 def gain_reading(own: Mapping[str, Any]) -> str:
@@ -126,12 +134,39 @@ def gain_reading(own: Mapping[str, Any]) -> str:
     return "not distinguishable from the pretrained policy's with so many prompts"
 
 
-def kl_reading(run: Run, low: float = 0.02, high: float = 0.1) -> str:
+def seeds_reading(gains: Mapping[str, Mapping[str, Any]], main: str) -> str:
+    """What the runs of a variant with different seeds say together."""
+    values = [own["reward"]["value"] for name, own in gains.items() if variant(name) == main]
+    if len(values) == 1:
+        return "one seed was trained"
+    low, high = min(values), max(values)
+    return f"over {len(values)} seeds the gain lies between {low:.2f} and {high:.2f}"
+
+
+def kl_control(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Where each run's KL per token ended and how long it was inside the band."""
+    rows = []
+    for name, run in runs.items():
+        metrics = run.metrics()
+        inside = metrics["kl"].between(*BAND)
+        rows.append(
+            {
+                "policy": policy_name(name), "KL per token at the end": metrics["kl"].iloc[-1],
+                "steps inside": f"{inside.sum()} of {len(metrics)}",
+                "first inside": metrics["step"][inside.idxmax()] if inside.any() else None,
+                "coefficient at the end": metrics["kl_weight"].iloc[-1],
+                "reward, last quarter": run.summary["reward_last_quarter"],
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows).astype({"first inside": "Int64"})
+
+
+def kl_reading(run: Run) -> str:
     """Where the KL per token stood against its band, from the numbers."""
     metrics = run.metrics()
-    inside = metrics["kl"].between(low, high)
+    inside = metrics["kl"].between(*BAND)
     last = metrics["kl"].iloc[-1]
-    where = "below" if last < low else "above" if last > high else "inside"
+    where = "below" if last < BAND[0] else "above" if last > BAND[1] else "inside"
     share = f"{inside.mean():.0%} of the steps"
     text = f"it ended {where} the band at {last:.4f} nats per token and was inside for {share}"
     if inside.any():
@@ -182,7 +217,12 @@ def invariants(runs: Mapping[str, Run]) -> pd.DataFrame:
     for name, run in runs.items():
         first = run.metrics().iloc[0]
         rows += [
-            {"variant": NAMES[name], "invariant": text, "measured": f"{value:.2e}", "must be": must}
+            {
+                "variant": policy_name(name),
+                "invariant": text,
+                "measured": f"{value:.2e}",
+                "must be": must,
+            }
             for text, value, must in (
                 ("ratio minus 1, first update", first["first_ratio_error"], "below 1e-5"),
                 ("KL to the reference, first step", first["kl"], "below 1e-5"),

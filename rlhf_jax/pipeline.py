@@ -85,7 +85,7 @@ class Experiment:
         """Names of the stages that tune a policy; the first two are the report's variants."""
         if self.committed is None:
             return list(self.profile.policies)
-        found = {path.parent.name for path in self.committed.glob("ppo-*/config.json")}
+        found = [Run(path.parent).stage for path in self.committed.glob("ppo-*/config.json")]
         return sorted(found, key=lambda name: (name not in ("ppo-full", "ppo-lora"), name))
 
     @property

@@ -1,0 +1,84 @@
+"""What the chapters say about policies follows from the numbers of the runs."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from reporting import figures, summaries
+from reporting.runs import Run
+from rlhf_jax import config
+from rlhf_jax.pipeline import Experiment
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run whose logged KLs per token are given."""
+
+    def write(*kls, stage="ppo-full"):
+        path = tmp_path / f"{stage}-0123456789"
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps({"stage": stage}))
+        (path / "summary.json").write_text('{"reward_last_quarter": 0.5}')
+        run = Run(path)
+        for step, kl in enumerate(kls, start=1):
+            histogram = np.eye(16, dtype=int)[step].tolist()
+            run.log(step=step, kl=kl, kl_weight=0.1, reward=0.0, reward_histogram=histogram)
+        return run
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("kls", "words"),
+    [
+        ((0.0, 0.03, 0.05, 0.06), "inside the band at 0.0600 nats per token"),
+        ((0.0, 0.001, 0.002, 0.003), "below the band at 0.0030"),
+        ((0.0, 0.05, 0.09, 0.2), "above the band at 0.2000"),
+    ],
+)
+def test_the_kl_is_read_against_the_protocols_band(trained, kls, words):
+    assert words in summaries.kl_reading(trained(*kls))
+
+
+def test_the_kl_table_says_how_long_and_since_when_each_run_was_inside(trained):
+    runs = {"ppo-full": trained(0.0, 0.03, 0.15, 0.06), "ppo-lora-1": trained(0.0, 0.01, stage="b")}
+    full, lora = summaries.kl_control(runs).to_dict("records")
+    assert full["steps inside"] == "2 of 4" and full["first inside"] == 2
+    assert lora["policy"] == "PPO, LoRA, seed 1" and lora["steps inside"] == "0 of 2"
+    assert lora["KL per token at the end"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.1, 0.3, "higher"), (-0.3, -0.1, "lower"), (-0.1, 0.1, "not")]
+)
+def test_a_gain_is_one_only_if_its_interval_excludes_zero(low, high, word):
+    own = {"reward": {"value": (low + high) / 2, "low": low, "high": high}}
+    assert summaries.gain_reading(own).startswith(word)
+
+
+def test_seeds_of_a_variant_are_read_together():
+    rows = {"ppo-full": 0.1, "ppo-lora": 0.2, "ppo-full-1": -0.3, "ppo-lora-everywhere": 9.0}
+    gains = {name: {"reward": {"value": value}} for name, value in rows.items()}
+    assert "2 seeds the gain lies between -0.30 and 0.10" in summaries.seeds_reading(
+        gains, "ppo-full"
+    )
+    assert summaries.seeds_reading(gains, "ppo-lora") == "one seed was trained"
+
+
+def test_the_reward_distribution_shows_the_share_of_each_class(trained):
+    figures.reward_distribution({"ppo-full": trained(0.0, 0.1, 0.1)})
+    mesh = plt.gcf().axes[0].collections[0]
+    shares = np.asarray(mesh.get_array()).reshape(16, 3)
+    np.testing.assert_array_equal(shares, np.eye(16)[[1, 2, 3]].T)
+    plt.close("all")
+
+
+def test_committed_policies_are_found_by_their_stages_variants_first(trained, tmp_path):
+    for stage in ("ppo-lora-everywhere", "ppo-full-1", "ppo-lora", "ppo-full"):
+        trained(0.0, stage=stage)
+    experiment = Experiment(profile=config.profile("tiny"), committed=tmp_path)
+    expected = ["ppo-full", "ppo-lora", "ppo-full-1", "ppo-lora-everywhere"]
+    assert experiment.policies == expected
+    assert [experiment.run(name).stage for name in expected] == expected
