@@ -5,6 +5,7 @@ arrays. No module knows of devices.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,8 +126,9 @@ class Linear(nnx.Module):
         if self.lora_a is None:
             return y
         if dropout_key is not None and self.dropout:
-            kept = jax.random.bernoulli(dropout_key, 1 - self.dropout, x.shape)
-            x = jnp.where(kept, x / (1 - self.dropout), 0)
+            kept = round(256 * (1 - self.dropout))  # of 256: single random bytes do
+            drawn = jax.random.bits(dropout_key, x.shape, jnp.uint8) < kept
+            x = jnp.where(drawn, x * (256 / kept), 0)
         low_rank = x @ self.lora_a[...].astype(x.dtype) @ self.lora_b[...].astype(x.dtype)
         return y + self.scale * low_rank
 
@@ -139,9 +141,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x):
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
-        return (jnp.broadcast_to(self.scale[...], x.shape) * wide).astype(x.dtype)
+        return normalized(x, self.scale[...], self.epsilon)
 
 
 class Attention(nnx.Module):
@@ -190,8 +190,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x, dropout_key=None):
         keys = split_key(dropout_key, 3)
-        gated = jax.nn.silu(self.gate_proj(x, keys[0])) * self.up_proj(x, keys[1])
-        return self.down_proj(gated, keys[2])
+        return self.down_proj(gated(self.gate_proj(x, keys[0]), self.up_proj(x, keys[1])), keys[2])
 
 
 class Block(nnx.Module):
@@ -295,6 +294,53 @@ def _matmul_backward(saved, d_y):
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+# The two functions below keep little more than their arguments for the gradient. XLA would find
+# what is computed twice and keep it all the same, so that the gradients write it in another way.
+@jax.custom_vjp
+def gated(
+    gate: Float[Array, "*rows inner"], up: Float[Array, "*rows inner"]
+) -> Float[Array, "*rows inner"]:
+    """SwiGLU between its projections: silu(gate) * up (Shazeer, 2020)."""
+    return jax.nn.silu(gate) * up
+
+
+def _gated_backward(saved, d_out):
+    gate, up = saved
+    gate = jnp.where(jnp.isnan(d_out), jnp.nan, gate)  # not before the gradient comes
+    sigmoid = jax.nn.sigmoid(gate)
+    return d_out * up * sigmoid * (1 + gate * (1 - sigmoid)), d_out * gate * sigmoid
+
+
+gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def normalized(
+    x: Float[Array, "*rows size"], scale: Float[Array, "size"], epsilon: float
+) -> Float[Array, "*rows size"]:
+    """Root-mean-square normalisation (Zhang and Sennrich, 2019), computed in float32."""
+    return _normalized_forward(x, scale, epsilon)[0]
+
+
+def _normalized_forward(x, scale, epsilon):
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + epsilon)
+    out = jnp.broadcast_to(scale, x.shape) * (wide * inverse)
+    return out.astype(x.dtype), (x, scale, inverse)
+
+
+def _normalized_backward(epsilon, saved, d_out):
+    x, scale, inverse = saved
+    wide, d_out = x.astype(jnp.float32), d_out.astype(jnp.float32) * inverse
+    d_unit = d_out * jnp.broadcast_to(scale, x.shape)
+    d_x = d_unit - wide * (inverse**2 * jnp.mean(d_unit * wide, axis=-1, keepdims=True))
+    d_scale = (d_out * wide).reshape(-1, x.shape[-1]).sum(axis=0)
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
+
+
+normalized.defvjp(_normalized_forward, _normalized_backward)
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file
 from transformers import AutoTokenizer
 
-from reporting.runs import UserError, fingerprint
+from reporting.runs import UserError, fingerprint, release_memory
 from rlhf_jax.model import Decoder, DecoderConfig
 from rlhf_jax.source import hub_reachable
 from rlhf_jax.tokenizer import Tokenizer, byte_level, byte_tokenizer
@@ -131,7 +131,9 @@ def load(path: Path | None, *, name: str, dtype: str = "float32") -> Pretrained:
     """
     if path is None:
         return random_model(dtype)
-    return (load_gguf if path.is_file() else load_directory)(path, name=name, dtype=dtype)
+    loaded = (load_gguf if path.is_file() else load_directory)(path, name=name, dtype=dtype)
+    release_memory()  # of the files and of what they were converted from
+    return loaded
 
 
 def load_directory(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from reporting.runs import UserError
 from rlhf_jax import attention
-from rlhf_jax.model import Decoder, DecoderConfig, LoRAConfig, matmul
+from rlhf_jax.model import Decoder, DecoderConfig, LoRAConfig, gated, matmul, normalized
 from rlhf_jax.pretrained import leaf_name
 
 QWEN2 = {
@@ -37,17 +37,33 @@ def rows(model, lengths, width, side):
     return jnp.asarray(tokens), jnp.asarray(mask)
 
 
-def test_the_product_s_own_gradient_is_that_of_a_product():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 5))
-    kernel = jax.random.normal(jax.random.key(1), (5, 4))
-    direction = jax.random.normal(jax.random.key(2), (2, 3, 4))
-    found, pull_back = jax.vjp(matmul, x, kernel)
-    expected, plain_pull_back = jax.vjp(jnp.matmul, x, kernel)
+def plainly_normalized(x, scale):
+    return (
+        jnp.broadcast_to(scale, x.shape) * x / jnp.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "plain", "other"),
+    [
+        (matmul, jnp.matmul, (5, 4)),
+        (gated, lambda gate, up: jax.nn.silu(gate) * up, (2, 3, 5)),
+        (lambda x, scale: normalized(x, scale, 1e-5), plainly_normalized, (5,)),
+    ],
+    ids=["product", "gate", "norm"],
+)
+def test_a_gradient_of_our_own_is_the_one_that_jax_finds(function, plain, other):
+    x, other, direction = (
+        jax.random.normal(jax.random.key(seed), shape)
+        for seed, shape in enumerate([(2, 3, 5), other, (2, 3, other[-1])])
+    )
+    found, pull_back = jax.vjp(function, 3 * x, other)
+    expected, plain_pull_back = jax.vjp(plain, 3 * x, other)
     pairs = zip(
         (found, *pull_back(direction)), (expected, *plain_pull_back(direction)), strict=True
     )
     for ours, theirs in pairs:
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_no_token_changes_what_stands_before_it(model):
