@@ -93,7 +93,7 @@ def jax_side(args: argparse.Namespace):
     from rlhf_jax.export import load_reward_model
     from rlhf_jax.model import LoRAConfig
     from rlhf_jax.rollout import Frozen, Static, draw
-    from rlhf_jax.training import initial_state
+    from rlhf_jax.training import compiled, initial_state
 
     model = turns.loaded(args.model)
     version = {"version": f"jax {jax.__version__} on {jax.devices()[0].platform}"}
@@ -115,17 +115,19 @@ def jax_side(args: argparse.Namespace):
         tuned.definition, model.definition, judge.definition, optimizer, cfg, model.tokenizer.end
     )
 
+    program = None
+
     def step(prompts) -> turns.Answer:
-        nonlocal state
+        nonlocal state, program
         batch = (prompts, prompts != model.tokenizer.pad)
         draws, dropout = jax.random.split(jax.random.key(int(state.step)))
         began = time.perf_counter()
         actor = policy.Policy(tuned.definition, state.trainable, frozen.policy)
         responses = jax.block_until_ready(draw(actor, batch, draws, cfg, model.tokenizer))
         sampled = time.perf_counter()
-        state, metrics, _ = jax.block_until_ready(
-            ppo.update(state, frozen, *batch, responses, cfg.kl_weight, dropout, static=static)
-        )
+        arguments = (state, frozen, *batch, responses, cfg.kl_weight, dropout)
+        program = program or compiled(ppo.update, *arguments, static=static)
+        state, metrics, _ = jax.block_until_ready(program(*arguments))
         finished = time.perf_counter()
         assert metrics["inner_epochs"] == cfg.inner_epochs
         return {"sampling": sampled - began, "update": finished - sampled}
@@ -178,7 +180,11 @@ def torch_side(args: argparse.Namespace):
     adapters = args.parts == ["lora"]
     rows = json.loads((args.folder / "prompts.json").read_text())
     lora = peft.LoraConfig(
-        r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+        r=8,
+        lora_alpha=32,
+        lora_dropout=0.2,
+        target_modules=["q_proj", "v_proj"],
+        task_type="CAUSAL_LM",
     )
     settings = ppo.PPOConfig(
         output_dir=str(args.folder / "trl"), use_cpu=True, bf16=False, report_to="none",

@@ -126,9 +126,8 @@ class Linear(nnx.Module):
         if self.lora_a is None:
             return y
         if dropout_key is not None and self.dropout:
-            kept = round(256 * (1 - self.dropout))  # of 256: single random bytes do
-            drawn = jax.random.bits(dropout_key, x.shape, jnp.uint8) < kept
-            x = jnp.where(drawn, x * (256 / kept), 0)
+            kept = round(256 * (1 - self.dropout))
+            x = jnp.where(random_bytes(dropout_key, x.shape) < kept, x * (256 / kept), 0)
         low_rank = x @ self.lora_a[...].astype(x.dtype) @ self.lora_b[...].astype(x.dtype)
         return y + self.scale * low_rank
 
@@ -341,6 +340,13 @@ def _normalized_backward(epsilon, saved, d_out):
 
 
 normalized.defvjp(_normalized_forward, _normalized_backward)
+
+
+def random_bytes(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform integers below 256: four of a random word, where JAX draws a word for each."""
+    words = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 4)), jnp.uint32)
+    spread = jax.lax.bitcast_convert_type(words, jnp.uint8)
+    return spread.reshape(*shape[:-1], -1)[..., : shape[-1]]
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:

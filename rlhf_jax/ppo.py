@@ -40,6 +40,7 @@ from rlhf_jax.training import (
     Checkpoints,
     TrainState,
     check_finite,
+    compiled,
     initial_state,
     linear_schedule,
     load_weights,
@@ -75,7 +76,7 @@ def train(
     )
     frozen = replicated(Frozen(tuned.frozen, pretrained.state, judge.state))
     checkpoints = Checkpoints(run.checkpoints)
-    start, notes = 0, {"kl_weight": cfg.kl_weight}
+    start, notes, program = 0, {"kl_weight": cfg.kl_weight}, None
     if restored := checkpoints.restore(state):
         start, state, notes = restored
     run.rewind(start or -1)
@@ -89,10 +90,11 @@ def train(
                          step_key(key, ROLLOUT, step), cfg, tokenizer)  # fmt: skip
         jax.block_until_ready(responses)
         sampled = time.perf_counter()
-        state, metrics, episodes = update(
-            state, frozen, *batch, responses, notes["kl_weight"],
-            step_key(key, DROPOUT, step), static=static,
+        arguments = (
+            state, frozen, *batch, responses, notes["kl_weight"], step_key(key, DROPOUT, step)
         )  # fmt: skip
+        program = program or compiled(update, *arguments, static=static)
+        state, metrics, episodes = program(*arguments)
         row = to_row(metrics)
         check_finite(step + 1, **{k: row[k] for k in ("policy_loss", "value_loss", "kl")})
         run.log(

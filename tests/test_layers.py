@@ -19,7 +19,7 @@ ORDER = {
         "detectors", "calibration", "evaluation", "export", "model_card", "experiment", "__main__",
     ),
     "reporting": (
-        "runs", "tables", "figures", "gan_figures", "summaries", "gan_summaries", "responses",
+        "runs", "tables", "summaries", "figures", "gan_figures", "gan_summaries", "responses",
         "evidence", "notebook", "cells", "document", "render", "submission",
     ),
 }  # fmt: skip
