@@ -170,7 +170,7 @@ def announce(experiment: Experiment) -> None:
         print(f"data     {name}: {source.rows:,} from {source.name} ({source.kind})")
     devices = jax.devices()
     print(f"device   {len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores")
-    print(f"time     about {profile.minutes} minutes on two cores, less what is done", flush=True)
+    print(f"time     about {profile.time} on two cores, less what is done", flush=True)
 
 
 def show(experiment: Experiment, stages: list[str]) -> list[Run]:

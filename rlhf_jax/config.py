@@ -122,7 +122,7 @@ class Profile:
 
     name: str
     promise: str
-    minutes: str  # on two cores
+    time: str  # on two cores
     model: str = SMOLLM2
     dtype: str = "float32"
     reward: RewardConfig
@@ -184,7 +184,7 @@ def tiny() -> Profile:
     return Profile(
         name="tiny",
         promise="random weights and a few rows: shows that everything runs, and nothing else",
-        minutes="1",
+        time="a minute",
         model="random",
         reward=reward,
         gold=other(reward, train_pairs=24),
@@ -213,7 +213,7 @@ def cpu() -> Profile:
             "everything trained for real with small budgets and one seed: a reward model above "
             "chance and honest intervals, not a gain"
         ),
-        minutes="13",
+        time="14 minutes (twice that with posts of a forum, which are longer)",
         reward=reward,
         gold=other(reward, train_pairs=300, evaluations_per_epoch=1),
         ppo=ppo,
@@ -237,7 +237,7 @@ def study() -> Profile:
     return Profile(
         name="study",
         promise="the smallest run whose claims deserve belief, on real votes and prompts",
-        minutes="100",
+        time="100 minutes",
         reward=reward,
         gold=other(reward, train_pairs=1250, evaluations_per_epoch=1),
         ppo=ppo,
@@ -253,7 +253,7 @@ def assignment() -> Profile:
     return Profile(
         name="assignment",
         promise="the protocol to the letter",
-        minutes="several days (half an hour on one data-centre GPU)",
+        time="several days (half an hour on one data-centre GPU)",
         dtype="bfloat16",
         reward=RewardConfig(train_pairs=6000),
         gold=other(RewardConfig(train_pairs=6000)),
