@@ -91,7 +91,7 @@ def accuracy_figure(run: Run) -> None:
     columns = {name: groups(own) for name, own in predictors(run).items()}
     figure, (ax,) = panels(1, height=min(8.0, 1.1 + 0.5 * len(columns["model"])))
     points(ax, columns)
-    ax.set(xlabel="share of pairs ordered as people did")
+    ax.set(xlabel="share of pairs ordered as in the data")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 

@@ -134,13 +134,17 @@ def gain_reading(own: Mapping[str, Any]) -> str:
     return "not distinguishable from the pretrained policy's with so many prompts"
 
 
-def seeds_reading(gains: Mapping[str, Mapping[str, Any]], main: str) -> str:
-    """What the runs of a variant with different seeds say together."""
-    values = [own["reward"]["value"] for name, own in gains.items() if variant(name) == main]
-    if len(values) == 1:
-        return "one seed was trained"
-    low, high = min(values), max(values)
-    return f"over {len(values)} seeds the gain lies between {low:.2f} and {high:.2f}"
+def seeds_reading(gains: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the runs of each variant with different seeds say together."""
+    seeds: dict[str, list[float]] = {}
+    for name, own in gains.items():
+        seeds.setdefault(variant(name), []).append(own["reward"]["value"])
+    parts = [
+        f"{NAMES[name]}: {min(values):.2f} to {max(values):.2f} with {len(values)} seeds"
+        for name, values in seeds.items()
+        if len(values) > 1
+    ]
+    return f"Gains: {'; '.join(parts)}." if parts else "Each variant was trained with one seed."
 
 
 def kl_control(runs: Mapping[str, Run]) -> pd.DataFrame:
