@@ -5,6 +5,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,22 +104,40 @@ def train(
     bar.close()
     checkpoints.close()
     del state
-    trained = load_weights(run.checkpoints / "best", replicated(trainable))
-    held_out = {name: batches(parts[name][0], cfg, pad) for name in ("validation", "test")}
-    untrained = score_pairs(definition, trainable, frozen, held_out["test"])
-    scored = {name: score_pairs(definition, trained, frozen, own) for name, own in held_out.items()}
-    posts = {name: [post for group, _ in own for post in group] for name, own in held_out.items()}
-    posts["train"] = parts["train"][0]
-    raw = Judge(*nnx.split(nnx.merge(definition, trained, frozen)))
     run.finish(
         best=best,
         steps=len(plan),
-        scale=scale_on_reference(raw, pretrained, reference_prompts, cfg),
-        decoder=dataclasses.asdict(pretrained.config),
-        parameters=parameter_counts(trained),
-        **examine(run, posts, scored, untrained, pretrained.tokenizer, seed=cfg.seed),
-        **account(parts, run),
+        **evaluated(
+            run, cfg, pretrained, parts, reference_prompts, (definition, trainable, frozen)
+        ),
     )
+
+
+def evaluated(
+    run: Run,
+    cfg: RewardConfig,
+    pretrained: Pretrained,
+    parts: Parts,
+    reference_prompts: Sequence[str],
+    untrained: tuple[nnx.GraphDef, nnx.State, nnx.State],
+) -> dict[str, Any]:
+    """The best weights on the held-out pairs, beside baselines, and the scale of their reward."""
+    definition, trainable, frozen = untrained
+    pad = pretrained.tokenizer.pad
+    trained = load_weights(run.checkpoints / "best", replicated(trainable))
+    held_out = {name: batches(parts[name][0], cfg, pad) for name in ("validation", "test")}
+    before = score_pairs(definition, trainable, frozen, held_out["test"])
+    after = {name: score_pairs(definition, trained, frozen, own) for name, own in held_out.items()}
+    posts = {name: [post for group, _ in own for post in group] for name, own in held_out.items()}
+    posts["train"] = parts["train"][0]
+    raw = Judge(*nnx.split(nnx.merge(definition, trained, frozen)))
+    return {
+        "scale": scale_on_reference(raw, pretrained, reference_prompts, cfg),
+        "decoder": dataclasses.asdict(pretrained.config),
+        "parameters": parameter_counts(trained),
+        **examine(run, posts, after, before, pretrained.tokenizer, seed=cfg.seed),
+        **account(parts, run),
+    }
 
 
 def batch_plan(posts: Sequence[EncodedPost], cfg: RewardConfig) -> list[list[EncodedPost]]:
