@@ -104,14 +104,14 @@ def update_health(runs: Mapping[str, Run]) -> None:
 
 def by_step(runs: Mapping[str, Run], shown: Mapping[str, str], **limits) -> None:
     """A panel for each logged column, a line for each variant."""
-    _, axes = panels(len(shown))
+    figure, axes = panels(len(shown))
     for ax, (column, label) in zip(axes, shown.items(), strict=True):
         for name, run in runs.items():
             metrics = run.metrics()
             ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
         ax.set(xlabel="step", ylabel=label, **limits)
-    middle = axes[len(axes) // 2]
-    middle.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
 def reward_distribution(runs: Mapping[str, Run]) -> None:
@@ -153,7 +153,7 @@ def points(ax: Axes, rows: Mapping[str, Mapping[str, float]]) -> None:
 
 def reward_against_kl(run: Run, training: Mapping[str, Run]) -> None:
     """Reward against the square root of the KL per response (Gao et al., 2023)."""
-    _, (ax,) = panels(1, width=4.2)
+    _, (ax,) = panels(1, width=5.6)
     for name, own in training.items():
         metrics = own.metrics()
         ax.scatter(
@@ -167,4 +167,4 @@ def reward_against_kl(run: Run, training: Mapping[str, Run]) -> None:
             edgecolor="black", label=policy_name(name) if name in VARIANTS else None,
         )  # fmt: skip
     ax.set(xlabel="square root of KL (nats per response)", ylabel="reward")
-    ax.legend(title="unseen prompts")
+    ax.legend(title="unseen prompts", loc="center left", bbox_to_anchor=(1, 0.5))
