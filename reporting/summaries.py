@@ -105,9 +105,22 @@ def gains(run: Run) -> pd.DataFrame:
             {
                 "policy": policy_name(name), "gain": interval(own["reward"], 2),
                 "by the second judge": interval(own["gold"], 2),
-                "at equal length": interval(own["length_controlled"], 2),
                 "wins / ties / losses": f"{own['wins']} / {own['ties']} / {own['losses']}",
-                "change in tokens": interval(own["tokens"], 1),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def length_explains(run: Run) -> pd.DataFrame:
+    """How much of each gain is left between responses of like length."""
+    rows = []
+    for name, own in run.summary["gains"].items():
+        rows.append(
+            {
+                "policy": policy_name(name), "change in tokens": interval(own["tokens"], 1),
+                "gain": own["reward"]["value"],
+                "linear in length": interval(own["length_controlled"], 2),
+                "within classes": interval(own["stratified"], 2),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
