@@ -43,7 +43,7 @@ lint: .venv/done
 	$(PY) -m ruff format --check
 
 bench-gan: .venv-interop/done
-	.venv-interop/bin/python benchmarks/bench_gan.py
+	.venv-interop/bin/python benchmarks/bench_gan.py --output results/measured/$@.txt
 
 bench-reward bench-ppo: .venv/done .venv-trl/done
 	$(PY) benchmarks/$(subst -,_,$@).py --output results/measured/$@.txt

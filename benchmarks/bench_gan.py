@@ -1,13 +1,14 @@
 """Images per second of this DCGAN beside a plain PyTorch one: `python benchmarks/bench_gan.py`.
 
-Same architecture, batch, losses, optimizer and data resident in memory. Both sides stay alive and
-take turns, so that whatever else the machine does hits both; neither works while the other does.
-PyTorch may live in another environment: --torch-python names its interpreter.
+Same architecture, batch, losses, optimizer and data resident in memory. PyTorch may live in another
+environment: --torch-python names its interpreter.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import turns
 
@@ -19,12 +20,13 @@ def main() -> None:
     options.add_argument("--widths", type=int, nargs=4, default=[512, 256, 128, 64])
     options.add_argument("--batch", type=int, default=64)
     options.add_argument("--steps", type=int, default=20, help="updates in one turn")
-    options.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    options.add_argument("--turns", type=int, default=5, help="of each side")
     options.add_argument("--torch-python", default=sys.executable)
-    options.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options.add_argument("--output", type=Path, help="keep the result in this file")
+    turns.taken(options, SIDES)
     args = options.parse_args()
     if args.side:
-        turns.serve(SIDES[args.side], args)
+        turns.take(SIDES[args.side], args)
     else:
         compare(args)
 
@@ -35,21 +37,24 @@ def compare(args: argparse.Namespace) -> None:
     commands = {
         side: [python, __file__, *sys.argv[1:], "--side", side] for side, python in pythons.items()
     }
-    _, answers = turns.take_turns(commands, args.rounds)
+    answers = turns.take_turns(commands, args.turns)
     columns = {"images/s": lambda a: args.steps * args.batch / a["seconds"]}
-    print(
-        f"widths {args.widths}, batch {args.batch}, {args.rounds} turns of {args.steps} updates\n"
+    turns.keep(
+        f"{turns.circumstances()}\n"
+        f"settings  widths {args.widths}, batch {args.batch}, turns of {args.steps} updates\n"
+        f"versions  {turns.versions(answers)}\n"
         f"\n{turns.table(answers, columns)}\n\n"
-        f"{turns.ratios(answers, 'jax', 'torch', columns['images/s'])}"
+        f"{turns.ratios(answers, 'jax', 'torch', columns['images/s'])}",
+        args.output,
     )
 
 
-def timed(turn):
-    """Turns without end, with the seconds that each took."""
-    while True:
-        started = time.perf_counter()
-        turn()
-        yield {"seconds": time.perf_counter() - started}
+def timed(turn: Callable[[], None]) -> turns.Answer:
+    """Seconds that the second of two turns took."""
+    turn()
+    began = time.perf_counter()
+    turn()
+    return {"seconds": time.perf_counter() - began}
 
 
 def jax_side(args: argparse.Namespace):
@@ -71,8 +76,7 @@ def jax_side(args: argparse.Namespace):
         state, metrics = training.updates(state, images, order, 0, key, networks=networks, cfg=cfg)
         jax.block_until_ready((state, metrics))
 
-    turn()
-    return {"version": f"jax {jax.__version__} on {jax.devices()[0].platform}"}, timed(turn)
+    return {"version": f"jax {jax.__version__} on {jax.devices()[0].platform}"} | timed(turn)
 
 
 def torch_side(args: argparse.Namespace):
@@ -121,8 +125,7 @@ def torch_side(args: argparse.Namespace):
         if device == "cuda":
             torch.cuda.synchronize()
 
-    turn()
-    return {"version": f"torch {torch.__version__} on {device}"}, timed(turn)
+    return {"version": f"torch {torch.__version__} on {device}"} | timed(turn)
 
 
 SIDES = {"jax": jax_side, "torch": torch_side}

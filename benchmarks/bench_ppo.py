@@ -11,7 +11,6 @@ import json
 import math
 import operator
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -38,13 +37,13 @@ def main() -> None:
     if args.side == "prepare":
         prepare(args)
     elif args.side:
-        turns.serve(SIDES[args.side], args)
+        turns.take(SIDES[args.side], args)
     else:
         number = dict.fromkeys(PARTS, args.turns) | {"generation": GENERATION_TURNS}
         turns.compare(args, number, report, "torch", "transformers", "trl", "peft")
 
 
-def report(part: str, folder: Path, ready: dict, answers: dict) -> str:
+def report(part: str, folder: Path, answers: dict) -> str:
     """Speed, memory and their ratios."""
     if part == "generation":
         columns = {"new tokens/s": lambda a: math.prod(GENERATION) / a["seconds"]}
@@ -53,10 +52,10 @@ def report(part: str, folder: Path, ready: dict, answers: dict) -> str:
         columns = {"seconds a step": lambda a: sum(a.get(phase, 0) for phase in PHASES)}
         columns |= {phase: operator.methodcaller("get", phase) for phase in PHASES}
         ratio = turns.ratios(answers, "torch", "jax", columns["seconds a step"])
-    last = {side: turn[-1]["memory"] for side, turn in answers.items()}
+    memory = {side: turns.memory(turn) for side, turn in answers.items()}
     return (
         f"## {PARTS[part]}\n\n{turns.table(answers, columns)}\n\n"
-        f"{ratio}; peak memory, torch / jax: {last['torch'] / last['jax']:.2f}"
+        f"{ratio}; peak memory, torch / jax: {memory['torch'] / memory['jax']:.2f}"
     )
 
 
@@ -73,7 +72,7 @@ def prepare(args: argparse.Namespace) -> None:
     export_policy(decoder, model, args.folder / "policy", {"do_sample": True})
     export_reward_model(turns.untrained_judge(model), model, args.folder / "reward")
     prompts, source = load_prompts(args.data_dir)
-    texts = [prompt.text for prompt in prompts[: args.batch * (args.turns + 1)]]
+    texts = [prompt.text for prompt in prompts[: args.batch * 2 * args.turns]]
     rows, _, _ = prompt_rows(texts, model.tokenizer, length=args.prompt_tokens)
     (args.folder / "prompts.json").write_text(json.dumps(rows.tolist()))
     (args.folder / "about.txt").write_text(
@@ -98,8 +97,8 @@ def jax_side(args: argparse.Namespace):
     model = turns.loaded(args.model)
     version = {"version": f"jax {jax.__version__} on {jax.devices()[0].platform}"}
     if args.parts == ["generation"]:
-        return version, jax_generation(model)
-    rows = np.array(json.loads((args.folder / "prompts.json").read_text()), np.int32)
+        return version | jax_generation(model)
+    rows = np.array(prompts_of(args), np.int32)
     cfg = PPOConfig(
         lora=LoRAConfig() if args.parts == ["lora"] else None, batch=args.batch,
         forward_batch=args.forward_batch, passes=1, inner_epochs=args.inner_epochs,
@@ -132,13 +131,19 @@ def jax_side(args: argparse.Namespace):
         assert metrics["inner_epochs"] == cfg.inner_epochs
         return {"sampling": sampled - began, "update": finished - sampled}
 
-    batches = iter(rows.reshape(-1, args.batch, rows.shape[1]))
-    step(next(batches))
-    return version, map(step, batches)
+    first, second = np.split(rows, 2)
+    step(first)
+    return version | step(second)
 
 
-def jax_generation(model):
-    """Turns of sampling in which no response ends early."""
+def prompts_of(args: argparse.Namespace) -> list[list[int]]:
+    """What a turn works on: two batches, of which the first warms up."""
+    rows = json.loads((args.folder / "prompts.json").read_text())
+    return rows[2 * args.batch * args.turn :][: 2 * args.batch]
+
+
+def jax_generation(model) -> turns.Answer:
+    """Sampling in which no response ends early."""
     import jax
     import numpy as np
 
@@ -148,18 +153,18 @@ def jax_generation(model):
     inputs = (prompts.astype(np.int32), np.ones(GENERATION, bool))
     settings = {"decoder_def": model.definition, "length": GENERATION[1], "end": -1, "pad": 0}
 
-    def turn(number: int) -> turns.Answer:
+    def sampled(number: int) -> turns.Answer:
         began = time.perf_counter()
         responses = sample(model.state, *inputs, jax.random.key(number), 1.0, **settings)
         assert responses.mask.sum() == math.prod(GENERATION)
         return {"seconds": time.perf_counter() - began}
 
-    turn(0)
-    return map(turn, range(1, GENERATION_TURNS + 1))
+    sampled(0)
+    return sampled(1)
 
 
 def torch_side(args: argparse.Namespace):
-    """TRL's trainer, whose steps end by answering and go on when it is this side's turn."""
+    """Two steps of TRL's trainer, of which the second is measured."""
     import peft
     import torch
     import transformers
@@ -176,9 +181,9 @@ def torch_side(args: argparse.Namespace):
         return kind.from_pretrained(args.folder / name, dtype=torch.float32)
 
     if args.parts == ["generation"]:
-        return version, torch_generation(read("CausalLM", "policy"))
+        return version | torch_generation(read("CausalLM", "policy"))
     adapters = args.parts == ["lora"]
-    rows = json.loads((args.folder / "prompts.json").read_text())
+    rows = prompts_of(args)
     lora = peft.LoraConfig(
         r=8,
         lora_alpha=32,
@@ -195,6 +200,7 @@ def torch_side(args: argparse.Namespace):
         total_episodes=len(rows), response_length=args.response_tokens, temperature=1.0,
         stop_token="eos", missing_eos_penalty=1.0, learning_rate=1e-5, adam_epsilon=1e-5,
     )  # fmt: skip
+    phases = timed_phases()
     trainer = ppo.PPOTrainer(
         settings,
         processing_class=transformers.AutoTokenizer.from_pretrained(args.folder / "policy"),
@@ -204,14 +210,14 @@ def torch_side(args: argparse.Namespace):
         value_model=read("SequenceClassification", "reward"),
         train_dataset=Dataset.from_dict({"input_ids": rows}),
         peft_config=lora if adapters else None,
-        callbacks=[answering(version)],
+        callbacks=[phases],
     )
     trainer.train()
-    sys.exit()
+    return version | phases.seconds[1]
 
 
-def answering(version: turns.Answer):
-    """A callback that times the phases of a step, answers at its end and waits for the next turn.
+def timed_phases():
+    """A callback with the seconds of each phase of each step.
 
     Sampling ends with TRL's `batch_generation`, scoring with the first pass that keeps gradients.
     """
@@ -234,32 +240,34 @@ def answering(version: turns.Answer):
 
     ppo_trainer.batch_generation, ppo_trainer.forward = marked_generation, marked_forward
 
-    class Answering(transformers.TrainerCallback):
+    class Phases(transformers.TrainerCallback):
+        seconds: list[turns.Answer] = []
+
+        def on_train_begin(self, *args, **kwargs):
+            marks["began"] = time.perf_counter()
+
         def on_step_end(self, *args, **kwargs):
             finished = time.perf_counter()
-            if "began" not in marks:
-                turns.answer(version)  # that was the step that warms up
-            else:
-                turns.answer({
-                    "sampling": marks["sampled"] - marks["began"],
-                    "scoring": marks["scored"] - marks["sampled"],
-                    "update": finished - marks["scored"],
-                })  # fmt: skip
+            self.seconds.append({
+                "sampling": marks["sampled"] - marks["began"],
+                "scoring": marks["scored"] - marks["sampled"],
+                "update": finished - marks["scored"],
+            })  # fmt: skip
             marks.clear()
             marks["began"] = time.perf_counter()
 
-    return Answering()
+    return Phases()
 
 
-def torch_generation(model):
-    """Turns of `generate` in which no response ends early."""
+def torch_generation(model) -> turns.Answer:
+    """`generate` in which no response ends early."""
     import torch
 
     model.generation_config.eos_token_id = None
     number, length = GENERATION
     prompts = torch.randint(100, model.config.vocab_size, GENERATION)
 
-    def turn(tokens: int) -> turns.Answer:
+    def generated(tokens: int) -> turns.Answer:
         began = time.perf_counter()
         with torch.inference_mode():
             whole = model.generate(
@@ -269,8 +277,8 @@ def torch_generation(model):
         assert whole.shape == (number, length + tokens)
         return {"seconds": time.perf_counter() - began}
 
-    turn(4)
-    return map(turn, [length] * GENERATION_TURNS)
+    generated(4)
+    return generated(length)
 
 
 SIDES = {"prepare": prepare, "jax": jax_side, "torch": torch_side}

@@ -48,13 +48,13 @@ def main() -> None:
     if args.side == "prepare":
         prepare(args)
     elif args.side:
-        turns.serve(SIDES[args.side], args)
+        turns.take(SIDES[args.side], args)
     else:
         number = dict.fromkeys(PARTS, args.turns)
         turns.compare(args, number, report, "torch", "transformers")
 
 
-def report(part: str, folder: Path, ready: dict, answers: dict) -> str:
+def report(part: str, folder: Path, answers: dict) -> str:
     """Speed, padding, memory and use of the machine, and the ratio of the speeds."""
     shape = json.loads((folder / "model" / "config.json").read_text())
     peak = max(statistics.median(a["matrix_rate"] for a in turn) for turn in answers.values())
@@ -80,7 +80,7 @@ def report(part: str, folder: Path, ready: dict, answers: dict) -> str:
         side: statistics.median(a["size"] / a["seconds"] for a in turn) / tokens[side]
         for side, turn in answers.items()
     }
-    losses = " and ".join(f"{said['loss']:.5f}" for said in ready.values())
+    losses = " and ".join(f"{turn[0]['first_loss']:.5f}" for turn in answers.values())
     return (
         f"## {PARTS[part].title}\n\n{turns.table(answers, columns)}\n\n"
         f"pairs/s, {turns.ratios(answers, 'jax', 'torch', speed)}\n"
@@ -189,7 +189,7 @@ def jax_side(args: argparse.Namespace):
 
     name = args.parts[0]
     work = json.loads((args.folder / f"{name}.json").read_text())
-    groups = [[EncodedPost(**post) for post in batch["posts"]] for batch in work["batches"]]
+    group = [EncodedPost(**post) for post in work["batches"][args.turn]["posts"]]
     cfg, model = reward_config(args), turns.loaded(args.model)
     layout = {"batch_pairs": PARTS[name].batch_pairs, "pad": model.tokenizer.pad}
     layout["shapes"] = [tuple(shape) for shape in work["shapes"]]
@@ -198,7 +198,7 @@ def jax_side(args: argparse.Namespace):
     optimizer = optimizer_for({"all": adamw}, lambda path: "all", clip_norm=cfg.clip_norm)
     state = initial_state(trainable, optimizer)
 
-    def step(group) -> dict:
+    def step() -> dict:
         nonlocal state
         began = time.perf_counter()
         batch = over_devices(pack(group, **layout))
@@ -222,7 +222,7 @@ def jax_side(args: argparse.Namespace):
 
         return jax.grad(loss)(trainable)
 
-    def timed_gradients(group) -> dict:
+    def timed_gradients() -> dict:
         batch = over_devices(pack(group, **layout))
         began = time.perf_counter()
         jax.block_until_ready(gradients(state.trainable, batch))
@@ -230,18 +230,13 @@ def jax_side(args: argparse.Namespace):
 
     one = jnp.ones((SIZE, SIZE))
     product = jax.jit(jnp.matmul)
-    first = step(groups[0])
-    for group in {pack(group, **layout).tokens.shape: group for group in groups}.values():
-        step(group)  # compiles its shape
-    alone = timed_gradients if PARTS[name].random_tokens else lambda group: {}
-    alone(groups[0])
     version = f"jax {jax.__version__} on {jax.devices()[0].platform}"
-
-    def measured(group) -> dict:
-        rate = turns.matrix_rate(lambda: jax.block_until_ready(product(one, one)), SIZE)
-        return step(group) | alone(group) | {"matrix_rate": rate}
-
-    return {"version": version, "loss": first["loss"]}, map(measured, groups)
+    answer = {"version": version, "first_loss": step()["loss"]} | step()
+    if PARTS[name].random_tokens:
+        timed_gradients()  # compiles
+        answer |= timed_gradients()
+    rate = turns.matrix_rate(lambda: jax.block_until_ready(product(one, one)), SIZE)
+    return answer | {"matrix_rate": rate}
 
 
 def torch_side(args: argparse.Namespace):
@@ -251,13 +246,14 @@ def torch_side(args: argparse.Namespace):
     from torch.nn.functional import margin_ranking_loss
 
     torch.set_num_threads(os.cpu_count())
-    batches = json.loads((args.folder / f"{args.parts[0]}.json").read_text())["batches"]
+    work = json.loads((args.folder / f"{args.parts[0]}.json").read_text())
+    pairs = work["batches"][args.turn]["pairs"]
     model = transformers.LlamaForSequenceClassification.from_pretrained(
         args.folder / "model", dtype=torch.float32, use_cache=False
     ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=True)
 
-    def step(pairs) -> dict:
+    def step() -> dict:
         began = time.perf_counter()
         rows = [torch.tensor(row) for column in zip(*pairs, strict=True) for row in column]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, True, model.config.pad_token_id)
@@ -275,14 +271,9 @@ def torch_side(args: argparse.Namespace):
         }  # fmt: skip
 
     one = torch.ones(SIZE, SIZE)
-    first = step(batches[0]["pairs"])
     version = f"torch {torch.__version__}, transformers {transformers.__version__} on cpu"
-
-    def measured(batch) -> dict:
-        rate = turns.matrix_rate(lambda: one @ one, SIZE)
-        return step(batch["pairs"]) | {"matrix_rate": rate}
-
-    return {"version": version, "loss": first["loss"]}, map(measured, batches)
+    answer = {"version": version, "first_loss": step()["loss"]} | step()
+    return answer | {"matrix_rate": turns.matrix_rate(lambda: one @ one, SIZE)}
 
 
 SIDES = {"prepare": prepare, "jax": jax_side, "torch": torch_side}

@@ -1,10 +1,10 @@
-"""Sides that take turns: each in a process of its own, and none works while another does.
+"""Sides that take turns: every turn is a process of its own, and no two are alive at once.
 
 What slows the machine down for a while then hits all sides, though not alike: with OpenMP PyTorch
 waits for its slowest thread, so that other jobs cost it more. Measure on a quiet machine.
 
-A side answers with one line of JSON
-when it is ready, and with one more for every line of input.
+A turn warms up and measures right after that: in a process that waited for its turn, the first
+step was found to take twice as long where a virtual machine gives memory back to its host.
 """
 
 import argparse
@@ -40,9 +40,15 @@ def options(
     parser.add_argument("--model", default=os.environ.get("RLHF_MODEL") or SMOLLM2)
     parser.add_argument("--torch-python", type=Path, default=PEER)
     parser.add_argument("--output", type=Path, help="keep the result in this file")
-    parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    taken(parser, sides)
     return parser
+
+
+def taken(parser: argparse.ArgumentParser, sides: Iterable[str]) -> None:
+    """Which turn a process takes."""
+    parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
+    parser.add_argument("--turn", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def compare(
@@ -53,7 +59,7 @@ def compare(
     Args:
       args: from `options`.
       turns: how many each side gets, by part.
-      report: the text of one part, from (part, folder, ready, answers).
+      report: the text of one part, from (part, folder, answers).
       needs: modules without which the peer's environment is of no use.
     """
     require(args.torch_python, needs)
@@ -70,14 +76,23 @@ def compare(
                 side: [python, *passed, "--side", side, "--parts", part]
                 for side, python in pythons.items()
             }
-            ready, answers = take_turns(commands, turns[part])
-            texts.append(report(part, Path(folder), ready, answers))
-    versions = "; ".join(said["version"] for said in ready.values())
-    text = "\n\n".join(["\n".join([*head, f"versions  {versions}"]), *texts])
+            answers = take_turns(commands, turns[part])
+            texts.append(report(part, Path(folder), answers))
+    head.append(f"versions  {versions(answers)}")
+    keep("\n\n".join(["\n".join(head), *texts]), args.output)
+
+
+def versions(answers: Mapping[str, Sequence[Answer]]) -> str:
+    """What both sides are made of."""
+    return "; ".join(turn[0]["version"] for turn in answers.values())
+
+
+def keep(text: str, output: Path | None) -> None:
+    """Prints a result, and keeps it where that is asked for."""
     print(text)
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n")
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text + "\n")
 
 
 def environment() -> dict[str, str]:
@@ -98,53 +113,25 @@ def require(python: Path, modules: Iterable[str]) -> None:
         sys.exit(f"{python}: lacks {lacking}; {hint}")
 
 
-def take_turns(
-    commands: Mapping[str, Sequence[str]], turns: int
-) -> tuple[dict[str, Answer], dict[str, list[Answer]]]:
-    """What each side says when it is ready, and its answers of all turns."""
-    workers: dict[str, subprocess.Popen] = {}
-    ready: dict[str, Answer] = {}
-    for side, command in commands.items():
-        workers[side] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment(),
-        )  # fmt: skip
-        ready[side] = heard(side, workers[side])
-    answers: dict[str, list[Answer]] = {side: [] for side in workers}
-    for _ in range(turns):
-        for side, worker in workers.items():
-            print("go", file=worker.stdin, flush=True)
-            answers[side].append(heard(side, worker))
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
-    return ready, answers
+def take_turns(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, list[Answer]]:
+    """What each side measured in all its turns."""
+    answers: dict[str, list[Answer]] = {side: [] for side in commands}
+    for turn in range(turns):
+        for side, command in commands.items():
+            words = [*command, "--turn", str(turn)]
+            done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment())
+            if done.returncode or not done.stdout:
+                sys.exit(f"{side}: stopped without an answer; its own message is above")
+            print(f"{side}: {done.stdout.strip()}", file=sys.stderr)
+            answers[side].append(json.loads(done.stdout))
+    return answers
 
 
-def heard(side: str, worker: subprocess.Popen) -> Answer:
-    """The next answer of a side."""
-    line = worker.stdout.readline()
-    if not line:
-        sys.exit(f"{side}: stopped without an answer; its own message is above")
-    print(f"{side}: {line.strip()}", file=sys.stderr)
-    return json.loads(line)
-
-
-def serve(side: Callable[..., tuple[Answer, Iterable[Answer]]], args: argparse.Namespace) -> None:
-    """Answers as one side: `side` gets ready and returns (what it says then, its turns)."""
-    with contextlib.redirect_stdout(sys.stderr):  # libraries may print, only answers are heard
-        ready, turns = side(args)
-        answer(ready)
-        for measured in turns:
-            answer(measured)
-
-
-def answer(measured: Answer) -> None:
-    """Says what was measured and waits for the next turn; ends the process if there is none."""
-    said = json.dumps(measured | {"memory": peak_memory_gb()})
-    print(said, file=sys.__stdout__, flush=True)
-    if not sys.stdin.readline():
-        sys.exit()
+def take(side: Callable[[argparse.Namespace], Answer], args: argparse.Namespace) -> None:
+    """Takes one turn and says what it measured, as one line of JSON."""
+    with contextlib.redirect_stdout(sys.stderr):  # libraries may print, only the answer is heard
+        measured = side(args)
+    print(json.dumps(measured | {"memory": peak_memory_gb()}), flush=True)
 
 
 def peak_memory_gb() -> float:
@@ -183,8 +170,13 @@ def table(answers: Mapping[str, Sequence[Answer]], columns: Mapping[str, Measure
     lines = [["side", *columns, "peak memory, GB"], ["---"] * (len(columns) + 2)]
     for side, turn in answers.items():
         cells = [spread([value(a) for a in turn]) for value in columns.values()]
-        lines.append([side, *cells, f"{turn[-1]['memory']:.2f}"])
+        lines.append([side, *cells, f"{memory(turn):.2f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def memory(turn: Sequence[Answer]) -> float:
+    """The most that a side held in any of its turns, in GB."""
+    return max(answer["memory"] for answer in turn)
 
 
 def ratios(answers: Mapping[str, Sequence[Answer]], over: str, under: str, value: Measure) -> str:
