@@ -198,7 +198,8 @@ def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
     names = {theirs: hf for _, hf, theirs in tensor_table(decoder)}
     tensors = {}
     for tensor in reader.tensors:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        # a copy, because a view would keep the whole mapped file in memory
+        values = np.array(gguf.dequantize(tensor.data, tensor.tensor_type))
         if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
             is_query = tensor.name.endswith("attn_q.weight")
             values = undo_permutation(
