@@ -16,11 +16,11 @@ export RLHF_RUN := $(RUN)
 # On a Linux CPU large pages take a third off the time of a step, fewer arenas a tenth off the memory.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=2
 
-.PHONY: report submission test test-slow test-interop lint bench-gan bench-reward bench-ppo clean
+.PHONY: report submission test invariants test-slow test-interop lint bench-gan bench-reward bench-ppo clean
 
 report: .venv/done
-	$(PY) -m rlhf_jax run
 	$(PY) -m gan_jax train
+	$(PY) -m rlhf_jax run
 	$(PY) -m reporting.render report.qmd
 
 submission: .venv/done
@@ -31,6 +31,10 @@ submission: .venv/done
 
 test: .venv/done
 	$(PY) -m pytest
+
+invariants: .venv/done
+	$(PY) -m pytest tests/rlhf_jax/test_ppo.py tests/rlhf_jax/test_objectives.py \
+	  tests/rlhf_jax/test_generation.py --record results/measured/invariants.json
 
 test-slow: .venv/done
 	$(PY) -m pytest -m slow

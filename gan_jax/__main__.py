@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command = parsed(sys.argv[1:] if arguments is None else arguments)
         train(command) if isinstance(command, Train) else evaluate(command)
-    except (UserError, ValueError) as error:
+    except (UserError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

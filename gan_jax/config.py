@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from reporting.runs import UserError
+
 POLICIES = ("colour", "translation", "cutout")  # of augmentation.py
 
 
@@ -20,9 +22,9 @@ class EvidenceConfig:
 
     def __post_init__(self):
         if self.draws < 2:
-            raise ValueError(f"draws is {self.draws}; an interval needs at least 2")
+            raise UserError(f"draws is {self.draws}; an interval needs at least 2")
         if not 1 <= self.neighbours < self.images:
-            raise ValueError(
+            raise UserError(
                 f"neighbours is {self.neighbours}; needs 1 <= neighbours < images ({self.images})"
             )
 
@@ -52,20 +54,19 @@ class GANConfig:
 
     def __post_init__(self):
         if self.side not in (28, 64):
-            raise ValueError(f"side is {self.side}; the generator's last layer makes 28 or 64")
+            raise UserError(f"side is {self.side}; the generator's last layer makes 28 or 64")
         if len(self.widths) != 4 or min(self.widths) < 1:
-            raise ValueError(f"widths is {self.widths}; needs four positive numbers")
+            raise UserError(f"widths is {self.widths}; needs four positive numbers")
         positive = ("latents", "batch", "epochs", "dispatch_steps", "checkpoint_steps", "frames")
         for name in positive:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; needs at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; needs at least 1")
         if self.most_steps is not None and self.most_steps < 1:
-            raise ValueError(f"most_steps is {self.most_steps}; needs at least 1, or None")
+            raise UserError(f"most_steps is {self.most_steps}; needs at least 1, or None")
         if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; needs 0 to below 0.5")
-
+            raise UserError(f"label_smoothing is {self.label_smoothing}; needs 0 to below 0.5")
         if unknown := set(self.augmentation) - set(POLICIES):
-            raise ValueError(f"augmentation has {unknown}; known are {', '.join(POLICIES)}")
+            raise UserError(f"augmentation has {unknown}; known are {', '.join(POLICIES)}")
 
     def steps(self, images: int) -> int:
         """Updates in all for so many training images, in whole dispatches (rounded up)."""

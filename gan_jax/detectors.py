@@ -202,7 +202,7 @@ def twin_distances(images: Float[Numbers, "image pixels"]) -> Float[Numbers, " i
 def birthday_size(
     images: Float[Numbers, "image pixels"], distance: float, random: np.random.Generator
 ) -> int:
-    """Fewest images among which two are twins in half of all cases (Arora & Zhang, 2018).
+    """Fewest images among which two are twins in half of all cases (Arora & Zhang, 2017).
 
     The median over random orders of how many images it takes until the first two twins (nearer
     than `distance`, a root mean square) are among them. All images where no two are twins: a

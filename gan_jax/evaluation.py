@@ -60,7 +60,6 @@ def evaluate(
         "detectors": calibration.calibration_table(values),
         "birthday": calibration.birthday_table(values, cfg.evidence.images),
         **class_summaries(images, space, held_out, generated, cfg.evidence.images, random),
-        "train_nearest_by_chance": len(real.train) / (len(real.train) + len(real.others)),
         "discriminator": discriminator_summary(scores["held_out"], scores["generated"]),
         "scores": scores_summary(scores, random),
     }
@@ -226,7 +225,7 @@ def neighbours(
 def twins(
     images: Float[np.ndarray, "image height width channels"], count: int
 ) -> Float[np.ndarray, "2 columns height width channels"]:
-    """The most similar pairs of different images, one above the other (Arora & Zhang, 2018)."""
+    """The most similar pairs of different images, one above the other (Arora & Zhang, 2017)."""
     pixels = flat(images)
     distances = np.array(detectors.squared_distances(pixels, pixels))
     distances[np.tril_indices(len(images))] = np.inf

@@ -35,7 +35,9 @@ def run(
         networks, state, frames = training.train(run, cfg, images)
         export.save_networks(run, networks, state)
         summary, grids = evaluation.evaluate(cfg, images, networks, state)
+        with_real = {name: grids.pop(name) for name in ("real", "neighbours")}
         run.save_arrays(frames=frames, **grids)
+        run.save_arrays("real", **with_real)  # apart: licences may forbid to pass them on
         summary |= {
             "dataset": images.name, "source": images.source, "classes": images.classes,
             "train_images": len(images.train), "held_out_images": len(images.held_out),

@@ -49,13 +49,19 @@ def overview(evaluation: Run, training: Mapping[str, Run]) -> None:
 
 
 def kl_curves(runs: Mapping[str, Run]) -> None:
-    """KL to the reference with the band that it should stay in, and its coefficient."""
-    _, axes = panels(2)
+    """KL to the reference with its band, the coefficient, and the reward that was got for it."""
+    figure, axes = panels(3)
     kl_lines(axes[0], runs)
-    for name, run in runs.items():
-        metrics = run.metrics()
-        axes[1].plot(metrics["step"], metrics["kl_weight"], **line_style(name, len(metrics)))
-    axes[1].set(xlabel="step", ylabel="coefficient (reward per nat)")
+    axes[0].get_legend().remove()
+    shown = {"kl_weight": "coefficient (reward per nat)", "reward": "reward of the episodes"}
+    for ax, (column, label) in zip(axes[1:], shown.items(), strict=True):
+        for name, run in runs.items():
+            metrics = run.metrics()
+            ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
+        ax.set(xlabel="step", ylabel=label)
+    axes[1].set(yscale="log")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
 def kl_lines(ax: Axes, runs: Mapping[str, Run]) -> None:
@@ -161,10 +167,12 @@ def reward_against_kl(run: Run, training: Mapping[str, Run]) -> None:
             color=VARIANTS[variant(name)]["color"], marker=VARIANTS[variant(name)]["marker"],
         )  # fmt: skip
     for name, own in run.summary["policies"].items():
-        ax.scatter(
-            np.sqrt(max(own["kl_per_sequence"], 0)), own["reward"]["value"], s=60,
-            color=VARIANTS[variant(name)]["color"], marker=VARIANTS[variant(name)]["marker"],
-            edgecolor="black", label=policy_name(name) if name in VARIANTS else None,
-        )  # fmt: skip
+        style = VARIANTS[variant(name)]
+        place = np.sqrt(max(own["kl_per_sequence"], 0))
+        label = policy_name(name) if name in VARIANTS else None
+        ax.scatter(place, own["reward"]["value"], s=60, color=style["color"],
+                   marker=style["marker"], edgecolor="black", label=label)  # fmt: skip
+        ax.scatter(place, own["gold"]["value"], s=60, facecolor="none",
+                   marker=style["marker"], edgecolor=style["color"])  # fmt: skip
     ax.set(xlabel="square root of KL (nats per response)", ylabel="reward")
     ax.legend(title="unseen prompts", loc="center left", bbox_to_anchor=(1, 0.5))

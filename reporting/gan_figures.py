@@ -18,13 +18,25 @@ FRAME_MILLISECONDS, LAST_MILLISECONDS = 600, 2400
 STRIP_ROWS = 6  # moments that an animation's still picture shows
 
 
-def image_grid(images: np.ndarray, *, width: float = 6.5) -> None:
-    """Rows and columns of images.
+def grids(run: Run) -> dict[str, np.ndarray]:
+    """All grids of images; those with real ones are missing from committed runs."""
+    real = run.arrays("real") if (run.path / "real.npz").exists() else {}
+    return run.arrays() | real
+
+
+def image_grid(images: np.ndarray | None, *, width: float = 6.5) -> None:
+    """Rows and columns of images, or a note in their place.
 
     Args:
-      images: bytes, [rows columns height width channels].
+      images: bytes, [rows columns height width channels]; None for what was not committed.
       width: of the figure, inches.
     """
+    if images is None:
+        _, (ax,) = panels(1, width=width, height=0.5)
+        ax.text(0.5, 0.5, "Committed without the real images: train a run of your own to see them.",
+                ha="center", va="center")  # fmt: skip
+        ax.set_axis_off()
+        return
     rows, columns = images.shape[:2]
     _, (ax,) = panels(1, width=width, height=width * rows / columns + 0.1)
     show_grid(ax, images)

@@ -21,7 +21,7 @@ NAMES = {
     "train_nearest": "training share",
 }
 COLLAPSED = ("repeated", "collapsed")  # words in the names of the planted collapses
-REAL, GENERATED = "real", "generated"
+REAL, AGAIN, GENERATED = "real", "real, other draws", "generated"
 COPIES, NOISE = "copies", "noise"  # words in the names of other planted defects
 BY_CLASS = {
     "labels": "real, by label",
@@ -76,6 +76,17 @@ def classification(run: Run) -> pd.DataFrame:
     return pd.DataFrame(run.summary["discriminator"]["report"])
 
 
+def gap_reading(run: Run) -> str:
+    """Whether the discriminator knows its training images by heart."""
+    gap = run.summary["scores"]["gap"]
+    text = f"The gap is {mean_interval(gap)}: "
+    if gap["low"] > 0:
+        return text + "it knows training images by heart."
+    if gap["high"] < 0:
+        return text + "held-out images seem more real to it than those that it was trained on."
+    return text + "it does not tell the images that it was trained on from new ones."
+
+
 def detector_rows(run: Run) -> pd.DataFrame:
     """One row a detector and scenario."""
     rows = pd.DataFrame(run.summary["detectors"])
@@ -117,7 +128,8 @@ def collapse(run: Run) -> pd.DataFrame:
     """The trained generator between real images and the one collapsed on purpose, by the
     detectors of collapse: means with their intervals, and where draws of real images fall."""
     rows = detector_rows(run).set_index(["scenario", "detector"])
-    collapsed = next(name for name in reactions(run) if COLLAPSED[1] in name)
+    found = reactions(run)
+    collapsed = next(name for name in found if COLLAPSED[1] in name)
     shown = []
     for name in collapse_detectors(run):
         own = rows.loc[(GENERATED, name)]
@@ -127,7 +139,7 @@ def collapse(run: Run) -> pd.DataFrame:
                 "draws of real images": f"{own['real_low']:.3g} to {own['real_high']:.3g}",
                 "generated": mean_interval(own),
                 "collapsed on purpose": mean_interval(rows.loc[(collapsed, name)]),
-                "reacts": "yes" if own["caught"] else "no",
+                "reacts": "yes" if found[GENERATED].get(name) == found[collapsed][name] else "no",
             }
         )
     return pd.DataFrame(shown or [{"detector": "none tells collapse from the other defects"}])
@@ -147,14 +159,16 @@ def noise_reading(run: Run) -> str:
 def planted_reading(run: Run) -> str:
     """What the planted defects say of the detectors."""
     caught = reactions(run)
-    planted = [name for name in caught if name not in (REAL, GENERATED)]
+    planted = [name for name in caught if name not in (REAL, AGAIN, GENERATED)]
     missed = [name for name in planted if not caught[name]]
     text = f"Of {len(planted)} planted defects {len(planted) - len(missed)} are caught."
     for name in missed:
         text += f' No detector catches "{name}": such a defect would go unnoticed.'
-    alarms = caught[REAL]
+    alarms = caught.get(AGAIN)
     if alarms:
-        text += f" Real against real, {listed(alarms)} would have reacted without cause."
+        text += (
+            f" On other draws of real images, {listed(alarms)} would have reacted without cause."
+        )
     own = collapse_detectors(run)
     if own:
         text += f" Both collapses, and nothing else in the same direction, move {listed(own)}."

@@ -7,6 +7,7 @@ A run is a directory:
     samples.jsonl   a few texts, where the stage makes texts
     summary.json    the results; present only when the run is finished
     *.npz           small arrays
+    times.jsonl     seconds of each attempt that ended well
     checkpoints/    never in git
 
 What identifies a run is its stage, its configuration and the fingerprints of its inputs (model,
@@ -180,6 +181,7 @@ def ensure(
     run = Run(path)
     if not run.finished:
         started = time.monotonic()
+        forget_peak_memory()
         train(run)
         release_memory()
         if not run.finished:
@@ -195,6 +197,12 @@ def release_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def forget_peak_memory() -> None:
+    """Lets the peak of this process's memory be that of the stage to come, where Linux can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def find(stage: str, root: Path) -> Run:

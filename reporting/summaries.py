@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from reporting.runs import Run, code_changed_since
+from reporting.runs import PROJECT, Run, code_changed_since, read_json
 
 NAMES = {
     "pretrained": "pretrained",
@@ -87,7 +87,8 @@ def policies(run: Run) -> pd.DataFrame:
     for name, own in run.summary["policies"].items():
         rows.append(
             {
-                "policy": policy_name(name), "mean reward": interval(own["reward"]),
+                "policy": policy_name(name), "mean reward": interval(own["reward"], 2),
+                "by the second judge": interval(own["gold"], 2),
                 "KL per token": own["kl_per_token"], "KL per response": own["kl_per_sequence"],
                 "tokens": own["tokens"], "ended": f"{own['ended']:.0%}",
                 "empty": f"{own['empty']:.0%}", "distinct-2": own["distinct_2"],
@@ -112,7 +113,8 @@ def gains(run: Run) -> pd.DataFrame:
 
 
 def length_explains(run: Run) -> pd.DataFrame:
-    """How much of each gain is left between responses of like length."""
+    """How much of each gain is left between responses of like length, and what share length
+    explains, where there is a gain to explain."""
     rows = []
     for name, own in run.summary["gains"].items():
         rows.append(
@@ -121,9 +123,18 @@ def length_explains(run: Run) -> pd.DataFrame:
                 "gain": own["reward"]["value"],
                 "linear in length": interval(own["length_controlled"], 2),
                 "within classes": interval(own["stratified"], 2),
+                "explained by length": explained_share(own),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def explained_share(own: Mapping[str, Mapping[str, float]]) -> str:
+    """The share of a gain that is gone at equal length; a dash where the gain may be zero."""
+    gain = own["reward"]
+    if gain["low"] <= 0 <= gain["high"]:
+        return "–"
+    return f"{1 - own['length_controlled']['value'] / gain['value']:.0%}"
 
 
 def policy_name(stage: str) -> str:
@@ -160,6 +171,16 @@ def seeds_reading(gains: Mapping[str, Mapping[str, Any]]) -> str:
     return f"Gains: {'; '.join(parts)}." if parts else "Each variant was trained with one seed."
 
 
+def penalty_reading(run: Run) -> str:
+    """What a response pays for being cut off."""
+    penalty = run.config["missing_end_penalty"]
+    if penalty == 0:
+        return "A response that was cut off pays nothing for it here."
+    return (
+        f"A response that was cut off, without an end token, has its $r(x, y)$ cut by {penalty:g}."
+    )
+
+
 def kl_control(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Where each run's KL per token ended and how long it was inside the band."""
     rows = []
@@ -184,15 +205,50 @@ def kl_reading(run: Run) -> str:
     inside = metrics["kl"].between(*BAND)
     last = metrics["kl"].iloc[-1]
     where = "below" if last < BAND[0] else "above" if last > BAND[1] else "inside"
-    share = f"{inside.mean():.0%} of the steps"
-    text = f"it ended {where} the band at {last:.4f} nats per token and was inside for {share}"
-    if inside.any():
-        text += f", first at step {int(metrics['step'][inside.idxmax()])}"
-    if where == "below":
-        text += "; the policy has moved little, and the coefficient was still falling to let it"
-    if where == "above":
-        text += "; the policy moves faster than the coefficient could follow"
+    text = f"it ended {where} the band at {last:.4f} nats per token"
+    stretch = inside[::-1].cumprod()[::-1].astype(bool)  # the steps at the end without a break
+    if stretch.any():
+        text += f", inside without a break since step {metrics['step'][stretch.idxmax()]}"
+    elif inside.any():
+        text += f", first inside at step {metrics['step'][inside.idxmax()]}"
+    text += f", and was inside for {inside.mean():.0%} of the steps"
+    first, now = metrics["kl_weight"].iloc[0], metrics["kl_weight"].iloc[-1]
+    if where != "inside":
+        text += f"; the coefficient had gone from {first:.3g} to {now:.3g}"
     return text
+
+
+def trouble_reading(runs: Mapping[str, Run], gains: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of each run that gained nothing for certain or left the band: what its log shows of why."""
+    texts = []
+    for name, run in runs.items():
+        metrics, gain = run.metrics(), gains[name]["reward"]
+        final = metrics.iloc[-1]
+        if gain["low"] > 0 and BAND[0] <= final["kl"] <= BAND[1]:
+            continue
+        text = f"{policy_name(name)}: gain {interval(gain, 2)}, KL {final['kl']:.3f} nats a token"
+        above = metrics["kl"] > BAND[1]
+        text += (
+            f", above the band from step {metrics['step'][above.idxmax()]}" if above.any() else ""
+        )
+        price, spread = final["kl_weight"] * final["kl_sequence"], final["reward_std"]
+        text += (
+            f". At the end a response paid {price:.2f} for its KL, where the rewards of a batch "
+            f"had a standard deviation of {spread:.2f}"
+        )
+        text += ": the penalty outweighs the reward." if price > spread else "."
+        texts.append(text)
+    return "\n".join(f"* {text}" for text in texts) or "None did."
+
+
+def dropout_reading(run: Run) -> str:
+    """What dropout in the updates does to ratios that would be 1."""
+    later = run.metrics().iloc[1:]
+    error, kl = later["first_ratio_error"].median(), later["first_approx_kl"].median()
+    return (
+        f"the ratios of an update's first pass differ from 1 by {error:.3f} "
+        f"(an approximate KL of {kl:.1e})"
+    )
 
 
 def parameters(counts: Mapping[str, int]) -> pd.DataFrame:
@@ -245,9 +301,19 @@ def invariants(runs: Mapping[str, Run]) -> pd.DataFrame:
                 ("KL to the reference, first step", first["kl"], "below 1e-5"),
                 ("k3 estimate, first step", first["kl_k3"], "below 1e-5"),
                 ("approximate KL, first update", first["first_approx_kl"], "below 1e-5"),
+                ("sampled and recomputed logprobs, largest difference",
+                 first.get("logprob_error"), "rounding"),
             )
-        ]
+            if value is not None
+        ]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def tested_invariants() -> pd.DataFrame:
+    """What the tests measured of the invariants, on small models: see `make invariants`."""
+    rows = read_json(PROJECT / "results" / "measured" / "invariants.json")
+    numbers = {name: [f"{row[name]:.1e}" for row in rows] for name in ("measured", "at most")}
+    return pd.DataFrame({"invariant": [row["invariant"] for row in rows], **numbers})
 
 
 def protocol(reward: Run, full: Run, lora: Run, evaluation: Run) -> pd.DataFrame:
@@ -259,9 +325,10 @@ def protocol(reward: Run, full: Run, lora: Run, evaluation: Run) -> pd.DataFrame
     adapter = a["lora"]
     rows = [
         ("framework", "TRL", "JAX", "TRL's PPO was removed in 2026 (pull request 7020)"),
-        ("preferences", "SHP", reward.about["preferences"]["name"], "what was at hand"),
-        ("prompts", "OASST1, prompter", full.about["prompts"]["name"], "what was at hand"),
-        ("training pairs", "at least 5,000", f"{pairs:,}", budget),
+        ("preferences", "stanfordnlp/SHP", reward.about["preferences"]["name"], "what was at hand"),
+        ("prompts (prompter's)", "OpenAssistant/oasst1", full.about["prompts"]["name"],
+         "what was at hand"),
+        ("training pairs", "at least 5,000", f"{pairs:,}", budget if pairs < 5000 else "–"),
         ("reward loss", "pairwise margin ranking", r["loss"], ""),
         ("reward learning rate", "5e-05", f"{r['learning_rate']:.0e}", small),
         ("reward batch (pairs)", "8", str(r["batch_pairs"]), "whole posts in one pass"),
@@ -281,9 +348,13 @@ def protocol(reward: Run, full: Run, lora: Run, evaluation: Run) -> pd.DataFrame
         ("trained with LoRA", "only LoRA", "LoRA and the value head", "PPO needs a critic"),
         ("unseen prompts", "at least 50", str(e["prompts"]), ""),
     ]  # fmt: skip
+    return explained(rows)
+
+
+def explained(rows: list[tuple[str, str, str, str]]) -> pd.DataFrame:
+    """Rows of a protocol; where its value is the one used there is nothing to explain."""
     frame = pd.DataFrame(rows, columns=["setting", "protocol", "here", "why"])
-    same = frame["protocol"] == frame["here"]
-    frame.loc[same, "why"] = "–"
+    frame.loc[frame["protocol"] == frame["here"], "why"] = "–"
     return frame
 
 
@@ -293,12 +364,12 @@ def gan_protocol(run: Run) -> pd.DataFrame:
     epochs = run.metrics()["epoch"].iloc[-1]
     rows = [
         ("data", "DermaMNIST or ChestMNIST", run.summary["source"], "what was at hand"),
-        ("epochs", "1000", f"{epochs:.1f}", "budget of the profile"),
+        ("epochs", "1000", f"{epochs:.4g}", "budget of the profile"),
         ("generator widths", "512, 256, 128, 64", ", ".join(map(str, cfg["widths"])),
          "budget of the profile"),
-        ("Adam", "2e-4, beta 0.5, 0.999",
+        ("Adam", "2e-04, beta 0.5, 0.999",
          f"{cfg['learning_rate']:.0e}, beta {cfg['momentum']}, {cfg['variance_decay']}", ""),
         ("batch", "64", str(cfg["batch"]), ""),
         ("grid", "8 x 4", "8 x 4", ""),
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["setting", "protocol", "here", "why"])
+    return explained(rows)

@@ -41,12 +41,11 @@ def visible(text: str) -> str:
     return INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
-def table(frame: pd.DataFrame, *, digits: int = 3, index: bool = False) -> Markdown:
+def table(frame: pd.DataFrame, *, digits: int = 3) -> Markdown:
     """A data frame as a pipe table: numbers on the right with `digits` decimals, text escaped.
 
     A missing value is a dash; a `Markdown` object in the frame stays Markdown.
     """
-    frame = frame.reset_index() if index else frame
     columns = [
         [escape(str(name)), *(show(value, digits) for value in frame.iloc[:, k])]
         for k, name in enumerate(frame.columns)

@@ -13,10 +13,10 @@ import jax
 import tyro
 
 from reporting.runs import Run, UserError
-from rlhf_jax import evaluation, pipeline
+from rlhf_jax import evaluation, pipeline, pretrained
 from rlhf_jax.chat import chat
 from rlhf_jax.config import Profile
-from rlhf_jax.export import export_run
+from rlhf_jax.export import export_run, load_reward_model
 from rlhf_jax.model import LoRAConfig
 from rlhf_jax.pipeline import Experiment
 from rlhf_jax.questionnaire import rate_in_browser, rate_in_terminal
@@ -111,7 +111,10 @@ class Chat(Use):
     """Ask the pretrained and both tuned policies, and see each answer's reward.
 
     python -m rlhf_jax chat --profile cpu
+    python -m rlhf_jax chat --judge owner/their-reward-model
     """
+
+    judge: str = ""  # folder or hub id of another reward model, for the same tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,7 @@ class Export(Use):
     python -m rlhf_jax export --stage ppo-lora --out exported
     """
 
-    stage: Literal["reward", "ppo-full", "ppo-lora"] = "ppo-full"
+    stage: str = "ppo-full"  # reward, gold or a policy: what `run` trains with this profile
     out: Path = Path("exported")  # a new directory
     merged: bool = False  # adapters added to the weights, so that PEFT is not needed
 
@@ -146,7 +149,10 @@ def execute(command: Command) -> None:
         case Chat():
             base = experiment.pretrained
             models = {evaluation.BASE: (base.definition, base.state), **experiment.tuned()}
-            chat(models, experiment.judge(), base.tokenizer,
+            judge = experiment.judge() if not command.judge else load_reward_model(
+                pretrained.find(command.judge), base.tokenizer
+            )  # fmt: skip
+            chat(models, judge, base.tokenizer,
                  prompt_tokens=experiment.profile.ppo.prompt_tokens,
                  response_tokens=experiment.profile.ppo.response_tokens)  # fmt: skip
         case Export():

@@ -49,7 +49,7 @@ class RewardConfig:
 class PPOConfig:
     """Proximal policy optimisation (Schulman et al., 2017) on token-level rewards.
 
-    Defaults follow the original RLHF code as documented by Huang et al. (2024), "N+".
+    N+ marks what the original RLHF code does as documented by Huang et al. (2024).
     """
 
     lora: LoRAConfig | None = None  # None trains every weight
@@ -57,7 +57,7 @@ class PPOConfig:
     learning_rate: float = 1e-5
     value_learning_rate: float = 1e-4  # the value head starts at zero and has little time
     warmup_fraction: float = 0.05  # of the optimizer's steps; the rates then fall linearly to zero
-    adam_epsilon: float = 1e-5  # N+: PyTorch's 1e-8 is too small here
+    adam_epsilon: float = 1e-5  # N+, and Huang et al. (2022): PyTorch's 1e-8 is too small here
     clip_norm: float = 1.0
     batch: int = 64  # episodes per step
     forward_batch: int = 16  # episodes per forward and backward pass
@@ -66,17 +66,19 @@ class PPOConfig:
     prompts: int = 2000
     prompt_tokens: int = 256  # template included; the user's text is cut to fit
     response_tokens: int = 128
-    temperature: float = 1.0  # of the rollouts, and of every logprob
+    # Of the rollouts and of every logprob. No top-p, no top-k: logprobs of what was drawn from a
+    # cut distribution are not those of the policy (TRL's and others' KL below zero).
+    temperature: float = 1.0
     discount: float = 1.0  # gamma, per token
     gae_decay: float = 0.95  # lambda in GAE
-    ratio_clip: float = 0.2
-    value_clip: float = 0.2  # in units of the normalised reward
-    value_weight: float = 0.1
+    ratio_clip: float = 0.2  # epsilon (Schulman et al., 2017)
+    value_clip: float = 0.2  # N+; in units of the normalised reward
+    value_weight: float = 0.1  # N+
     kl_weight: float = 0.05  # beta at the start, reward per nat
     target_kl: float = 0.05  # nats per token, policy to reference
     kl_gain: float = 0.3  # per step, of the controller of beta, in log space
     approx_kl_limit: float = 0.1  # nats per token; an update beyond it ends the inner epochs
-    missing_end_penalty: float = 1.0  # taken from the reward of a response that was cut off
+    missing_end_penalty: float = 1.0  # N+; taken from the reward of a response that was cut off
     sample_every: int = 10  # steps between the samples that are kept
     seed: int = 0
 
@@ -237,7 +239,7 @@ def study() -> Profile:
     return Profile(
         name="study",
         promise="the smallest run whose claims deserve belief, on real votes and prompts",
-        time="100 minutes",
+        time="two to three hours",
         reward=reward,
         gold=other(reward, train_pairs=1250, evaluations_per_epoch=1),
         ppo=ppo,

@@ -54,9 +54,7 @@ class Prompt:
     origin: Literal["messages", "preferences", "stand-in"]
 
 
-def load_preferences(
-    data_dir: Path | None, *, hub_folder: str | None = None
-) -> tuple[pd.DataFrame, Source]:
+def load_preferences(data_dir: Path | None) -> tuple[pd.DataFrame, Source]:
     """One row a comparison, in SHP's columns, with `score_ratio`.
 
     Column `split` is there where the data come with official splits (the hub; files called
@@ -64,7 +62,6 @@ def load_preferences(
 
     Args:
       data_dir: folder with a local copy in shp/; None for the hub or, without it, the stand-in.
-      hub_folder: read only this folder (subreddit) of the data set on the hub, e.g. "askculinary".
 
     Raises:
       UserError: the data cannot be used.
@@ -75,8 +72,8 @@ def load_preferences(
         frame, name = local_preferences(Path(data_dir, "shp"))
         licence = "the owners' of the files; SHP's texts are by Reddit's users, for research"
     elif source.on_hub(SHP):
-        kind, name, location = "hub", SHP, "/".join(filter(None, (SHP, hub_folder)))
-        frame = source.hub_frame(SHP, [*PAIR_COLUMNS, "score_ratio"], hub_folder)
+        kind, name, location = "hub", SHP, SHP
+        frame = source.hub_frame(SHP, [*PAIR_COLUMNS, "score_ratio"])
         frame["domain"] = frame["domain"].str.replace(r"_(train|validation|test)$", "", regex=True)
         whole = frame[PAIR_TEXTS].apply(is_text).all(axis=1)
         frame = frame[whole].reset_index(drop=True)
@@ -178,9 +175,7 @@ def assembled_post(rows: list[Any], max_pairs: int | None, seed: int) -> Post:
     )
 
 
-def load_prompts(
-    data_dir: Path | None, *, only_openers: bool = False
-) -> tuple[list[Prompt], Source]:
+def load_prompts(data_dir: Path | None) -> tuple[list[Prompt], Source]:
     """English messages by prompters, none empty, deleted or twice, in the order of the data.
 
     Two texts that differ in case or white space only are the same.
@@ -188,21 +183,20 @@ def load_prompts(
     Args:
       data_dir: folder with a local copy in oasst/; None for the hub or, without it, the stand-in,
         whose prompts are questions that none of its comparisons is about.
-      only_openers: leave out the messages that answer an assistant.
 
     Raises:
       UserError: the data cannot be used.
     """
-    note = "messages that open a conversation" if only_openers else "every prompter message"
+    note = "every prompter message"
     if data_dir is not None:
         kind, licence, folder = "local", "Apache-2.0 (OASST)", Path(data_dir, "oasst")
         frames = dict(source.tables(folder, MESSAGE_COLUMNS))
         frame = pd.concat([part[MESSAGE_COLUMNS] for part in frames.values()])
-        prompts = messages(frame, only_openers=only_openers)
+        prompts = messages(frame)
         name, location = file_names(frames), str(folder)
     elif source.on_hub(OASST):
         kind, name, location, licence = "hub", OASST, OASST, "Apache-2.0"
-        prompts = messages(source.hub_frame(OASST, MESSAGE_COLUMNS), only_openers=only_openers)
+        prompts = messages(source.hub_frame(OASST, MESSAGE_COLUMNS))
     else:
         kind, name, location, licence = "stand-in", STANDIN_NAME, "built here", STANDIN_LICENCE
         prompts = [
@@ -221,12 +215,10 @@ def load_prompts(
     )  # fmt: skip
 
 
-def messages(frame: pd.DataFrame, *, only_openers: bool) -> list[Prompt]:
+def messages(frame: pd.DataFrame) -> list[Prompt]:
     """The prompts among the messages of a frame in OASST's columns."""
     wanted = (frame["role"] == "prompter") & (frame["lang"] == "en") & is_text(frame["text"])
     wanted &= ~frame["deleted"].isin([True])
-    if only_openers:
-        wanted &= frame["parent_id"].isna()
     return [
         Prompt(
             prompt_id=row.message_id,

@@ -77,6 +77,7 @@ def evaluate(
             for column in parts[0]
         }
     bar.close()
+    run.rewind(-1)  # what an attempt that was cut off has left
     keep_responses(run, prompts, texts, columns, cfg)
     run.save_arrays(
         **{f"{name}.{key}": value for name, own in columns.items() for key, value in own.items()}

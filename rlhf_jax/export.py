@@ -49,7 +49,7 @@ def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = Fa
     """Writes what a finished run trained into a new directory.
 
     Args:
-      run: of stage "reward", "ppo-full" or "ppo-lora", with its weights.
+      run: of a stage that trains a reward model or a policy, with its weights.
       pretrained: the model that it started from.
       out: the directory; it must not hold anything yet.
       merged: write a model with its adapters added to its weights, not adapters beside a model.
@@ -57,7 +57,8 @@ def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = Fa
     Raises:
       UserError: there is nothing to export, or something in the way.
     """
-    weights = {"reward": "best", "ppo-full": "policy", "ppo-lora": "policy"}.get(run.stage)
+    kind = run.stage.partition("-")[0]  # "ppo-lora-1" is of kind "ppo"
+    weights = {"reward": "best", "gold": "best", "ppo": "policy"}.get(kind)
     if weights is None:
         raise UserError(f"{run.path}: a run of stage {run.stage!r} has no weights to export")
     if not run.finished:
@@ -68,7 +69,7 @@ def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = Fa
         raise UserError(f"{out}: is there already; name another folder or remove it")
     lora = None if merged else lora_config(run.config["lora"])
     plain = out if lora is None else out / "base"
-    if run.stage == "reward":
+    if weights == "best":
         model, card = nnx.merge(*judges.load(run, pretrained)), model_card.reward_card
         decoder, head = model.decoder, head_weight(model)
         model.decoder = merged_adapters(decoder) if merged else decoder

@@ -21,7 +21,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoModelForSequenceClassification.from_pretrained(path)
 {MESSAGES}
-inputs = tokenizer(prompt + answer + tokenizer.eos_token, return_tensors="pt")
+text = prompt + answer + tokenizer.eos_token
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
 reward = model(**inputs).logits[0, 0].item() - model.config.reward_offset"""
 
 USE_REWARD_ADAPTER = f"""\
@@ -32,12 +33,13 @@ tokenizer = AutoTokenizer.from_pretrained(path)
 base = AutoModelForSequenceClassification.from_pretrained(f"{{path}}/base")
 model = PeftModel.from_pretrained(base, path)
 {MESSAGES}
-inputs = tokenizer(prompt + answer + tokenizer.eos_token, return_tensors="pt")
+text = prompt + answer + tokenizer.eos_token
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
 reward = model(**inputs).logits[0, 0].item() - base.config.reward_offset"""
 
 GENERATE = f"""\
 {MESSAGES}
-inputs = tokenizer(prompt, return_tensors="pt")
+inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
 answer = model.generate(**inputs)"""
 
 USE_POLICY = f"""\
@@ -170,7 +172,7 @@ def front_matter(run: Run, *, metrics: Mapping[str, float], **fields: Any) -> st
     sources = [source for source in about.values() if "rows" in source]
     model = about.get("model", {}).get("name", "")
     task = fields["pipeline_tag"]
-    measured_on = about.get("preferences" if run.stage == "reward" else "prompts", {})
+    measured_on = about.get("prompts" if run.stage.startswith("ppo") else "preferences", {})
     dataset = measured_on.get("name", "not recorded")
     results = [
         EvalResult(

@@ -162,9 +162,10 @@ def next_kl_weight(kl_weight: float, kl: float, *, target: float, gain: float) -
     """Controller of the KL coefficient in log space (@eq-controller).
 
     weight <- weight * exp(g * clip(log(kl / target), -1, 1)). The classic controller (Ziegler et
-    al., 2019) moves by at most a fifth in a run of 156 steps, this one by exp(gain) a step. It
-    falls a quarter as fast as it rises: the KL starts at zero whatever the coefficient, and a
-    coefficient that has fallen in the meantime lets the policy run past the target.
+    al., 2019), with its horizon of 10,000 episodes, moves by at most 22 % in 156 batches of 64,
+    this one by exp(gain) a step, within [1e-4, 10]. It falls a quarter as fast as it rises: the KL
+    starts at zero whatever the coefficient, and a coefficient that has fallen in the meantime lets
+    the policy run past the target.
 
     Args:
       kl_weight: coefficient, reward per nat.

@@ -13,11 +13,11 @@ from pathlib import Path
 import jax
 
 from reporting import runs
-from reporting.runs import PROJECT, Run, UserError, ensure
+from reporting.runs import PROJECT, Run, UserError, ensure, fingerprint
 from rlhf_jax import config, evaluation, judge, ppo, pretrained, reward
 from rlhf_jax.batch import encode_posts, first_pairs
 from rlhf_jax.config import PPOConfig, Profile, RewardConfig
-from rlhf_jax.data import Prompt, load_preferences, load_prompts, posts, top_up
+from rlhf_jax.data import Post, Prompt, load_preferences, load_prompts, posts, top_up
 from rlhf_jax.pretrained import Pretrained
 from rlhf_jax.source import Source
 from rlhf_jax.split import split_posts, split_prompts
@@ -69,15 +69,14 @@ class Experiment:
     @functools.cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt], Source]:
         """(to train on, unseen, their source), topped up with questions where there are few."""
-        wanted = self.profile.ppo.prompts
+        wanted = max(cfg.prompts for cfg in self.profile.policies.values())
         unseen = self.profile.evaluation.prompts
         found, source = load_prompts(self.data_dir)
         if len(found) < wanted + unseen:
             found, source = top_up(found, source, self.posts["train"], wanted=wanted + unseen)
         train, held_out = split_prompts(
-            found, train=min(wanted, len(found) - unseen), evaluation=unseen,
-            seed=self.profile.ppo.seed,
-        )  # fmt: skip
+            found, train=wanted, evaluation=unseen, seed=self.profile.ppo.seed
+        )
         return train, held_out, source
 
     @property
@@ -102,17 +101,27 @@ class Experiment:
         if self.committed is not None:
             return runs.find(stage, self.committed)
         inputs = {"model": self.model_identity}
-        inputs |= {name: source.fingerprint for name, source in self.sources.items()}
-        if part := REWARD_MODELS.get(stage):
+        if stage in REWARD_MODELS:
             cfg = getattr(self.profile, stage)
-            train = functools.partial(self._reward, cfg=cfg, part=part)
+            parts, prompts = self._parts(stage), self._texts(0)[: cfg.reference_samples]
+            inputs["posts"] = fingerprint(
+                {name: [*map(dataclasses.astuple, own)] for name, own in parts.items()}
+            )
+            inputs["prompts"] = fingerprint(prompts)
+            train = functools.partial(self._reward, cfg=cfg, parts=parts, prompts=prompts)
             return self._ensure(stage, cfg, train, inputs)
         inputs["reward"] = self.run("reward").identity
         if cfg := self.profile.policies.get(stage):
-            return self._ensure(stage, cfg, functools.partial(self._ppo, cfg=cfg), inputs)
+            prompts = self._texts(0)[: cfg.prompts]
+            inputs["prompts"] = fingerprint(prompts)
+            train = functools.partial(self._ppo, cfg=cfg, prompts=prompts)
+            return self._ensure(stage, cfg, train, inputs)
         if stage == "evaluate":
+            prompts = self._texts(1)
+            inputs["prompts"] = fingerprint(prompts)
             inputs |= {name: self.run(name).identity for name in ("gold", *self.policies)}
-            return self._ensure(stage, self.profile.evaluation, self._evaluate, inputs)
+            train = functools.partial(self._evaluate, prompts=prompts)
+            return self._ensure(stage, self.profile.evaluation, train, inputs)
         raise UserError(f"stage {stage!r}: unknown; choose one of {', '.join(self.stages)}")
 
     def _ensure(self, stage: str, cfg, train, inputs: dict[str, str]) -> Run:
@@ -139,29 +148,32 @@ class Experiment:
             for stage in stages
         }
 
-    def _reward(self, run: Run, *, cfg: RewardConfig, part: str) -> None:
+    def _parts(self, stage: str) -> dict[str, list[Post]]:
+        """The posts that a reward model is trained, chosen and tested on."""
+        cfg = getattr(self.profile, stage)
         wanted = {
-            "train": (part, cfg.train_pairs),
+            "train": (REWARD_MODELS[stage], cfg.train_pairs),
             "validation": ("validation", cfg.validation_pairs),
             "test": ("test", cfg.test_pairs),
         }
-        parts = {
-            name: encode_posts(
-                first_pairs(self.posts[own], limit),
-                self.pretrained.tokenizer,
-                max_tokens=cfg.max_tokens,
-            )
-            for name, (own, limit) in wanted.items()
-        }
-        prompts = [prompt.text for prompt in self.prompts[0][: cfg.reference_samples]]
-        reward.train(run, cfg, self.pretrained, parts, prompts)
+        return {name: first_pairs(self.posts[own], limit) for name, (own, limit) in wanted.items()}
 
-    def _ppo(self, run: Run, *, cfg: PPOConfig) -> None:
-        prompts = [prompt.text for prompt in self.prompts[0]]
+    def _texts(self, which: int) -> list[str]:
+        """The prompts to train on (0), or the unseen ones (1)."""
+        return [prompt.text for prompt in self.prompts[which]]
+
+    def _reward(self, run: Run, *, cfg: RewardConfig, parts, prompts: list[str]) -> None:
+        tokenizer = self.pretrained.tokenizer
+        encoded = {
+            name: encode_posts(own, tokenizer, max_tokens=cfg.max_tokens)
+            for name, own in parts.items()
+        }
+        reward.train(run, cfg, self.pretrained, encoded, prompts)
+
+    def _ppo(self, run: Run, *, cfg: PPOConfig, prompts: list[str]) -> None:
         ppo.train(run, cfg, self.pretrained, self.judge(), prompts)
 
-    def _evaluate(self, run: Run) -> None:
-        prompts = [prompt.text for prompt in self.prompts[1]]
+    def _evaluate(self, run: Run, *, prompts: list[str]) -> None:
         evaluation.evaluate(
             run, self.profile.evaluation, self.profile.ppo, self.pretrained,
             {name: self.judge(name) for name in ("reward", "gold")}, self.tuned(self.policies),

@@ -183,7 +183,7 @@ def update(
     returns = advantages + episodes.values
     whitened = objectives.masked_whiten(advantages, episodes.mask)
     state, inner = optimise(state, frozen, episodes, whitened, returns, key, static=static)
-    return state, inner | episode_metrics(episodes, returns, cut_off), episodes
+    return state, inner | episode_metrics(episodes, responses, returns, cut_off), episodes
 
 
 def optimise(

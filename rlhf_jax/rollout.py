@@ -94,11 +94,12 @@ def divided(tree: Any, size: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
 
 
-def episode_metrics(episodes: Episodes, returns, cut_off) -> dict[str, Array]:
+def episode_metrics(episodes: Episodes, responses: Responses, returns, cut_off) -> dict[str, Array]:
     """What a batch of episodes looks like before the update; nats, rewards, tokens."""
     mask = episodes.mask
     k1 = objectives.kl_k1(episodes.logprobs, episodes.reference_logprobs)
     k3 = objectives.kl_k3(episodes.logprobs, episodes.reference_logprobs)
+    error = jnp.abs(episodes.logprobs - responses.logprobs)  # sampled against recomputed
     return {
         "reward": episodes.reward.mean(),
         "reward_std": episodes.reward.std(),
@@ -110,6 +111,7 @@ def episode_metrics(episodes: Episodes, returns, cut_off) -> dict[str, Array]:
         "explained_variance": objectives.explained_variance(episodes.values, returns, mask),
         "response_tokens": mask.sum(axis=1).mean(),
         "ended": 1 - cut_off.mean(),
+        "logprob_error": jnp.where(mask, error, 0.0).max(),
     }
 
 

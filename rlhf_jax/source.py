@@ -141,8 +141,8 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     return answered.is_set()
 
 
-def hub_frame(repository: str, columns: Sequence[str], folder: str | None = None) -> pd.DataFrame:
-    """All splits of a data set on the hub, or of one folder of it; column `split` says which.
+def hub_frame(repository: str, columns: Sequence[str]) -> pd.DataFrame:
+    """All splits of a data set on the hub; column `split` says which.
 
     Raises:
       UserError: the hub answers, but the data set cannot be loaded or lacks a column.
@@ -150,7 +150,7 @@ def hub_frame(repository: str, columns: Sequence[str], folder: str | None = None
     if not hub_reachable():
         datasets.config.HF_HUB_OFFLINE = True  # read the cache at once, not after 25 s of retries
     try:
-        parts = datasets.load_dataset(repository, data_dir=folder)
+        parts = datasets.load_dataset(repository)
         frames = [
             part.select_columns(list(columns)).to_pandas().assign(split=name)
             for name, part in parts.items()

@@ -95,16 +95,17 @@ def overlap(parts: Mapping[str, Sequence[Post]]) -> int:
 
 
 def split_prompts(
-    prompts: Sequence[Prompt], *, train: int | None, evaluation: int, seed: int
+    prompts: Sequence[Prompt], *, train: int, evaluation: int, seed: int
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to train on and prompts that training never sees, from different conversations.
 
     Questions taken from the preference data, which the reward model may have seen, are used for
-    evaluation last.
+    evaluation last. Evaluation takes conversations from the front of a random order, training from
+    its back: more of the one leaves the other as it is, as long as there are enough.
 
     Args:
       prompts: all, their texts distinct.
-      train: how many to train on; None for all that are left.
+      train: how many to train on.
       evaluation: how many to keep for evaluation.
       seed: for the draw.
 
@@ -126,11 +127,12 @@ def split_prompts(
             left.append(tree)
     if left and len(unseen) < evaluation:  # no conversation fits: the end of one is lost
         unseen += left.pop(0)[: evaluation - len(unseen)]
-    rest = [prompt for tree in left for prompt in tree]
-    rng.shuffle(rest)
-    if len(unseen) < evaluation or len(rest) < (train or 1):
+    rest = [prompt for tree in reversed(left) for prompt in tree]
+    if len(unseen) < evaluation or len(rest) < train:
         raise UserError(
             f"{len(prompts)} prompts in {len(trees)} conversations are too few for {evaluation} to "
-            f"evaluate and {train or 1} to train on; give more data or ask for fewer"
+            f"evaluate and {train} to train on; give more data or ask for fewer"
         )
-    return rest[:train], unseen
+    chosen = rest[:train]
+    rng.shuffle(chosen)
+    return chosen, unseen

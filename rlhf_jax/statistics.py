@@ -78,7 +78,6 @@ def bootstrap_weighted(
 def by_group(
     values: Float[np.ndarray, "items"],
     groups: Shaped[np.ndarray, "items"],
-    interval: Callable[..., Interval] = bootstrap,
     **options,
 ) -> dict[str, dict[str, float]]:
     """An interval for each group of items; `clusters` among the options is divided with them."""
@@ -87,5 +86,5 @@ def by_group(
     for group in sorted(set(groups)):
         member = groups == group
         own = {} if clusters is None else {"clusters": clusters[member]}
-        result[str(group)] = interval(values[member], **own, **options).asdict()
+        result[str(group)] = bootstrap(values[member], **own, **options).asdict()
     return result

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from reporting.runs import release_memory
+from reporting.runs import UserError, release_memory
 from rlhf_jax.pretrained import leaf_name
 
 FROZEN = "frozen"
@@ -67,7 +67,7 @@ def optimizer_for(
 
 
 class Checkpoints:
-    """The latest state of a stage, and the best one, under a run's `checkpoints` folder.
+    """The latest state of a stage, under its run's `checkpoints` folder.
 
     Saving is atomic: a killed process leaves the last whole checkpoint.
     """
@@ -131,10 +131,16 @@ def load_weights(path: Path, like: Any) -> Any:
     Args:
       path: the checkpoint.
       like: a tree of the same shapes, arrays or abstract.
+
+    Raises:
+      UserError: there is nothing (committed runs come without weights).
     """
     path = path.resolve()
-    if not path.exists():  # killed between the two renames of a save
+    fresh = path.with_name(f"{path.name}.new")
+    if not path.exists() and fresh.exists():  # killed between the two renames of a save
         swap(path)
+    if not path.exists():
+        raise UserError(f"{path}: no weights there; train the run on this machine first")
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(path, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
 
@@ -165,7 +171,7 @@ def parameter_counts(params: Any) -> dict[str, int]:
 
 
 def linear_schedule(peak: float, steps: int, warmup_fraction: float) -> optax.Schedule:
-    """A linear rise to `peak`, then a linear fall to zero at the last step."""
+    """A linear rise to `peak`, then a linear fall that would be at zero after the last step."""
     warmup = math.ceil(warmup_fraction * steps)
     return optax.join_schedules(
         [optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1)),

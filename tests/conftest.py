@@ -1,11 +1,14 @@
 """What every test runs under: two fake devices, strict JAX, shapes and types checked."""
 
+import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 2)
@@ -18,3 +21,29 @@ def pytest_configure(config):
     # Programs compile once: a resumed run, and the next run of the tests, find them here.
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record", help="keep what was measured of the invariants in this file")
+
+
+MEASURED = pytest.StashKey[dict]()
+
+
+@pytest.fixture
+def measured(request):
+    """A function that checks a measured value against its limit; see the option --record."""
+    rows = request.config.stash.setdefault(MEASURED, {})
+
+    def check(invariant, value, limit):
+        worst = max(float(value), rows.get(invariant, {}).get("measured", 0.0))
+        rows[invariant] = {"invariant": invariant, "measured": worst, "at most": limit}
+        assert value <= limit, invariant
+
+    return check
+
+
+def pytest_sessionfinish(session):
+    if file := session.config.getoption("--record"):
+        rows = [*session.config.stash.get(MEASURED, {}).values()]
+        Path(file).write_text(json.dumps(rows, indent=1) + "\n")

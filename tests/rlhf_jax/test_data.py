@@ -131,11 +131,11 @@ def test_hub_keeps_its_splits_and_leaves_out_empty_texts(tmp_path, offline, monk
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)) or parts
     )
-    frame, origin = data.load_preferences(None, hub_folder="baking")
-    assert asked == [(("stanfordnlp/SHP",), {"data_dir": "baking"})]
+    frame, origin = data.load_preferences(None)
+    assert asked == [(("stanfordnlp/SHP",), {})]
     assert list(frame["split"]) == ["train", "test"]
     assert set(frame["domain"]) == {"baking"}
-    assert (origin.kind, origin.location) == ("hub", "stanfordnlp/SHP/baking")
+    assert (origin.kind, origin.location) == ("hub", "stanfordnlp/SHP")
     assert origin.note == "2 rows with an empty text left out"
 
 
@@ -223,13 +223,6 @@ def test_prompts_are_english_prompter_messages_that_are_there(tmp_path):
     assert [prompt.text for prompt in prompts] == ["Hello, who are you?", "And why?"]
     assert [prompt.tree_id for prompt in prompts] == ["t1", "t1"]
     assert (origin.kind, origin.rows) == ("local", 2)
-
-
-def test_openers_only_leaves_out_what_answers_an_assistant(tmp_path):
-    later = {"message_id": "m8", "parent_id": "m2", "text": "And why?"}
-    prompts, origin = prompts_from(tmp_path, {}, later, only_openers=True)
-    assert [prompt.prompt_id for prompt in prompts] == ["m1"]
-    assert "open a conversation" in origin.note
 
 
 def test_messages_without_a_usable_prompt_are_an_error(tmp_path):

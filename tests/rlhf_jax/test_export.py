@@ -18,6 +18,8 @@ from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
 from rlhf_jax.model import LoRAConfig
 from rlhf_jax.training import save_weights
 
+JUDGES = ("reward", "gold")
+KINDS = ("reward", "reward+lora", "gold", "ppo-full", "ppo-lora", "ppo-lora-1")
 LORA = LoRAConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
 ABOUT = {
     "model": {"name": "acme/small", "file": "abc"},
@@ -49,8 +51,8 @@ def noisy(state, scale=0.3, seed=1):
 
 def finished(kind, model, root):
     """A run as training leaves it."""
-    stage, lora = kind.removesuffix("+lora"), LORA if kind.endswith("lora") else None
-    if stage == "reward":
+    stage, lora = kind.removesuffix("+lora"), LORA if "lora" in kind else None
+    if stage in JUDGES:
         cfg, name, summary = RewardConfig(lora=lora), "best", SUMMARY["reward"]
         weights = noisy(judges.initial(model, cfg.seed, lora)[1])
     else:
@@ -65,7 +67,7 @@ def finished(kind, model, root):
     return ensure(stage, cfg, train, inputs={"model": "x"}, about=ABOUT, root=root)
 
 
-@pytest.fixture(scope="module", params=["reward", "reward+lora", "ppo-full", "ppo-lora"])
+@pytest.fixture(scope="module", params=KINDS)
 def exported(request, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     run = finished(request.param, model, folder / "runs")
@@ -84,7 +86,7 @@ def test_directory_holds_no_pickle_and_all_that_a_loader_looks_for(exported):
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     whole = {"config.json", "model.safetensors", *tokenizer}
-    if run.stage != "reward":
+    if run.stage not in JUDGES:
         whole.add("generation_config.json")
     if run.config["lora"]:
         whole = {f"base/{name}" for name in whole}
@@ -96,7 +98,7 @@ def test_exported_tokenizer_pads_with_another_token_than_the_end(exported, model
     run, out = exported
     loaded = AutoTokenizer.from_pretrained(out)
     assert loaded.pad_token_id == model.tokenizer.pad != loaded.eos_token_id == model.tokenizer.end
-    assert loaded.padding_side == ("right" if run.stage == "reward" else "left")
+    assert loaded.padding_side == ("right" if run.stage in JUDGES else "left")
     assert model.tokenizer.encode(["<|im_end|>"]) != [[model.tokenizer.end]]  # ours is as it was
 
 
@@ -131,14 +133,14 @@ def test_card_states_what_it_is_and_what_it_cannot_do(exported):
     lora = run.config["lora"]
     assert fields["base_model_relation"] == ("adapter" if lora else "finetune")
     assert fields["library_name"] == ("peft" if lora else "transformers")
-    task = "text-classification" if run.stage == "reward" else "text-generation"
+    task = "text-classification" if run.stage in JUDGES else "text-generation"
     assert fields["pipeline_tag"] == task
     result = fields["model-index"][0]["results"][0]
-    measured_on = "stanfordnlp/SHP" if run.stage == "reward" else "own questions"
+    measured_on = "stanfordnlp/SHP" if run.stage in JUDGES else "own questions"
     assert result["dataset"]["name"] == measured_on
-    assert result["metrics"][0]["value"] == (0.71 if run.stage == "reward" else 0.3)
+    assert result["metrics"][0]["value"] == (0.71 if run.stage in JUDGES else 0.3)
     assert "| learning_rate | " in body and "| seed | 0 |" in body
-    assert ("0.43" in body) == (run.stage == "reward")
+    assert ("0.43" in body) == (run.stage in JUDGES)
     assert "onger answer" in body.split("## Limits")[1]
 
 

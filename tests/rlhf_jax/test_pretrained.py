@@ -152,7 +152,7 @@ def packaged():
     path = pretrained.packaged_gguf()
     if path is None:
         pytest.skip(f"the package {pretrained.PACKAGE} is not installed")
-    return pretrained.load_gguf(path, name=pretrained.HUB_ID)
+    return pretrained.load_gguf(path, name=pretrained.SMOLLM2)
 
 
 def test_the_packaged_model_knows_english(packaged):

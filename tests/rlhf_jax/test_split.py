@@ -109,11 +109,11 @@ def prompts(trees, size):
     ]
 
 
-@pytest.mark.parametrize(("train", "evaluation"), [(20, 10), (20, 11), (None, 1)])
+@pytest.mark.parametrize(("train", "evaluation"), [(20, 10), (20, 11), (33, 1)])
 def test_evaluation_prompts_come_from_unseen_conversations(train, evaluation):
     seen, unseen = split.split_prompts(prompts(12, 3), train=train, evaluation=evaluation, seed=0)
     assert len(unseen) == evaluation
-    assert len(seen) == (train or 33)
+    assert len(seen) == train
     assert not {p.tree_id for p in seen} & {p.tree_id for p in unseen}
     assert len({p.text for p in seen + unseen}) == len(seen) + len(unseen)
 
@@ -123,6 +123,12 @@ def test_prompt_draw_depends_on_the_seed_only():
         return split.split_prompts(prompts(12, 3), train=9, evaluation=9, seed=seed)
 
     assert draw(0) == draw(0) != draw(1)
+
+
+def test_more_prompts_to_evaluate_leave_those_to_train_on_as_they_are():
+    few, _ = split.split_prompts(prompts(12, 3), train=12, evaluation=6, seed=0)
+    many, unseen = split.split_prompts(prompts(12, 3), train=12, evaluation=20, seed=0)
+    assert few == many and not {p.tree_id for p in many} & {p.tree_id for p in unseen}
 
 
 def test_questions_of_the_preference_data_are_evaluated_last():
@@ -135,6 +141,6 @@ def test_questions_of_the_preference_data_are_evaluated_last():
 
 
 def test_too_few_prompts_are_an_error():
-    for train, evaluation in ((None, 37), (None, 36), (27, 10)):
+    for train, evaluation in ((1, 37), (1, 36), (27, 10)):
         with pytest.raises(UserError, match="36 prompts in 12 conversations are too few"):
             split.split_prompts(prompts(12, 3), train=train, evaluation=evaluation, seed=0)
