@@ -89,9 +89,8 @@ def line_style(stage: str, count: int) -> dict[str, Any]:
 
 
 def ppo_learning(runs: Mapping[str, Run]) -> None:
-    """Reward of the episodes, entropy, and what the critic explains."""
+    """Entropy of the policy, and what the critic explains."""
     shown = {
-        "reward": "reward of the episodes",
         "entropy": "entropy (nats per token)",
         "explained_variance": "critic's explained variance",
     }

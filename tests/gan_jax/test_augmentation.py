@@ -10,6 +10,7 @@ import pytest
 
 from gan_jax import config, training
 from gan_jax.augmentation import POLICIES, augmented
+from reporting.runs import UserError
 
 ALL = tuple(POLICIES)
 
@@ -156,5 +157,5 @@ def test_the_generator_learns_through_the_augmentation(step):
 
 def test_an_unknown_policy_is_refused():
     assert ALL == config.POLICIES
-    with pytest.raises(ValueError, match="augmentation.*'rotation'.*colour, translation, cutout"):
+    with pytest.raises(UserError, match="augmentation.*'rotation'.*colour, translation, cutout"):
         config.GANConfig(augmentation=("rotation",))
