@@ -90,7 +90,10 @@ def evaluate(
 
 
 def judged(
-    judges: Mapping[str, Judge], batch: tuple[Array, Array], responses: Responses, end: int
+    judges: Mapping[str, Judge],
+    batch: tuple[np.ndarray, np.ndarray],
+    responses: Responses,
+    end: int,
 ) -> dict[str, Float[Array, "batch"]]:
     """Every judge's reward of the responses to a batch of prompts."""
     return {
@@ -117,7 +120,7 @@ def sequence_kl(
     prompts: Array,
     prompt_mask: Array,
     responses,
-    temperature: float,
+    temperature: float | Float[Array, ""],
     *,
     definitions: tuple[nnx.GraphDef, nnx.GraphDef],
 ) -> Float[Array, "batch"]:

@@ -20,7 +20,7 @@ from rlhf_jax.config import PPOConfig, Profile, RewardConfig
 from rlhf_jax.data import Post, Prompt, load_preferences, load_prompts, posts, top_up
 from rlhf_jax.pretrained import Pretrained
 from rlhf_jax.source import Source
-from rlhf_jax.split import split_posts, split_prompts
+from rlhf_jax.split import keys, split_posts, split_prompts
 
 FRACTIONS = {"train": 0.73, "gold": 0.05, "validation": 0.09, "test": 0.13}  # of the posts
 REWARD_MODELS = {"reward": "train", "gold": "gold"}  # stages, and the posts that they learn from
@@ -53,7 +53,8 @@ class Experiment:
 
     @functools.cached_property
     def posts(self) -> dict[str, list]:
-        """The posts of each part; "gold" also gets what "train" has more than it needs."""
+        """The posts of each part; "gold" also gets what "train" has more than it needs, but no
+        text that is trained on."""
         cfg = self.profile.reward
         whole = posts(
             self.preferences[0],
@@ -63,8 +64,10 @@ class Experiment:
         )
         parts = split_posts(whole, fractions=FRACTIONS, seed=cfg.seed)
         used = len(first_pairs(parts["train"], cfg.train_pairs))
-        parts["gold"] += parts["train"][used:]
-        return parts | {"train": parts["train"][:used]}
+        train, left = parts["train"][:used], parts["train"][used:]
+        seen = {key for post in train for key in keys(post)}
+        parts["gold"] += [post for post in left if seen.isdisjoint(keys(post))]
+        return parts | {"train": train}
 
     @functools.cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt], Source]:

@@ -120,7 +120,7 @@ def compare(
     states: Float[Array, "batch time embed"],
     reference_states: Float[Array, "batch time embed"],
     targets: Int[Array, "batch time"],
-    temperature: float,
+    temperature: float | Float[Array, ""],
 ) -> tuple[Float[Array, "batch time"], ...]:
     """Of each target: logprob, the reference's logprob, entropy, exact KL over the vocabulary."""
 

@@ -65,7 +65,8 @@ def training(tmp_path):
         write_text(tmp_path / name / "config.json", "{}")
         runs[name] = Run(tmp_path / name)
         for step in range(1, 30):
-            runs[name].log(step=step, kl=0.01 * (step + number), kl_weight=0.1 + number)
+            kl = 0.01 * (step + number)
+            runs[name].log(step=step, kl=kl, kl_weight=0.1 + number, reward=step)
     return runs
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -86,6 +87,47 @@ def random_posts():
         return made
 
     return make
+
+
+@pytest.fixture(scope="session")
+def local_data(tmp_path_factory):
+    """A function that writes small copies in the layout of SHP and OASST1 into a new folder.
+
+    Some posts ask the same, and so do half of the messages, but for case and spaces.
+    """
+
+    def write(*, messages=60):
+        rng = np.random.default_rng(0)
+
+        def text():
+            return " ".join("".join(rng.choice(list("abcdefgh"), 4)) for _ in range(5))
+
+        questions = [text() for _ in range(80)]
+        questions[1::10] = [f"{question.upper()} " for question in questions[::10]]
+        pairs = [
+            {
+                "post_id": f"p{i // 2}", "domain": "ab"[i // 2 % 2], "history": questions[i // 2],
+                "human_ref_A": text(), "human_ref_B": text(), "score_A": 3, "score_B": 1,
+                "labels": 1,
+            }
+            for i in range(160)
+        ]  # fmt: skip
+        asked = [
+            {
+                "message_id": f"m{i}", "parent_id": None, "message_tree_id": f"t{i // 2}",
+                "text": f" {questions[i].upper()}" if i % 2 else text(), "role": "prompter",
+                "lang": "en", "deleted": False,
+            }
+            for i in range(messages)
+        ]  # fmt: skip
+        folder = tmp_path_factory.mktemp("data")
+        for name, rows in (("shp", pairs), ("oasst", asked)):
+            (folder / name).mkdir()
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / name / "rows.jsonl").write_text(lines)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

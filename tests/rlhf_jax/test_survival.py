@@ -1,7 +1,7 @@
 """Runs that are killed without warning, as `kill -9` or a full memory would do it."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,44 +19,13 @@ from rlhf_jax import judge as judges
 pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).resolve().parent.parent.parent
 KILLS = 10
-REWARD = ["--reward.epochs", "6", "--reward.reference-samples", "8"]
-LORA = ["--variant", "lora", "--lora.passes", "20"]
+REWARD = ["reward", "--reward.epochs", "3", "--reward.reference-samples", "8"]  # 72 steps
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Small copies in the layout of SHP and OASST1."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-
-    def text():
-        return " ".join("".join(rng.choice(list("abcdefgh"), 4)) for _ in range(5))
-
-    pairs = [
-        {
-            "post_id": f"p{i}", "domain": "ab"[i % 2], "history": text(), "human_ref_A": text(),
-            "human_ref_B": text(), "score_A": 3, "score_B": 1, "labels": 1,
-        }
-        for i in range(80)
-    ]  # fmt: skip
-    messages = [
-        {
-            "message_id": f"m{i}", "parent_id": None, "message_tree_id": f"m{i}", "text": text(),
-            "role": "prompter", "lang": "en", "deleted": False,
-        }
-        for i in range(60)
-    ]  # fmt: skip
-    for name, rows in (("shp", pairs), ("oasst", messages)):
-        (folder / name).mkdir()
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / name / "rows.jsonl").write_text(lines)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def start(data_dir, tmp_path_factory):
+def start(local_data, tmp_path_factory):
     """A function that starts the command line in a process of its own."""
-    cache = tmp_path_factory.mktemp("cache")
+    cache, data_dir = tmp_path_factory.mktemp("cache"), local_data()
 
     def run(results, *arguments, every="1000"):
         environment = os.environ | {
@@ -73,6 +42,14 @@ def start(data_dir, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="module")
+def rewarded(start, tmp_path_factory):
+    """Results with a finished reward model, to copy."""
+    results = tmp_path_factory.mktemp("rewarded")
+    complete(start(results, "reward"))
+    return results
+
+
 def complete(process):
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -84,22 +61,22 @@ def lines(results, stage):
 
 
 def kill_at_random(start, results, stage, arguments):
-    """Starts the stage again and again and kills it soon after it has logged something."""
+    """Starts the stage again and again, kills each process at work, and counts the kills.
+
+    A kill comes within five steps and 0.3 seconds, so that a run of 72 steps outlasts them all.
+    """
     rng = np.random.default_rng(0)
     kills = 0
-    while kills < KILLS:
+    for _ in range(KILLS):
         process = start(results, *arguments, every="0")
-        before = lines(results, stage)
-        wanted = before + rng.integers(0, 4)
-        while process.poll() is None and lines(results, stage) in range(wanted + 1):
+        wanted = lines(results, stage) + rng.integers(1, 6)
+        while process.poll() is None and lines(results, stage) < wanted:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-        kills += 1
+        kills += process.returncode == -signal.SIGKILL
+    assert not only_run(results, stage).finished
     return kills
 
 
@@ -115,9 +92,9 @@ def assert_same(found, expected, timeless):
 
 def test_a_reward_model_survives_kills_bit_by_bit(start, model, timeless, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    complete(start(whole, "reward", *REWARD))
-    assert kill_at_random(start, killed, "reward", ["reward", *REWARD]) >= 3
-    complete(start(killed, "reward", *REWARD))
+    complete(start(whole, *REWARD))
+    assert kill_at_random(start, killed, "reward", REWARD) == KILLS
+    complete(start(killed, *REWARD))
     found, expected = (only_run(results, "reward") for results in (killed, whole))
     assert_same(found, expected, timeless)
     for name, column in expected.arrays("test_pairs").items():
@@ -126,15 +103,19 @@ def test_a_reward_model_survives_kills_bit_by_bit(start, model, timeless, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_ppo_survives_kills_bit_by_bit(start, model, timeless, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    complete(start(whole, "ppo", *LORA))
-    complete(start(killed, "reward"))
-    assert kill_at_random(start, killed, "ppo-lora", ["ppo", *LORA]) >= 3
-    complete(start(killed, "ppo", *LORA))
-    found, expected = (only_run(results, "ppo-lora") for results in (killed, whole))
+@pytest.mark.parametrize(
+    ("variant", "cfg"),
+    [("full", config.tiny().ppo), ("lora", config.tiny().lora)],
+    ids=["full", "lora"],
+)
+def test_ppo_survives_kills_bit_by_bit(start, rewarded, model, timeless, tmp_path, variant, cfg):
+    whole, killed = (shutil.copytree(rewarded, tmp_path / name) for name in ("whole", "killed"))
+    passes = ["--ppo.passes", "24", "--lora.passes", "24"]  # 72 steps
+    arguments = ["ppo", "--variant", variant, *passes]
+    complete(start(whole, *arguments))
+    assert kill_at_random(start, killed, f"ppo-{variant}", arguments) == KILLS
+    complete(start(killed, *arguments))
+    found, expected = (only_run(results, f"ppo-{variant}") for results in (killed, whole))
     assert_same(found, expected, timeless)
-    ours, theirs = (
-        ppo.tuned_decoder(run, config.tiny().lora, model)[1] for run in (found, expected)
-    )
+    ours, theirs = (ppo.tuned_decoder(run, cfg, model)[1] for run in (found, expected))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
