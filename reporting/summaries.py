@@ -17,7 +17,9 @@ BAND = (0.02, 0.1)  # nats per token, where the protocol wants the KL to the ref
 
 
 def interval(own: Mapping[str, float], digits: int = 3) -> str:
-    """An estimate with its 95 % interval, for prose and tables."""
+    """An estimate with its 95 % interval, for prose and tables; a dash where there is none."""
+    if own["value"] is None:
+        return "–"
     return f"{own['value']:.{digits}f} [{own['low']:.{digits}f}, {own['high']:.{digits}f}]"
 
 

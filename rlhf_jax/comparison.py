@@ -55,7 +55,8 @@ def paired(statistic, rewards, tokens, *, resamples: int, seed: int) -> Interval
     for _ in range(min(resamples, 2000)):  # in a Python loop: fewer than for means
         drawn = rng.integers(0, prompts, prompts)
         found.append(statistic(rewards[:, drawn], tokens[:, drawn]))
-    low, high = np.nanpercentile(found, [2.5, 97.5])
+    comparable = [value for value in found if not np.isnan(value)] or [np.nan]
+    low, high = np.percentile(comparable, [2.5, 97.5])
     return Interval(statistic(rewards, tokens), float(low), float(high), prompts)
 
 

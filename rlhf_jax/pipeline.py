@@ -103,6 +103,8 @@ class Experiment:
         """The finished run of a stage; trains it, and what it depends on, where there is none."""
         if self.committed is not None:
             return runs.find(stage, self.committed)
+        if stage not in self.stages:
+            raise UserError(f"stage {stage!r}: unknown; choose one of {', '.join(self.stages)}")
         inputs = {"model": self.model_identity}
         if stage in REWARD_MODELS:
             cfg = getattr(self.profile, stage)
@@ -119,13 +121,11 @@ class Experiment:
             inputs["prompts"] = fingerprint(prompts)
             train = functools.partial(self._ppo, cfg=cfg, prompts=prompts)
             return self._ensure(stage, cfg, train, inputs)
-        if stage == "evaluate":
-            prompts = self._texts(1)
-            inputs["prompts"] = fingerprint(prompts)
-            inputs |= {name: self.run(name).identity for name in ("gold", *self.policies)}
-            train = functools.partial(self._evaluate, prompts=prompts)
-            return self._ensure(stage, self.profile.evaluation, train, inputs)
-        raise UserError(f"stage {stage!r}: unknown; choose one of {', '.join(self.stages)}")
+        prompts = self._texts(1)
+        inputs["prompts"] = fingerprint(prompts)
+        inputs |= {name: self.run(name).identity for name in ("gold", *self.policies)}
+        train = functools.partial(self._evaluate, prompts=prompts)
+        return self._ensure(stage, self.profile.evaluation, train, inputs)
 
     def _ensure(self, stage: str, cfg, train, inputs: dict[str, str]) -> Run:
         where = self.model_path

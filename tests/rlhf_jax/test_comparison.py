@@ -129,3 +129,10 @@ def test_distinct_is_the_share_of_different_bigrams(texts, expected):
 )
 def test_repeated_is_the_share_of_four_grams_seen_before(text, expected):
     assert comparison.repeated(text) == pytest.approx(expected)
+
+
+def test_policies_without_a_length_in_common_cannot_be_compared_within_classes():
+    short, long = np.full(30, 5), np.full(30, 50)
+    gain = comparison.gain(columns(long, np.ones(30)), columns(short, np.zeros(30)), CFG)
+    assert all(np.isnan(gain["stratified"][name]) for name in ("value", "low", "high"))
+    assert gain["reward"]["value"] == 1

@@ -117,7 +117,7 @@ def test_card_gives_the_prompt_that_the_training_used(exported, model):
     _, out = exported
     card = (out / "README.md").read_text()
     code = card.split("messages = ")[1].split("\ninputs")[0]
-    scope = {"tokenizer": AutoTokenizer.from_pretrained(out), "question": PROMPT}
+    scope = {"tokenizer": AutoTokenizer.from_pretrained(out), "question": PROMPT, "answer": ""}
     exec(f"messages = {code}", scope)
     tokens = scope["tokenizer"](scope["prompt"], add_special_tokens=False)["input_ids"]
     own = model.tokenizer

@@ -102,6 +102,7 @@ def test_another_reward_model_makes_other_policies_and_leaves_gold_alone(data_di
     assert differing_inputs("evaluate", one, other) == {"reward", "ppo-full", "ppo-lora"}
 
 
-def test_an_unknown_stage_is_an_error(data_dir):
+def test_an_unknown_stage_is_an_error(data_dir, tmp_path):
     with pytest.raises(UserError, match="'ppo-half': unknown; choose one of reward, gold, ppo-ful"):
         experiment(data_dir).run("ppo-half")
+    assert not any(tmp_path.iterdir())  # nothing was trained on the way
