@@ -19,7 +19,7 @@ from rlhf_jax import judge as judges
 pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).resolve().parent.parent.parent
 KILLS = 10
-REWARD = ["reward", "--reward.epochs", "3", "--reward.reference-samples", "8"]  # 72 steps
+REWARD = ["reward", "--reward.epochs", "10", "--reward.reference-samples", "8"]  # 240 steps
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def lines(results, stage):
 def kill_at_random(start, results, stage, arguments):
     """Starts the stage again and again, kills each process at work, and counts the kills.
 
-    A kill comes within five steps and 0.3 seconds, so that a run of 72 steps outlasts them all.
+    A kill comes within five steps and 0.3 seconds, so that the runs outlast them all.
     """
     rng = np.random.default_rng(0)
     kills = 0
@@ -110,7 +110,7 @@ def test_a_reward_model_survives_kills_bit_by_bit(start, model, timeless, tmp_pa
 )
 def test_ppo_survives_kills_bit_by_bit(start, rewarded, model, timeless, tmp_path, variant, cfg):
     whole, killed = (shutil.copytree(rewarded, tmp_path / name) for name in ("whole", "killed"))
-    passes = ["--ppo.passes", "24", "--lora.passes", "24"]  # 72 steps
+    passes = ["--ppo.passes", "40", "--lora.passes", "40"]  # 120 steps
     arguments = ["ppo", "--variant", variant, *passes]
     complete(start(whole, *arguments))
     assert kill_at_random(start, killed, f"ppo-{variant}", arguments) == KILLS
