@@ -66,8 +66,11 @@ def sample(
     def emit(carry):
         index, hidden, cache, done, responses = carry
         logits = decoder.logits(hidden) / jnp.where(temperature > 0, temperature, 1.0)
-        drawn = categorical(jax.random.fold_in(key, index), logits)
-        token = jnp.where(temperature > 0, drawn, logits.argmax(axis=-1))
+        token = jax.lax.cond(
+            temperature > 0,
+            lambda: categorical(jax.random.fold_in(key, index), logits),
+            lambda: logits.argmax(axis=-1),
+        )
         logprob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
         logprob = logprob - jax.nn.logsumexp(logits, axis=-1)
         column = Responses(jnp.where(done, pad, token), ~done, jnp.where(done, 0.0, logprob))
