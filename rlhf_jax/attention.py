@@ -94,12 +94,12 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def attend_cached(
     query: Float[Array, "batch heads head_dim"],
     keys: Float[Array, "batch kv_heads head_dim time"],
-    values: Float[Array, "batch kv_heads head_dim time"],
+    values: Float[Array, "batch kv_heads time head_dim"],
     visible: Bool[Array, "batch time"],
 ) -> Float[Array, "batch heads head_dim"]:
     """Attention of one new token over a cache.
 
-    Time is the cache's last axis: both products then stream through contiguous memory.
+    The axis that is not summed over comes last, so that both products add up whole rows of memory.
     """
     batch, heads, head_dim = query.shape
     kv_heads = keys.shape[1]
@@ -107,4 +107,4 @@ def attend_cached(
     scores = jnp.einsum("bhgd,bhds->bhgs", query, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhgs,bhds->bhgd", weights, values).reshape(batch, heads, head_dim)
+    return jnp.einsum("bhgs,bhsd->bhgd", weights, values).reshape(batch, heads, head_dim)

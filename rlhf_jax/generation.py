@@ -90,9 +90,10 @@ def prefill(decoder, prompts, prompt_mask, length):
     padding = jnp.where(prompt_mask, 0, -1)
     positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
     hidden, cache = decoder.forward(prompts, positions, block_mask(padding, padding))
-    room = ((0, 0), (0, 0), (0, 0), (0, length))
+    room = ((0, 0), (0, length), (0, 0), (0, 0))
     return hidden, [
-        tuple(jnp.pad(part.transpose(0, 2, 3, 1), room) for part in block) for block in cache
+        (jnp.pad(key, room).transpose(0, 2, 3, 1), jnp.pad(value, room).transpose(0, 2, 1, 3))
+        for key, value in cache
     ]
 
 

@@ -173,10 +173,10 @@ class Attention(nnx.Module):
     def step(self, x, rope, visible, cache, index):
         """One new token per row; the cache comes back with it written at `index`."""
         query, key, value = self.project(x, rope, None)
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, new[:, 0, :, :, None], index, axis=3)
-            for old, new in zip(cache, (key, value), strict=True)
-        )
+        keys, values = cache
+        update = jax.lax.dynamic_update_slice_in_dim
+        keys = update(keys, key.transpose(0, 2, 3, 1), index, axis=3)
+        values = update(values, value.transpose(0, 2, 1, 3), index, axis=2)
         out = attend_cached(query[:, 0], keys, values, visible)
         return self.o_proj(out.reshape(x.shape[0], 1, -1)), (keys, values)
 

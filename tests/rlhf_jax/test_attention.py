@@ -86,7 +86,7 @@ def test_attention_over_a_cache_equals_the_last_row_of_attention():
     mask = jnp.tril(jnp.ones((BATCH, TIME, TIME), bool)).at[1, :, :2].set(False)
     expected = attention.attend(query, key, value, mask)[:, -1]
     cached = attention.attend_cached(
-        query[:, -1], key.transpose(0, 2, 3, 1), value.transpose(0, 2, 3, 1), mask[:, -1]
+        query[:, -1], key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3), mask[:, -1]
     )
     np.testing.assert_allclose(cached, expected, rtol=1e-5, atol=1e-6)
 
