@@ -11,6 +11,7 @@ import json
 import math
 import operator
 import os
+import statistics
 import time
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def report(part: str, folder: Path, answers: dict) -> str:
     if part == "generation":
         columns = {"new tokens/s": lambda a: math.prod(GENERATION) / a["seconds"]}
         ratio = turns.ratios(answers, "jax", "torch", columns["new tokens/s"])
+        bound = statistics.median(math.prod(GENERATION) / a["bound"] for a in answers["jax"])
+        ratio += f"; its matrix products alone at the machine's peak: {bound:.0f} new tokens/s"
     else:
         columns = {"seconds a step": lambda a: sum(a.get(phase, 0) for phase in PHASES)}
         columns |= {phase: operator.methodcaller("get", phase) for phase in PHASES}
@@ -160,7 +163,17 @@ def jax_generation(model) -> turns.Answer:
         return {"seconds": time.perf_counter() - began}
 
     sampled(0)
-    return sampled(1)
+    return sampled(1) | {"bound": generation_flops(model) / turns.jax_matrix_rate()}
+
+
+def generation_flops(model) -> float:
+    """Of the matrix products: prompts and responses pass the blocks, responses the vocabulary."""
+    import jax
+
+    vocabulary = model.config.vocab_size * model.config.embed_dim
+    matrices = sum(leaf.size for leaf in jax.tree.leaves(model.state) if leaf.ndim == 2)
+    prompts, length = GENERATION
+    return 2 * prompts * length * (2 * (matrices - vocabulary) + vocabulary)
 
 
 def torch_side(args: argparse.Namespace):

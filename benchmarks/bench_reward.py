@@ -18,7 +18,6 @@ import turns
 
 PEER_PAIRS = 8  # in a batch of the peer's
 SAMPLE = 400  # posts or pairs over which our batches are planned, as over a run's
-SIZE = 2048  # of the square matrices whose product gives the machine's peak
 FLOPS = (
     "FLOPs     6 N + 12 L T D per token: N weights in the blocks' matrices, L layers, T tokens\n"
     "          in a row, D sizes of the heads together; padded and masked places count as computed"
@@ -178,7 +177,6 @@ def reward_config(args: argparse.Namespace):
 def jax_side(args: argparse.Namespace):
     """The library's compiled step on packed posts."""
     import jax
-    import jax.numpy as jnp
     import optax
     from flax import nnx
 
@@ -228,15 +226,12 @@ def jax_side(args: argparse.Namespace):
         jax.block_until_ready(gradients(state.trainable, batch))
         return {"gradient_seconds": time.perf_counter() - began}
 
-    one = jnp.ones((SIZE, SIZE))
-    product = jax.jit(jnp.matmul)
     version = f"jax {jax.__version__} on {jax.devices()[0].platform}"
     answer = {"version": version, "first_loss": step()["loss"]} | step()
     if PARTS[name].random_tokens:
         timed_gradients()  # compiles
         answer |= timed_gradients()
-    rate = turns.matrix_rate(lambda: jax.block_until_ready(product(one, one)), SIZE)
-    return answer | {"matrix_rate": rate}
+    return answer | {"matrix_rate": turns.jax_matrix_rate()}
 
 
 def torch_side(args: argparse.Namespace):
@@ -270,10 +265,10 @@ def torch_side(args: argparse.Namespace):
             "tokens": int(mask.sum()), "pairs": len(pairs), "loss": loss.item(),
         }  # fmt: skip
 
-    one = torch.ones(SIZE, SIZE)
+    one = torch.ones(turns.MATRIX, turns.MATRIX)
     version = f"torch {torch.__version__}, transformers {transformers.__version__} on cpu"
     answer = {"version": version, "first_loss": step()["loss"]} | step()
-    return answer | {"matrix_rate": turns.matrix_rate(lambda: one @ one, SIZE)}
+    return answer | {"matrix_rate": turns.matrix_rate(lambda: one @ one)}
 
 
 SIDES = {"prepare": prepare, "jax": jax_side, "torch": torch_side}

@@ -25,6 +25,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 PEER = PROJECT / ".venv-trl" / "bin" / "python"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MATRIX = 2048  # rows and columns of the matrices whose product gives the machine's peak
 Answer = dict[str, Any]
 Measure = Callable[[Answer], float | None]
 
@@ -140,13 +141,21 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
 
 
-def matrix_rate(multiply: Callable[[], Any], size: int, times: int = 8) -> float:
-    """FLOP/s of a row of products of square matrices; `multiply` does one and waits for it."""
+def matrix_rate(multiply: Callable[[], Any], times: int = 8) -> float:
+    """FLOP/s of products of two matrices of MATRIX; `multiply` does one and waits for it."""
     multiply()
     began = time.perf_counter()
     for _ in range(times):
         multiply()
-    return 2 * size**3 * times / (time.perf_counter() - began)
+    return 2 * MATRIX**3 * times / (time.perf_counter() - began)
+
+
+def jax_matrix_rate() -> float:
+    """The same with JAX, in float32."""
+    import jax
+
+    one, product = jax.numpy.ones((MATRIX, MATRIX)), jax.jit(jax.numpy.matmul)
+    return matrix_rate(lambda: jax.block_until_ready(product(one, one)))
 
 
 def loaded(name: str):

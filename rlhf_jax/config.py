@@ -135,6 +135,14 @@ class Profile:
     lora_everywhere: PPOConfig | None = None  # one more run, with adapters on all linear layers
     evaluation: EvaluationConfig
 
+    def __post_init__(self):
+        for field in ("max_pairs_per_post", "min_score_ratio"):
+            if getattr(self.gold, field) != getattr(self.reward, field):
+                raise UserError(
+                    f"Profile.gold.{field}={getattr(self.gold, field)} must be the reward model's, "
+                    f"{getattr(self.reward, field)}: both learn from parts of the same posts"
+                )
+
     @property
     def policies(self) -> dict[str, PPOConfig]:
         """Every policy that is tuned, by the name of its stage."""

@@ -41,6 +41,13 @@ def test_the_variants_of_a_profile_differ_in_adapters_and_learning_rate_alone(na
     assert profile.ppo.lora is None and profile.lora.lora is not None
 
 
+@pytest.mark.parametrize("change", [{"max_pairs_per_post": 3}, {"min_score_ratio": 2.0}])
+def test_both_reward_models_read_the_same_pairs_of_a_post(change):
+    profile = config.profile("tiny")
+    with pytest.raises(UserError, match=f"Profile.gold.{next(iter(change))}"):
+        dataclasses.replace(profile, gold=dataclasses.replace(profile.gold, **change))
+
+
 def test_the_assignment_profile_is_the_protocol():
     profile = config.profile("assignment")
     assert profile.reward.train_pairs >= 5000
