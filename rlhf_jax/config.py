@@ -234,7 +234,7 @@ def cpu() -> Profile:
 def study() -> Profile:
     ppo = PPOConfig(
         learning_rate=5e-5, value_learning_rate=1e-3, warmup_fraction=0.1, batch=16,
-        forward_batch=8, passes=1, inner_epochs=2, prompts=320, prompt_tokens=64,
+        forward_batch=8, passes=1, inner_epochs=2, prompts=400, prompt_tokens=64,
         response_tokens=40, kl_weight=0.15,
         missing_end_penalty=0.0,  # few answers can end within so few tokens
     )  # fmt: skip
