@@ -91,7 +91,7 @@ def merged_adapters(decoder: Decoder) -> Decoder:
         layers = {**vars(block.attention), **vars(block.mlp)}
         for layer in (layers[name] for name in LINEAR_LAYERS if name in layers):
             if layer.lora_a is not None:
-                layer.kernel[...] += layer.scale * (layer.lora_a[...] @ layer.lora_b[...])
+                layer.kernel[...] += layer.scale * (layer.lora_b[...] @ layer.lora_a[...])
                 layer.lora_a = layer.lora_b = nnx.data(None)
     return decoder
 
@@ -154,8 +154,7 @@ def export_reward_model(judge: Judge, pretrained: Pretrained, out: Path) -> None
 
 def head_weight(model: RewardModel) -> np.ndarray:
     """The head as a matrix of one row, with the gain in it."""
-    kernel = np.asarray(model.score.kernel[...], np.float32)
-    return np.ascontiguousarray(np.float32(model.gain[...]) * kernel.T)
+    return np.float32(model.gain[...]) * np.asarray(model.score.kernel[...], np.float32)
 
 
 def export_adapter(
@@ -214,8 +213,7 @@ def adapter_tensors(decoder: Decoder) -> dict[str, np.ndarray]:
             continue
         for ending, name in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
             values = np.asarray(leaves[factors.removesuffix("lora_a") + ending], np.float32)
-            module = theirs.removesuffix("weight")
-            tensors[f"base_model.model.{module}{name}.weight"] = np.ascontiguousarray(values.T)
+            tensors[f"base_model.model.{theirs.removesuffix('weight')}{name}.weight"] = values
     return tensors
 
 
@@ -280,7 +278,7 @@ def load_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str = "float32
     cfg = DecoderConfig.from_huggingface(config | {"tie_word_embeddings": True}, dtype=dtype)
     state = decoder_state(cfg, tensors, source=str(path))
     model = RewardModel(nnx.merge(nnx.split(abstract(cfg))[0], state), rngs=nnx.Rngs(0))
-    model.score.kernel[...] = jnp.asarray(weight, jnp.float32).T
+    model.score.kernel[...] = jnp.asarray(weight, jnp.float32)
     model.offset[...] = jnp.float32(config.get("reward_offset", 0.0))
     return Judge(*nnx.split(model))
 

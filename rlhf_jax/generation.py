@@ -1,7 +1,7 @@
 """Compiled sampling with an explicit cache."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.attention import block_mask
+
+PREFILL = 16  # rows that are read at a time, at most
 
 
 class Responses(NamedTuple):
@@ -52,6 +54,7 @@ def sample(
     hidden, cache = prefill(decoder, prompts, prompt_mask, length)
     lengths = prompt_mask.sum(axis=1)
     slots = jnp.arange(prompt + length)[None]
+    table = decoder.rope(slots)  # in the loop they would be computed for every head of every layer
     readable = jnp.pad(prompt_mask, ((0, 0), (0, length)))
     empty = Responses(
         jnp.full((batch, length), pad, prompts.dtype),
@@ -66,47 +69,64 @@ def sample(
     def emit(carry):
         index, hidden, cache, done, responses = carry
         logits = decoder.logits(hidden) / jnp.where(temperature > 0, temperature, 1.0)
+        logits = logits - logits.max(axis=-1, keepdims=True)
+        weights = jnp.exp(logits)
         token = jax.lax.cond(
             temperature > 0,
-            lambda: categorical(jax.random.fold_in(key, index), logits),
+            lambda: categorical(jax.random.fold_in(key, index), weights),
             lambda: logits.argmax(axis=-1),
         )
         logprob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
-        logprob = logprob - jax.nn.logsumexp(logits, axis=-1)
+        logprob = logprob - jnp.log(weights.sum(axis=-1))
         column = Responses(jnp.where(done, pad, token), ~done, jnp.where(done, 0.0, logprob))
         responses = jax.tree.map(
             lambda all_, one: all_.at[:, index].set(one.astype(all_.dtype)), responses, column
         )
         visible = readable | ((slots >= prompt) & (slots <= prompt + index))
-        hidden, cache = decoder.step(token, lengths + index, visible, cache, prompt + index)
+        rope = jax.tree.map(lambda part: part[0][lengths + index][:, None], table)
+        hidden, cache = decoder.step(token, rope, visible, cache, prompt + index)
         return index + 1, hidden, cache, done | (token == end), responses
 
-    carry = (0, hidden[:, -1], cache, jnp.zeros(batch, bool), empty)
+    carry = (0, hidden, cache, jnp.zeros(batch, bool), empty)
     return jax.lax.while_loop(running, emit, carry)[-1]
 
 
 def prefill(decoder, prompts, prompt_mask, length):
-    """Hidden states of the prompts, and a cache with room for `length` more tokens."""
-    padding = jnp.where(prompt_mask, 0, -1)
-    positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
-    hidden, cache = decoder.forward(prompts, positions, block_mask(padding, padding))
+    """Hidden states after the prompts, and a cache with room for `length` more tokens.
+
+    A few rows at a time, whose activations stay in a processor's cache.
+    """
     room = ((0, 0), (0, length), (0, 0), (0, 0))
-    return hidden, [
-        (jnp.pad(key, room).transpose(0, 2, 3, 1), jnp.pad(value, room).transpose(0, 2, 1, 3))
-        for key, value in cache
-    ]
+
+    def some(part):
+        rows, mask = part
+        padding = jnp.where(mask, 0, -1)
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        hidden, cache = decoder.forward(rows, positions, block_mask(padding, padding))
+        return hidden[:, -1], [
+            (jnp.pad(key, room).transpose(0, 2, 3, 1), jnp.pad(value, room).transpose(0, 2, 1, 3))
+            for key, value in cache
+        ]
+
+    size = max(n for n in range(1, PREFILL + 1) if len(prompts) % n == 0)
+    filled = jax.lax.map(some, divided((prompts, prompt_mask), size))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), filled)
 
 
-def categorical(key: Array, logits: Float[Array, "batch vocab"]) -> Int[Array, "batch"]:
-    """One exact draw per row by inverting the distribution function.
+def divided(tree: Any, size: int) -> Any:
+    """Every array with its leading axis divided into parts of `size`."""
+    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
+
+
+def categorical(key: Array, weights: Float[Array, "batch vocab"]) -> Int[Array, "batch"]:
+    """One exact draw per row, in proportion to its weights, by inverting the distribution function.
 
     It needs one uniform number a row, not one a word, and sums in two levels: a block of words
     first, then the word in its block.
     """
-    batch, vocab = logits.shape
+    batch, vocab = weights.shape
     width = 256
-    padded = jnp.pad(logits, ((0, 0), (0, -vocab % width)), constant_values=-jnp.inf)
-    weights = jnp.exp(padded - padded.max(axis=-1, keepdims=True)).reshape(batch, -1, width)
+    weights = jnp.pad(weights, ((0, 0), (0, -vocab % width))).reshape(batch, -1, width)
     blocks = jnp.cumsum(weights.sum(axis=-1), axis=-1)
     # 1 - u lies in (0, 1], so that a block or word of weight zero is never drawn
     target = (1 - jax.random.uniform(key, (batch, 1))) * blocks[:, -1:]

@@ -33,7 +33,7 @@ class RewardModel(nnx.Module):
         self.decoder = decoder
         self.score = Linear(embed, 1, rngs=rngs)
         # N(0, 1 / (d + 1)), as in Stiennon et al. (2020) and N+
-        self.score.kernel[...] = jax.random.normal(rngs.params(), (embed, 1)) / math.sqrt(embed + 1)
+        self.score.kernel[...] = jax.random.normal(rngs.params(), (1, embed)) / math.sqrt(embed + 1)
         self.offset = RewardScale(jnp.zeros(()))
         self.gain = RewardScale(jnp.ones(()))
 

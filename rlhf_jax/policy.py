@@ -1,5 +1,6 @@
 """Policies: a decoder with a value head, its adapters, and what of it is trained."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.attention import block_mask
-from rlhf_jax.model import Decoder, Linear, LoRAConfig
+from rlhf_jax.model import Decoder, Linear, LoRAConfig, logits
 from rlhf_jax.pretrained import Pretrained, leaf_name
 from rlhf_jax.training import FROZEN
 
@@ -97,21 +98,52 @@ def token_logprobs(
     states: Float[Array, "batch time embed"],
     targets: Int[Array, "batch time"],
     temperature: float,
-) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
-    """Log-probability of each target and entropy of the policy there, nats.
+) -> Float[Array, "batch time"]:
+    """Log-probability of each target, nats.
 
     The logits are divided by the temperature that the samples were drawn with (N+). They exist
     for a few tokens at a time and are computed again for the gradient.
     """
+    matrix = decoder.output_matrix()
 
     def chunk(args):
         states, targets = args
-        logs = jax.nn.log_softmax(decoder.logits(states) / temperature, axis=-1)
-        logprobs = jnp.take_along_axis(logs, targets[:, None], axis=1)[:, 0]
-        entropy = -(jnp.exp(logs) * logs).sum(axis=-1)
-        return logprobs, jax.lax.stop_gradient(entropy)
+        return target_logprobs(states, matrix, targets, temperature)
 
-    return over_chunks(jax.checkpoint(chunk), states, targets)
+    return over_chunks(chunk, states, targets)
+
+
+# JAX's own gradient would pass over the logits several times more.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def target_logprobs(
+    states: Float[Array, "rows embed"],
+    matrix: Float[Array, "vocab embed"],
+    targets: Int[Array, "rows"],
+    temperature: float,
+) -> Float[Array, "rows"]:
+    """Logarithm of the softmax of logits / temperature at one target a row."""
+    return _target_forward(states, matrix, targets, temperature)[0]
+
+
+def _target_forward(states, matrix, targets, temperature):
+    scores = logits(states, matrix) / temperature
+    total = jax.nn.logsumexp(scores, axis=-1)
+    chosen = jnp.take_along_axis(scores, targets[:, None], axis=1)[:, 0]
+    return chosen - total, (states, matrix, targets, total)
+
+
+def _target_backward(temperature, saved, d_out):
+    states, matrix, targets, total = saved
+    d_out = d_out[:, None] / temperature
+    probabilities = jnp.exp(logits(states, matrix) / temperature - total[:, None])
+    d_others = (d_out * probabilities).astype(states.dtype)
+    d_chosen = d_out.astype(states.dtype)
+    d_states = d_chosen * matrix[targets].astype(states.dtype) - d_others @ matrix
+    d_matrix = (-d_others.T @ states).at[targets].add(d_chosen * states)
+    return d_states.astype(states.dtype), d_matrix.astype(matrix.dtype), None
+
+
+target_logprobs.defvjp(_target_forward, _target_backward)
 
 
 def compare(
@@ -125,15 +157,21 @@ def compare(
     """Of each target: logprob, the reference's logprob, entropy, exact KL over the vocabulary."""
 
     def chunk(args):
-        states, reference_states, targets = args
-        logs = jax.nn.log_softmax(decoder.logits(states) / temperature, axis=-1)
-        others = jax.nn.log_softmax(reference.logits(reference_states) / temperature, axis=-1)
-        probabilities = jnp.exp(logs)
+        *both, targets = args
+        scores, others = (
+            model.logits(own) / temperature
+            for model, own in zip((decoder, reference), both, strict=True)
+        )
+        total, other_total = (jax.nn.logsumexp(x, axis=-1) for x in (scores, others))
+        chosen, other_chosen = (
+            jnp.take_along_axis(x, targets[:, None], axis=1)[:, 0] for x in (scores, others)
+        )
+        probabilities = jnp.exp(scores - total[:, None])
         return (
-            jnp.take_along_axis(logs, targets[:, None], axis=1)[:, 0],
-            jnp.take_along_axis(others, targets[:, None], axis=1)[:, 0],
-            -(probabilities * logs).sum(axis=-1),
-            (probabilities * (logs - others)).sum(axis=-1),
+            chosen - total,
+            other_chosen - other_total,
+            total - (probabilities * scores).sum(axis=-1),
+            (probabilities * (scores - others)).sum(axis=-1) - (total - other_total),
         )
 
     return over_chunks(chunk, states, reference_states, targets)

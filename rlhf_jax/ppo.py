@@ -21,7 +21,7 @@ from reporting.runs import Run, progress
 from rlhf_jax import objectives, policy
 from rlhf_jax.batch import prompt_rows
 from rlhf_jax.config import PPOConfig
-from rlhf_jax.generation import Responses
+from rlhf_jax.generation import Responses, divided
 from rlhf_jax.judge import Judge
 from rlhf_jax.policy import Policy
 from rlhf_jax.pretrained import Pretrained
@@ -30,7 +30,6 @@ from rlhf_jax.rollout import (
     Frozen,
     Static,
     cost,
-    divided,
     draw,
     episode_metrics,
     histogram,
@@ -256,7 +255,7 @@ def ppo_loss(model, episodes, advantages, returns, dropout_key, *, count, static
     states, values = model.states_and_values(
         episodes.tokens, episodes.token_mask, width, dropout_key
     )
-    logprobs, _ = policy.token_logprobs(
+    logprobs = policy.token_logprobs(
         model.decoder, states, episodes.tokens[:, width:], cfg.temperature
     )
     # Outside the mask nothing may count, not even as infinity times zero.

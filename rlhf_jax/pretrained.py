@@ -318,19 +318,16 @@ def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str
         left.pop("lm_head.weight", None)
 
     def fill(path, leaf):
-        ours = leaf_name(path)
-        name = names[ours]
+        name = names[leaf_name(path)]
         values = left.pop(name, None)
         if values is None:
             problems.append(f"{name} is missing, expected {tuple(leaf.shape)}")
             return leaf
-        values = jnp.asarray(values, jnp.float32)
-        values = values.T if ours.endswith("kernel") else values
         if values.shape != leaf.shape:
-            found, wanted = tensors[name].shape, leaf.shape
-            wanted = wanted[::-1] if ours.endswith("kernel") else wanted  # as in the file
-            problems.append(f"{name} has another shape: {tuple(found)}, expected {wanted}")
-        return values
+            problems.append(
+                f"{name} has another shape: {tuple(values.shape)}, expected {tuple(leaf.shape)}"
+            )
+        return jnp.asarray(values, jnp.float32)
 
     filled = jax.tree_util.tree_map_with_path(fill, state)
     problems += [f"{name} is not part of this model" for name in left if "rotary" not in name]
@@ -346,12 +343,9 @@ def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str
 def huggingface_tensors(state: nnx.State, cfg: DecoderConfig) -> dict[str, np.ndarray]:
     """The inverse of `decoder_state`: float32 tensors under Hugging Face names."""
     names = {ours: hf for ours, hf, _ in tensor_table(cfg)}
-    tensors = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        ours = leaf_name(path)
-        if ours in names:
-            values = np.asarray(leaf, np.float32)
-            tensors[names[ours]] = np.ascontiguousarray(
-                values.T if ours.endswith("kernel") else values
-            )
-    return tensors
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        names[ours]: np.asarray(leaf, np.float32)
+        for path, leaf in leaves
+        if (ours := leaf_name(path)) in names
+    }

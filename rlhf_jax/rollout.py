@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax import objectives, policy
 from rlhf_jax.config import PPOConfig
-from rlhf_jax.generation import Responses, sample
+from rlhf_jax.generation import Responses, divided, sample
 from rlhf_jax.judge import with_end
 from rlhf_jax.policy import Policy
 from rlhf_jax.training import peak_memory_gb
@@ -87,11 +87,6 @@ def score(trainable, frozen, prompts, prompt_mask, responses, *, static) -> Epis
     parts = divided((tokens, token_mask, responses.mask), cfg.forward_batch)
     scored = jax.lax.map(some, parts)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
-
-
-def divided(tree: Any, size: int) -> Any:
-    """Every array with its leading axis divided into forward batches of `size`."""
-    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
 
 
 def episode_metrics(episodes: Episodes, responses: Responses, returns, cut_off) -> dict[str, Array]:

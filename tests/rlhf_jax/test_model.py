@@ -44,18 +44,18 @@ def plainly_normalized(x, scale):
 
 
 @pytest.mark.parametrize(
-    ("function", "plain", "other"),
+    ("function", "plain", "other", "size"),
     [
-        (matmul, jnp.matmul, (5, 4)),
-        (gated, lambda gate, up: jax.nn.silu(gate) * up, (2, 3, 5)),
-        (lambda x, scale: normalized(x, scale, 1e-5), plainly_normalized, (5,)),
+        (matmul, lambda x, kernel: x @ kernel.T, (4, 5), 4),
+        (gated, lambda gate, up: jax.nn.silu(gate) * up, (2, 3, 5), 5),
+        (lambda x, scale: normalized(x, scale, 1e-5), plainly_normalized, (5,), 5),
     ],
     ids=["product", "gate", "norm"],
 )
-def test_a_gradient_of_our_own_is_the_one_that_jax_finds(function, plain, other):
+def test_a_gradient_of_our_own_is_the_one_that_jax_finds(function, plain, other, size):
     x, other, direction = (
         jax.random.normal(jax.random.key(seed), shape)
-        for seed, shape in enumerate([(2, 3, 5), other, (2, 3, other[-1])])
+        for seed, shape in enumerate([(2, 3, 5), other, (2, 3, size)])
     )
     found, pull_back = jax.vjp(function, 3 * x, other)
     expected, plain_pull_back = jax.vjp(plain, 3 * x, other)
@@ -109,15 +109,17 @@ def test_fresh_adapters_change_nothing_and_trained_ones_do(model, adapted):
 def test_an_adapter_adds_alpha_over_rank_times_its_product(adapted):
     linear = nnx.merge(*adapted).blocks[0].mlp.up_proj
     linear.lora_b[...] = jax.random.normal(jax.random.key(0), linear.lora_b.shape)
-    x = jax.random.normal(jax.random.key(1), (3, linear.kernel.shape[0]))
-    expected = x @ linear.kernel[...] + 32.0 / 2 * (x @ linear.lora_a[...]) @ linear.lora_b[...]
+    x = jax.random.normal(jax.random.key(1), (3, linear.kernel.shape[1]))
+    product = linear.lora_b[...] @ linear.lora_a[...]
+    expected = x @ (linear.kernel[...] + 32.0 / 2 * product).T
     np.testing.assert_allclose(linear(x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(linear.columns(x.T), expected.T, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_needs_a_key_and_keeps_the_mean(adapted):
     linear = nnx.merge(*adapted).blocks[0].mlp.up_proj
     linear.lora_b[...] = jax.random.normal(jax.random.key(0), linear.lora_b.shape)
-    x = jnp.ones((1, linear.kernel.shape[0]))
+    x = jnp.ones((1, linear.kernel.shape[1]))
     keys = jax.random.split(jax.random.key(2), 4000)
     drawn = jax.vmap(lambda key: linear(x, key))(keys)
     assert float(drawn.std(axis=0).min()) > 0.1
