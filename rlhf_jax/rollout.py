@@ -1,6 +1,6 @@
 """Episodes: responses to prompts, and what every model says of them before the update."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

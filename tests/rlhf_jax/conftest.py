@@ -180,7 +180,7 @@ def toy_judge(toy, best_token):
 
 
 TOY_PPO = config.PPOConfig(
-    learning_rate=2e-2, value_learning_rate=1e-2, batch=32, forward_batch=16, passes=16,
+    learning_rate=2e-2, value_learning_rate=1e-2, batch=32, forward_batch=16, passes=31,
     inner_epochs=3, prompts=32, prompt_tokens=12, response_tokens=4, kl_weight=1e-3, kl_gain=0.01,
     approx_kl_limit=1.0, missing_end_penalty=0.0, sample_every=5,
 )  # fmt: skip

@@ -131,7 +131,7 @@ def test_the_kl_of_a_response_is_that_of_the_whole_distributions_at_its_tokens(t
     tokens, mask, _ = prompt_rows(PROMPTS, toy.tokenizer, length=16)
     definition, state = tuned[name]
     responses = generation.sample(
-        state, tokens, mask, jax.random.key(1), 1.0, decoder_def=definition, length=5,
+        state, tokens, mask, jax.random.key(2), 1.0, decoder_def=definition, length=5,
         end=toy.tokenizer.end, pad=toy.tokenizer.pad,
     )  # fmt: skip
     found = evaluation.sequence_kl(

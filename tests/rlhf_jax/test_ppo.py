@@ -355,8 +355,8 @@ def test_rewards_are_counted_in_classes_and_what_lies_outside_in_the_outermost()
 
 def test_every_step_draws_other_responses(toy_run):
     run, _ = toy_run
-    first_steps = run.metrics()["reward"].head(6)
-    assert first_steps.nunique() == 6
+    first_steps = run.metrics()[["reward", "reward_std"]].head(6)
+    assert len(first_steps.drop_duplicates()) == 6
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(
@@ -376,6 +376,6 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 def test_samples_are_kept_as_text_with_their_reward(toy_run):
     run, cfg = toy_run
     samples = run.samples()
-    assert {sample["step"] for sample in samples} == {1, 6, 11, 16} == {*range(1, cfg.steps + 1, 5)}
+    assert {sample["step"] for sample in samples} == {*range(1, cfg.steps + 1, 5)}
     assert all(set(sample) >= {"prompt", "response", "reward"} for sample in samples)
     assert samples[-1]["response"].count("c") >= 3 and samples[-1]["reward"] > samples[0]["reward"]
