@@ -101,12 +101,14 @@ def policies(run: Run) -> pd.DataFrame:
 
 
 def gains(run: Run) -> pd.DataFrame:
-    """The tuned policies against the pretrained one, prompt by prompt."""
-    rows = []
-    for name, own in run.summary["gains"].items():
+    """The tuned policies against the pretrained one, prompt by prompt, and means over seeds."""
+    rows, summary = [], run.summary
+    named = [(policy_name(name), own) for name, own in summary["gains"].items()]
+    named += [(f"{NAMES[name]}, mean of seeds", own) for name, own in summary["variants"].items()]
+    for name, own in named:
         rows.append(
             {
-                "policy": policy_name(name), "gain": interval(own["reward"], 2),
+                "policy": name, "gain": interval(own["reward"], 2),
                 "by the second judge": interval(own["gold"], 2),
                 "wins / ties / losses": f"{own['wins']} / {own['ties']} / {own['losses']}",
             }
@@ -160,16 +162,19 @@ def gain_reading(own: Mapping[str, Any]) -> str:
     return "not distinguishable from the pretrained policy's with so many prompts"
 
 
-def seeds_reading(gains: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the runs of each variant with different seeds say together."""
-    seeds: dict[str, list[float]] = {}
-    for name, own in gains.items():
-        seeds.setdefault(variant(name), []).append(own["reward"]["value"])
-    parts = [
-        f"{NAMES[name]}: {min(values):.2f} to {max(values):.2f} with {len(values)} seeds"
-        for name, values in seeds.items()
-        if len(values) > 1
-    ]
+def seeds_reading(summary: Mapping[str, Any]) -> str:
+    """What the runs of each variant with different seeds say together, from an evaluation."""
+    parts = []
+    for name, own in summary["variants"].items():
+        values = [
+            gain["reward"]["value"]
+            for run, gain in summary["gains"].items()
+            if variant(run) == name
+        ]
+        parts.append(
+            f"{NAMES[name]}: {min(values):.2f} to {max(values):.2f} with {len(values)} seeds, "
+            f"{interval(own['reward'], 2)} their mean"
+        )
     return f"Gains: {'; '.join(parts)}." if parts else "Each variant was trained with one seed."
 
 

@@ -1,6 +1,7 @@
 """Reward of the pretrained and the tuned policies on prompts that nobody trained on."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 from reporting.runs import Run, progress
 from rlhf_jax import policy
 from rlhf_jax.batch import prompt_rows
-from rlhf_jax.comparison import describe, gain
+from rlhf_jax.comparison import Columns, describe, gain
 from rlhf_jax.config import EvaluationConfig, PPOConfig
 from rlhf_jax.generation import Responses, sample
 from rlhf_jax.judge import Judge, response_rewards
@@ -85,8 +86,24 @@ def evaluate(
     run.finish(
         policies={name: describe(columns[name], texts[name], cfg) for name in decoders},
         gains={name: gain(columns[name], columns[BASE], cfg) for name in tuned},
+        variants={name: gain(own, columns[BASE], cfg) for name, own in over_seeds(columns).items()},
         prompts=len(prompts),
     )
+
+
+def over_seeds(columns: Mapping[str, Columns]) -> dict[str, Columns]:
+    """Means over the runs of a variant with different seeds, prompt by prompt.
+
+    The run "ppo-full-1" repeats "ppo-full"; a variant with one run has no mean.
+    """
+    variants: dict[str, list[Columns]] = {}
+    for name, own in columns.items():
+        variants.setdefault(re.sub(r"-\d+$", "", name), []).append(own)
+    return {
+        name: {column: np.mean([own[column] for own in runs], axis=0) for column in runs[0]}
+        for name, runs in variants.items()
+        if len(runs) > 1
+    }
 
 
 def judged(

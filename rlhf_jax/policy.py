@@ -136,11 +136,12 @@ def _target_backward(temperature, saved, d_out):
     states, matrix, targets, total = saved
     d_out = d_out[:, None] / temperature
     probabilities = jnp.exp(logits(states, matrix) / temperature - total[:, None])
-    d_others = (d_out * probabilities).astype(states.dtype)
-    d_chosen = d_out.astype(states.dtype)
-    d_states = d_chosen * matrix[targets].astype(states.dtype) - d_others @ matrix
-    d_matrix = (-d_others.T @ states).at[targets].add(d_chosen * states)
-    return d_states.astype(states.dtype), d_matrix.astype(matrix.dtype), None
+    d_others, d_chosen = ((x * d_out).astype(states.dtype) for x in (probabilities, 1.0))
+    narrow = matrix.astype(states.dtype)
+    d_states = d_chosen * narrow[targets] - d_others @ narrow
+    d_matrix = -jnp.matmul(d_others.T, states, preferred_element_type=jnp.float32)
+    d_matrix = d_matrix.at[targets].add((d_chosen * states).astype(jnp.float32))
+    return d_states, d_matrix.astype(matrix.dtype), None
 
 
 target_logprobs.defvjp(_target_forward, _target_backward)

@@ -60,10 +60,14 @@ def test_a_gain_is_one_only_if_its_interval_excludes_zero(low, high, word):
 
 def test_seeds_of_a_variant_are_read_together():
     rows = {"ppo-full": 0.1, "ppo-lora": 0.2, "ppo-full-1": -0.3, "ppo-lora-everywhere": 9.0}
-    gains = {name: {"reward": {"value": value}} for name, value in rows.items()}
-    assert summaries.seeds_reading(gains) == "Gains: PPO, full: -0.30 to 0.10 with 2 seeds."
-    del gains["ppo-full-1"]
-    assert summaries.seeds_reading(gains) == "Each variant was trained with one seed."
+    mean = {"ppo-full": {"reward": {"value": -0.1, "low": -0.4, "high": 0.2}}}
+    summary = {"gains": {name: {"reward": {"value": value}} for name, value in rows.items()}}
+    assert summaries.seeds_reading(summary | {"variants": mean}) == (
+        "Gains: PPO, full: -0.30 to 0.10 with 2 seeds, -0.10 [-0.40, 0.20] their mean."
+    )
+    assert summaries.seeds_reading(summary | {"variants": {}}) == (
+        "Each variant was trained with one seed."
+    )
 
 
 def test_the_reward_distribution_shows_the_share_of_each_class(trained):

@@ -98,6 +98,18 @@ def test_policies_that_moved_are_told_apart(evaluated):
         assert gains[name]["ties"] < len(PROMPTS)
 
 
+def test_seeds_of_a_variant_are_averaged_prompt_by_prompt(evaluated):
+    arrays, variants = evaluated.arrays(), evaluated.summary["variants"]
+    assert set(variants) == {"ppo-full"}  # and "ppo-full-1"; LoRA was trained once
+    for judge in ("reward", "gold"):
+        base, *seeds = (
+            arrays[f"{name}.{judge}"] for name in ("pretrained", "ppo-full", "ppo-full-1")
+        )
+        gains = [(own - base).mean() for own in seeds]
+        assert variants["ppo-full"][judge]["value"] == pytest.approx(sum(gains) / 2, abs=1e-6)
+        assert variants["ppo-full"][judge]["count"] == len(PROMPTS)
+
+
 def test_each_judge_scores_in_its_own_column(evaluated):
     arrays = evaluated.arrays()
     for name in evaluated.summary["policies"]:

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,14 @@ def test_sampled_logprobs_equal_recomputed_ones(model, prompts, sampled, tempera
     difference = jnp.abs(jnp.where(responses.mask, expected - responses.logprobs, 0.0))
     measured("sampled against recomputed logprobs (nats)", difference.max(), 5e-6)
     assert not responses.logprobs[~responses.mask].any()
+
+
+def test_prompts_may_be_read_in_parts(model, prompts, monkeypatch):
+    decoder = nnx.merge(model.definition, model.state)
+    whole = jax.jit(lambda: generation.prefill(decoder, *prompts, LENGTH))()
+    monkeypatch.setattr(generation, "PREFILL", 3)  # of four rows: two and two
+    parts = jax.jit(lambda: generation.prefill(decoder, *prompts, LENGTH))()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), parts, whole)
 
 
 def test_greedy_decoding_is_the_argmax_of_full_forward_passes(model, prompts, sampled):

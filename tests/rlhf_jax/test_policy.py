@@ -24,9 +24,15 @@ def names(state):
     return {leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_chunked_logprobs_and_their_gradient_are_those_of_the_whole(toy, states, temperature):
+@pytest.mark.parametrize(
+    ("temperature", "dtype", "tolerance"),
+    [(1.0, "float32", 1e-5), (0.7, "float32", 1e-5), (0.7, "bfloat16", 2e-2)],
+)
+def test_chunked_logprobs_and_their_gradient_are_those_of_the_whole(
+    toy, states, temperature, dtype, tolerance
+):
     hidden, _, targets = states
+    hidden = hidden.astype(dtype)
 
     def chunked(hidden, state):
         decoder = nnx.merge(toy.definition, state)
@@ -34,7 +40,9 @@ def test_chunked_logprobs_and_their_gradient_are_those_of_the_whole(toy, states,
         return (logprobs**2).sum(), logprobs
 
     def whole(hidden, state):
-        logs = jax.nn.log_softmax(hidden @ state["unembedding"][...].T / temperature)
+        matrix = state["unembedding"][...].astype(dtype)
+        whole_logits = jnp.matmul(hidden, matrix.T, preferred_element_type=jnp.float32)
+        logs = jax.nn.log_softmax(whole_logits / temperature)
         logprobs = jnp.take_along_axis(logs, targets[..., None], -1)[..., 0]
         return (logprobs**2).sum(), logprobs
 
@@ -43,7 +51,9 @@ def test_chunked_logprobs_and_their_gradient_are_those_of_the_whole(toy, states,
         for f in (chunked, whole)
     )
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert ours.dtype == theirs.dtype
+        ours, theirs = (np.asarray(x, np.float64) for x in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
 def test_the_exact_kl_is_that_of_the_two_distributions(toy, states):
