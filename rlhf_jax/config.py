@@ -248,7 +248,9 @@ def study() -> Profile:
         promise="the smallest run whose claims deserve belief, on real votes and prompts",
         time="two to three hours",
         reward=reward,
-        gold=other(reward, train_pairs=1250, evaluations_per_epoch=1),
+        gold=other(
+            reward, train_pairs=1250, validation_pairs=200, test_pairs=400, evaluations_per_epoch=1
+        ),
         ppo=ppo,
         # At twice these rates the KL leaves its band within ten steps.
         lora=with_lora(ppo, learning_rate=5e-4),
