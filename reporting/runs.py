@@ -277,7 +277,8 @@ def provenance() -> dict[str, Any]:
         "code": code_fingerprint(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "device": f"{device.platform}: {processor() if device.platform == 'cpu' else device}",
+        "device": f"{device.platform}: "
+        f"{processor() if device.platform == 'cpu' else device.device_kind}",
         "cores": os.cpu_count(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }
