@@ -187,8 +187,8 @@ def tiny() -> Profile:
     )  # fmt: skip
     reward = RewardConfig(
         learning_rate=1e-3, epochs=2, train_pairs=48, validation_pairs=24, test_pairs=48,
-        max_tokens=256, reference_samples=8, reference_prompt_tokens=48,
-        reference_response_tokens=12,
+        max_tokens=1024,  # bytes
+        reference_samples=8, reference_prompt_tokens=48, reference_response_tokens=12,
     )  # fmt: skip
     return Profile(
         name="tiny",

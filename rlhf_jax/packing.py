@@ -14,8 +14,12 @@ from jaxtyping import Array, Float, Int
 from rlhf_jax.batch import EncodedPost, subpost
 
 LOOKAHEAD = 64  # posts that a batch may reach ahead in the order to fill its rows
-PADDING = 0.15  # of all tokens; while there is more of it, another shape is compiled
-COMPILATION = 2000  # tokens that train in the time that a shape compiles; it must save as many
+# Another shape is compiled where it saves the tokens that train meanwhile, or where more than this
+# share is padding. An accelerator trains millions meanwhile.
+SHAPES = {
+    "cpu": {"compilation": 2_000, "padding": 0.15},
+    "accelerator": {"compilation": 2_000_000, "padding": 1.0},
+}
 
 
 class PairBatch(NamedTuple):
@@ -127,7 +131,12 @@ def pieces_of(group: Sequence[EncodedPost], p: int, max_tokens: int) -> list[Pie
 
 
 def row_shapes(
-    plan: Sequence[Sequence[EncodedPost]], *, max_tokens: int, devices: int = 1
+    plan: Sequence[Sequence[EncodedPost]],
+    *,
+    max_tokens: int,
+    devices: int = 1,
+    compilation: int = 2_000,
+    padding: float = 0.15,
 ) -> list[tuple[int, int]]:
     """The few shapes (rows, time) in which all batches of a plan can be laid out.
 
@@ -138,6 +147,8 @@ def row_shapes(
       plan: the posts of every batch.
       max_tokens: length of the longest row.
       devices: the rows of a shape are a multiple of it.
+      compilation: tokens that train while a shape compiles.
+      padding: share of all tokens that may be padding where a shape saves fewer than that.
     """
     lengths = [*range(16, max_tokens, 16), max_tokens]
     needed = np.array([[rows_needed(group, t) for t in lengths] for group in plan])
@@ -159,7 +170,7 @@ def row_shapes(
         best = area[:, chosen].min(axis=1)
         totals = np.minimum(best[:, None], area).sum(axis=0)
         saved = best.sum() - totals.min()
-        if saved <= COMPILATION and (saved <= 0 or 1 - tokens / best.sum() <= PADDING):
+        if saved <= compilation and (saved <= 0 or 1 - tokens / best.sum() <= padding):
             return [shapes[i] for i in chosen]
         chosen.append(int(totals.argmin()))
 

@@ -14,13 +14,13 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from reporting.runs import Run, progress
+from reporting.runs import Run, UserError, progress
 from rlhf_jax import objectives
 from rlhf_jax.batch import EncodedPost, Fit
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.examination import examine
 from rlhf_jax.judge import Judge, initial, scale_on_reference
-from rlhf_jax.packing import PairBatch, groups, pack, row_shapes
+from rlhf_jax.packing import SHAPES, PairBatch, groups, pack, row_shapes
 from rlhf_jax.pretrained import Pretrained
 from rlhf_jax.tokenizer import Tokenizer
 from rlhf_jax.training import (
@@ -59,10 +59,19 @@ def train(
       pretrained: the model to start from.
       parts: encoded "train", "validation" and "test" posts.
       reference_prompts: the pretrained policy's responses to these centre and scale the reward.
+
+    Raises:
+      UserError: no pair of a part fits.
     """
+    for name, (posts, _) in parts.items():
+        if not posts:
+            raise UserError(
+                f"RewardConfig.max_tokens={cfg.max_tokens} is too short for both replies of any "
+                f"{name} pair; give it more"
+            )
     pad = pretrained.tokenizer.pad
     plan = batch_plan(parts["train"][0], cfg)
-    shapes = row_shapes(plan, max_tokens=cfg.max_tokens, devices=mesh().size)
+    shapes = shapes_of(plan, cfg)
     validation = [batch for _, batch in batches(parts["validation"][0], cfg, pad)]
     definition, trainable, frozen = initial(pretrained, cfg.seed, cfg.lora)
     schedule = linear_schedule(cfg.learning_rate, len(plan), cfg.warmup_fraction)
@@ -154,9 +163,15 @@ def batches(
 ) -> list[tuple[list[EncodedPost], PairBatch]]:
     """All pairs of the posts as they come: the posts of every batch, and the batch."""
     plan = groups(posts, **limits(cfg))
-    shapes = row_shapes(plan, max_tokens=cfg.max_tokens, devices=mesh().size)
+    shapes = shapes_of(plan, cfg)
     packed = (pack(group, shapes=shapes, batch_pairs=cfg.batch_pairs, pad=pad) for group in plan)
     return [(group, over_devices(batch)) for group, batch in zip(plan, packed, strict=True)]
+
+
+def shapes_of(plan: Sequence[Sequence[EncodedPost]], cfg: RewardConfig) -> list[tuple[int, int]]:
+    """The shapes in which the batches of a plan are laid out on this machine."""
+    kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    return row_shapes(plan, max_tokens=cfg.max_tokens, devices=mesh().size, **SHAPES[kind])
 
 
 def limits(cfg: RewardConfig) -> dict[str, int]:
