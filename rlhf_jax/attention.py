@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e30  # finite, so that a row with no visible key stays finite
@@ -27,12 +28,15 @@ def block_mask(
 
 
 def rotary(
-    positions: Int[Array, "batch time"], head_dim: int, theta: float
-) -> tuple[Float[Array, "batch time half"], Float[Array, "batch time half"]]:
-    """Cosines and sines of the rotary embedding (Su et al., 2021), in the half-split layout."""
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions[:, :, None].astype(jnp.float32) * theta ** -exponents[None, None]
-    return jnp.cos(angles), jnp.sin(angles)
+    length: int, head_dim: int, theta: float
+) -> tuple[Float[np.ndarray, "time half"], Float[np.ndarray, "time half"]]:
+    """Cosines and sines of the rotary embedding (Su et al., 2021), in the half-split layout.
+
+    Constants: what XLA can compute, it would compute again for every head of every layer.
+    """
+    exponents = np.arange(0, head_dim, 2) / head_dim
+    angles = np.arange(length)[:, None] * theta**-exponents
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def rotate(

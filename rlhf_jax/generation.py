@@ -54,7 +54,6 @@ def sample(
     hidden, cache = prefill(decoder, prompts, prompt_mask, length)
     lengths = prompt_mask.sum(axis=1)
     slots = jnp.arange(prompt + length)[None]
-    table = decoder.rope(slots)  # in the loop they would be computed for every head of every layer
     readable = jnp.pad(prompt_mask, ((0, 0), (0, length)))
     empty = Responses(
         jnp.full((batch, length), pad, prompts.dtype),
@@ -83,7 +82,7 @@ def sample(
             lambda all_, one: all_.at[:, index].set(one.astype(all_.dtype)), responses, column
         )
         visible = readable | ((slots >= prompt) & (slots <= prompt + index))
-        rope = jax.tree.map(lambda part: part[0][lengths + index][:, None], table)
+        rope = decoder.rope((lengths + index)[:, None], prompt + length)
         hidden, cache = decoder.step(token, rope, visible, cache, prompt + index)
         return index + 1, hidden, cache, done | (token == end), responses
 

@@ -275,7 +275,7 @@ class Decoder(nnx.Module):
     def forward(self, tokens, positions, mask, dropout_key=None):
         """Hidden states, and each block's keys and values [batch time kv_heads head_dim]."""
         x = self.embedding[...][tokens].astype(self.cfg.dtype)
-        rope = self.rope(positions)
+        rope = self.rope(positions, positions.shape[1])
         cache = []
         for block, key in zip(self.blocks, split_key(dropout_key, len(self.blocks)), strict=True):
             x, block_cache = block(x, rope, mask, key)
@@ -291,9 +291,10 @@ class Decoder(nnx.Module):
             grown.append(block_cache)
         return self.norm.columns(x).T, grown
 
-    def rope(self, positions: Int[Array, "batch time"]):
-        """Cosines and sines of the rotary embedding, [batch time half] each."""
-        return rotary(positions, self.cfg.head_dim, self.cfg.rope_theta)
+    def rope(self, positions: Int[Array, "batch time"], length: int):
+        """Cosines and sines of positions below `length`, [batch time half] each."""
+        tables = rotary(length, self.cfg.head_dim, self.cfg.rope_theta)
+        return tuple(jnp.asarray(table)[positions] for table in tables)
 
     def output_matrix(self) -> Float[Array, "vocab embed"]:
         """The matrix that turns hidden states into logits."""

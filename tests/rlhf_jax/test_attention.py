@@ -97,8 +97,8 @@ def test_rotated_products_depend_on_the_distance_alone(shift):
     key = jnp.repeat(key, HEADS // KV_HEADS, axis=2)
 
     def products(offset):
-        positions = jnp.broadcast_to(jnp.arange(TIME) + offset, (BATCH, TIME))
-        rope = attention.rotary(positions, HEAD_DIM, 10_000.0)
+        tables = attention.rotary(offset + TIME, HEAD_DIM, 10_000.0)
+        rope = tuple(jnp.tile(table[offset:], (BATCH, 1, 1)) for table in tables)
         turned = attention.rotate(query, rope), attention.rotate(key, rope)
         return jnp.einsum("bthd,bshd->bhts", *turned)
 
