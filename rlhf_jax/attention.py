@@ -1,10 +1,13 @@
 """Grouped-query attention with a gradient of its own, masks, and rotary positions."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+BLOCK = 64  # tokens in a block of a cache, at most
 MASKED = -1e30  # finite, so that a row with no visible key stays finite
 
 
@@ -95,20 +98,67 @@ def _attend_backward(saved, d_out):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+class Cache(NamedTuple):
+    """Keys and values of one layer, in blocks of at most BLOCK tokens, for decoding.
+
+    What a product does not sum over comes last, so that it adds up whole rows of memory; the
+    blocks keep these rows short enough to be read one after another.
+    """
+
+    keys: Float[Array, "batch kv_heads blocks head_dim width"]
+    values: Float[Array, "batch kv_heads blocks width head_dim"]
+
+
+def blocked(x: Shaped[Array, "batch filled *features"], time: int):
+    """Padded to `time` tokens or a few more and divided into blocks, [batch blocks width ...]."""
+    blocks = -(-time // BLOCK)
+    width = -(-time // blocks)
+    room = ((0, 0), (0, blocks * width - x.shape[1])) + ((0, 0),) * (x.ndim - 2)
+    return jnp.pad(x, room).reshape(len(x), blocks, width, *x.shape[2:])
+
+
+def filled_cache(
+    key: Float[Array, "batch filled kv_heads head_dim"],
+    value: Float[Array, "batch filled kv_heads head_dim"],
+    time: int,
+) -> Cache:
+    """A cache for `time` tokens, of which the first are known."""
+    keys, values = blocked(key, time), blocked(value, time)
+    return Cache(keys.transpose(0, 3, 1, 4, 2), values.transpose(0, 3, 1, 2, 4))
+
+
+def grown_cache(
+    cache: Cache,
+    key: Float[Array, "batch 1 kv_heads head_dim"],
+    value: Float[Array, "batch 1 kv_heads head_dim"],
+    index: Int[Array, ""],
+) -> Cache:
+    """The cache with one more token written at `index`."""
+    block, place = jnp.divmod(index, cache.keys.shape[-1])
+    update = jax.lax.dynamic_update_slice
+    keys = update(cache.keys, key.transpose(0, 2, 1, 3)[..., None], (0, 0, block, 0, place))
+    values = update(cache.values, value.transpose(0, 2, 1, 3)[:, :, None], (0, 0, block, place, 0))
+    return Cache(keys, values)
+
+
 def attend_cached(
     query: Float[Array, "batch heads head_dim"],
-    keys: Float[Array, "batch kv_heads head_dim time"],
-    values: Float[Array, "batch kv_heads time head_dim"],
-    visible: Bool[Array, "batch time"],
+    cache: Cache,
+    visible: Bool[Array, "batch blocks width"],
 ) -> Float[Array, "batch heads head_dim"]:
-    """Attention of one new token over a cache.
-
-    The axis that is not summed over comes last, so that both products add up whole rows of memory.
-    """
+    """Attention of one new token over a cache."""
     batch, heads, head_dim = query.shape
-    kv_heads = keys.shape[1]
-    query = query.reshape(batch, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
-    scores = jnp.einsum("bhgd,bhds->bhgs", query, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhgs,bhsd->bhgd", weights, values).reshape(batch, heads, head_dim)
+    kv_heads, blocks = cache.keys.shape[1:3]
+    group = heads // kv_heads
+    query = query.reshape(batch, kv_heads, 1, group, head_dim) * head_dim**-0.5
+    query = jnp.broadcast_to(query, (batch, kv_heads, blocks, group, head_dim))
+    query = jax.lax.optimization_barrier(query)  # a product for every block
+    scores = jnp.einsum("bhngd,bhnds->bhngs", query, cache.keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, :, None], scores, MASKED)
+    weights = jnp.exp(scores - scores.max(axis=(2, 4), keepdims=True))
+    out = jnp.einsum(
+        "bhngs,bhnsd->bhngd", weights.astype(query.dtype), cache.values,
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    out = out.sum(axis=2) / weights.sum(axis=(2, 4))[..., None]
+    return out.astype(query.dtype).reshape(batch, heads, head_dim)

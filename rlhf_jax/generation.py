@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.attention import block_mask
+from rlhf_jax.attention import block_mask, blocked, filled_cache
 
 PREFILL = 16  # rows that are read at a time, at most
+WORDS = 256  # whose weights are summed before one of them is drawn
 
 
 class Responses(NamedTuple):
@@ -21,13 +22,13 @@ class Responses(NamedTuple):
     logprobs: Float[Array, "batch response"]  # nats, of the token under the sampling policy
 
 
-@functools.partial(jax.jit, static_argnames=("decoder_def", "length", "end", "pad"))
+@functools.partial(jax.jit, static_argnames=("temperature", "decoder_def", "length", "end", "pad"))
 def sample(
     decoder_state: nnx.State,
     prompts: Int[Array, "batch prompt"],
     prompt_mask: Bool[Array, "batch prompt"],
     key: Array,
-    temperature: float | Float[Array, ""],
+    temperature: float,
     *,
     decoder_def: nnx.GraphDef,
     length: int,
@@ -67,26 +68,19 @@ def sample(
 
     def emit(carry):
         index, hidden, cache, done, responses = carry
-        logits = decoder.logits(hidden) / jnp.where(temperature > 0, temperature, 1.0)
-        logits = logits - logits.max(axis=-1, keepdims=True)
-        weights = jnp.exp(logits)
-        token = jax.lax.cond(
-            temperature > 0,
-            lambda: categorical(jax.random.fold_in(key, index), weights),
-            lambda: logits.argmax(axis=-1),
-        )
-        logprob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
-        logprob = logprob - jnp.log(weights.sum(axis=-1))
+        logits = decoder.logit_columns(hidden)
+        token, logprob = pick(jax.random.fold_in(key, index), logits, temperature)
         column = Responses(jnp.where(done, pad, token), ~done, jnp.where(done, 0.0, logprob))
         responses = jax.tree.map(
             lambda all_, one: all_.at[:, index].set(one.astype(all_.dtype)), responses, column
         )
         visible = readable | ((slots >= prompt) & (slots <= prompt + index))
+        visible = blocked(visible, prompt + length)
         rope = decoder.rope((lengths + index)[:, None], prompt + length)
         hidden, cache = decoder.step(token, rope, visible, cache, prompt + index)
         return index + 1, hidden, cache, done | (token == end), responses
 
-    carry = (0, hidden, cache, jnp.zeros(batch, bool), empty)
+    carry = (0, hidden.T, cache, jnp.zeros(batch, bool), empty)
     return jax.lax.while_loop(running, emit, carry)[-1]
 
 
@@ -95,17 +89,14 @@ def prefill(decoder, prompts, prompt_mask, length):
 
     A few rows at a time, whose activations stay in a processor's cache.
     """
-    room = ((0, 0), (0, length), (0, 0), (0, 0))
 
     def some(part):
         rows, mask = part
         padding = jnp.where(mask, 0, -1)
         positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         hidden, cache = decoder.forward(rows, positions, block_mask(padding, padding))
-        return hidden[:, -1], [
-            (jnp.pad(key, room).transpose(0, 2, 3, 1), jnp.pad(value, room).transpose(0, 2, 1, 3))
-            for key, value in cache
-        ]
+        time = prompts.shape[1] + length
+        return hidden[:, -1], [filled_cache(key, value, time) for key, value in cache]
 
     size = max(n for n in range(1, PREFILL + 1) if len(prompts) % n == 0)
     filled = jax.lax.map(some, divided((prompts, prompt_mask), size))
@@ -117,22 +108,35 @@ def divided(tree: Any, size: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
 
 
-def categorical(key: Array, weights: Float[Array, "batch vocab"]) -> Int[Array, "batch"]:
-    """One exact draw per row, in proportion to its weights, by inverting the distribution function.
+def pick(
+    key: Array, logits: Float[Array, "vocab batch"], temperature: float
+) -> tuple[Int[Array, "batch"], Float[Array, "batch"]]:
+    """One exact draw per column from softmax(logits / temperature), and its log-probability, nats.
 
-    It needs one uniform number a row, not one a word, and sums in two levels: a block of words
-    first, then the word in its block.
+    Inverts the distribution function in two levels, a block of words first, then the word in its
+    block: one uniform number is drawn a column, not one a word. At temperature 0 it is the most
+    likely word, with its log-probability at temperature 1.
     """
-    batch, vocab = weights.shape
-    width = 256
-    weights = jnp.pad(weights, ((0, 0), (0, -vocab % width))).reshape(batch, -1, width)
-    blocks = jnp.cumsum(weights.sum(axis=-1), axis=-1)
-    # 1 - u lies in (0, 1], so that a block or word of weight zero is never drawn
-    target = (1 - jax.random.uniform(key, (batch, 1))) * blocks[:, -1:]
-    block = jnp.minimum((blocks < target).sum(axis=-1), blocks.shape[1] - 1)[:, None]
-    before = jnp.where(block > 0, jnp.take_along_axis(blocks, jnp.maximum(block - 1, 0), 1), 0.0)
-    inside = jnp.take_along_axis(weights, block[:, :, None], axis=1)[:, 0]
-    words = jnp.cumsum(inside, axis=-1)
-    target = jnp.minimum(target - before, words[:, -1:])
-    word = (words < target).sum(axis=-1)
-    return block[:, 0] * width + word
+    vocab, batch = logits.shape
+    logits = logits / (temperature or 1.0)
+    top = logits.max(axis=0, keepdims=True)
+    padding = ((0, -vocab % WORDS), (0, 0))
+    blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(-1, WORDS, batch)
+    sums = jnp.cumsum(jnp.exp(blocks - top[None]).sum(axis=1), axis=0)
+    if temperature:
+        # 1 - u lies in (0, 1], so that a block or word of weight zero is never drawn
+        target = (1 - jax.random.uniform(key, (1, batch))) * sums[-1:]
+        block = jnp.minimum((sums < target).sum(axis=0), len(sums) - 1)
+        before = jnp.where(block > 0, taken(sums, jnp.maximum(block - 1, 0)), 0.0)
+        inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
+        words = jnp.cumsum(jnp.exp(inside - top), axis=0)
+        word = (words < jnp.minimum(target - before[None], words[-1:])).sum(axis=0)
+        token = block * WORDS + word
+    else:
+        token = logits.argmax(axis=0)
+    return token, taken(logits, token) - top[0] - jnp.log(sums[-1])
+
+
+def taken(x: Float[Array, "rows batch"], rows: Int[Array, "batch"]) -> Float[Array, "batch"]:
+    """One entry of each column."""
+    return jnp.take_along_axis(x, rows[None], axis=0)[0]

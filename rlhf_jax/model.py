@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from reporting.runs import UserError
-from rlhf_jax.attention import attend, attend_cached, rotary, rotate
+from rlhf_jax.attention import attend, attend_cached, grown_cache, rotary, rotate
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -200,12 +200,9 @@ class Attention(nnx.Module):
         """One new token in each column; the cache comes back with it written at `index`."""
         rows = [linear.columns(x).T[:, None] for linear in (self.q_proj, self.k_proj, self.v_proj)]
         query, key, value = self.heads(*rows, rope)
-        keys, values = cache
-        update = jax.lax.dynamic_update_slice_in_dim
-        keys = update(keys, key.transpose(0, 2, 3, 1), index, axis=3)
-        values = update(values, value.transpose(0, 2, 1, 3), index, axis=2)
-        out = attend_cached(query[:, 0], keys, values, visible)
-        return self.o_proj.columns(out.reshape(x.shape[1], -1).T), (keys, values)
+        cache = grown_cache(cache, key, value, index)
+        out = attend_cached(query[:, 0], cache, visible)
+        return self.o_proj.columns(out.reshape(x.shape[1], -1).T), cache
 
 
 class MLP(nnx.Module):
@@ -283,13 +280,13 @@ class Decoder(nnx.Module):
         return self.norm(x), cache
 
     def step(self, tokens, rope, visible, cache, index):
-        """Hidden states [batch embed] of one new token per row, and the grown cache."""
+        """Hidden states [embed batch] of one new token per column, and the grown cache."""
         x = self.embedding[...][tokens].astype(self.cfg.dtype).T
         grown = []
         for block, block_cache in zip(self.blocks, cache, strict=True):
             x, block_cache = block.step(x, rope, visible, block_cache, index)
             grown.append(block_cache)
-        return self.norm.columns(x).T, grown
+        return self.norm.columns(x), grown
 
     def rope(self, positions: Int[Array, "batch time"], length: int):
         """Cosines and sines of positions below `length`, [batch time half] each."""
@@ -304,6 +301,13 @@ class Decoder(nnx.Module):
     def logits(self, hidden: Float[Array, "*rows embed"]) -> Float[Array, "*rows vocab"]:
         """Logits in float32."""
         return logits(hidden, self.output_matrix())
+
+    def logit_columns(self, hidden: Float[Array, "embed batch"]) -> Float[Array, "vocab batch"]:
+        """The same of few hidden states, which stand in columns."""
+        hidden = jax.lax.optimization_barrier(hidden)
+        matrix = self.output_matrix().astype(hidden.dtype)
+        found = jnp.matmul(matrix, hidden, preferred_element_type=jnp.float32)
+        return jax.lax.optimization_barrier(found)
 
 
 def logits(

@@ -81,13 +81,17 @@ def test_a_query_that_sees_nothing_stays_finite():
     assert all(bool(jnp.isfinite(x).all()) for x in found)
 
 
-def test_attention_over_a_cache_equals_the_last_row_of_attention():
+@pytest.mark.parametrize("block", [64, 4])
+def test_attention_over_a_cache_equals_the_last_row_of_attention(monkeypatch, block):
+    """In one block and in several; the last token is written, the others are known before."""
+    monkeypatch.setattr(attention, "BLOCK", block)
     query, key, value = inputs()
     mask = jnp.tril(jnp.ones((BATCH, TIME, TIME), bool)).at[1, :, :2].set(False)
     expected = attention.attend(query, key, value, mask)[:, -1]
-    cached = attention.attend_cached(
-        query[:, -1], key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3), mask[:, -1]
-    )
+    cache = attention.filled_cache(key[:, :-1], value[:, :-1], TIME)
+    assert cache.keys.shape[2] == -(-TIME // block)
+    cache = attention.grown_cache(cache, key[:, -1:], value[:, -1:], jnp.int32(TIME - 1))
+    cached = attention.attend_cached(query[:, -1], cache, attention.blocked(mask[:, -1], TIME))
     np.testing.assert_allclose(cached, expected, rtol=1e-5, atol=1e-6)
 
 
