@@ -223,9 +223,12 @@ def circumstances() -> str:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name as the system tells it, on Linux with family and widest vectors."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        told = {name.strip(): value.strip() for name, _, value in lines}
+        if "model name" in told:
+            flags = told.get("flags", "").split()
+            widest = next((name for name in ("avx512f", "avx2") if name in flags), "no avx2")
+            return f"{told['model name']} (family {told.get('cpu family', '?')}, {widest})"
     return platform.processor() or platform.machine()

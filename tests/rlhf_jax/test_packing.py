@@ -100,3 +100,12 @@ def test_shapes_hold_every_batch_and_few_tokens_are_padding(posts):
 def test_rows_are_a_multiple_of_the_devices(posts):
     plan = packing.groups(posts, batch_pairs=8, batch_rows=3, max_tokens=WIDE)
     assert all(rows % 4 == 0 for rows, _ in packing.row_shapes(plan, max_tokens=WIDE, devices=4))
+
+
+def test_an_accelerator_compiles_few_shapes_where_a_processor_compiles_several(posts):
+    plan = packing.groups(posts * 30, batch_pairs=16, batch_rows=3, max_tokens=512)
+    numbers = {
+        kind: len(packing.row_shapes(plan, max_tokens=512, **limits))
+        for kind, limits in packing.SHAPES.items()
+    }
+    assert numbers["accelerator"] == 1 < numbers["cpu"]

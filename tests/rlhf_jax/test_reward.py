@@ -226,6 +226,15 @@ def finished(cfg, toy, parts, tmp_path_factory):
     )
 
 
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_part_in_which_no_pair_fits_is_named(toy, parts, part, tmp_path):
+    lacking = parts | {part: ([], parts[part][1])}
+    with pytest.raises(runs.UserError, match=f"max_tokens=160 is too short .* {part} pair"):
+        runs.ensure(
+            "reward", CFG, lambda run: train(run, CFG, toy, lacking), inputs={}, root=tmp_path
+        )
+
+
 def test_the_reward_model_learns_what_the_pairs_have_in_common(finished):
     assert finished.summary["accuracy"]["value"] > 0.9
     metrics = finished.metrics()
