@@ -47,10 +47,19 @@ def main() -> None:
 def report(part: str, folder: Path, answers: dict) -> str:
     """Speed, memory and their ratios."""
     if part == "generation":
-        columns = {"new tokens/s": lambda a: math.prod(GENERATION) / a["seconds"]}
-        ratio = turns.ratios(answers, "jax", "torch", columns["new tokens/s"])
-        bound = statistics.median(math.prod(GENERATION) / a["bound"] for a in answers["jax"])
-        ratio += f"; its matrix products alone at the machine's peak: {bound:.0f} new tokens/s"
+        prompts, length = GENERATION
+        columns = {
+            "new tokens/s": lambda a: prompts * length / a["seconds"],
+            "after the first, new tokens/s": lambda a: (
+                prompts * (length - 1) / (a["seconds"] - a["first"])
+            ),
+        }
+        whole, after = (turns.ratios(answers, "jax", "torch", c) for c in columns.values())
+        bound = statistics.median(prompts * length / a["bound"] for a in answers["jax"])
+        ratio = (
+            f"{whole}, after the first token {after}; the matrix products alone at the machine's "
+            f"peak: {bound:.0f} new tokens/s"
+        )
     else:
         columns = {"seconds a step": lambda a: sum(a.get(phase, 0) for phase in PHASES)}
         columns |= {phase: operator.methodcaller("get", phase) for phase in PHASES}
@@ -154,16 +163,21 @@ def jax_generation(model) -> turns.Answer:
 
     prompts = np.random.default_rng(0).integers(100, model.tokenizer.vocab_size, GENERATION)
     inputs = (prompts.astype(np.int32), np.ones(GENERATION, bool))
-    settings = {"decoder_def": model.definition, "length": GENERATION[1], "end": -1, "pad": 0}
+    settings = {"decoder_def": model.definition, "end": -1, "pad": 0}
 
-    def sampled(number: int) -> turns.Answer:
+    def seconds(length: int) -> float:
         began = time.perf_counter()
-        responses = sample(model.state, *inputs, jax.random.key(number), 1.0, **settings)
-        assert responses.mask.sum() == math.prod(GENERATION)
-        return {"seconds": time.perf_counter() - began}
+        responses = sample(
+            model.state, *inputs, jax.random.key(length), 1.0, length=length, **settings
+        )
+        assert responses.mask.sum() == len(prompts) * length
+        return time.perf_counter() - began
 
-    sampled(0)
-    return sampled(1) | {"bound": generation_flops(model) / turns.jax_matrix_rate()}
+    lengths = {"first": 1, "seconds": GENERATION[1]}
+    for length in lengths.values():
+        seconds(length)
+    measured = {name: seconds(length) for name, length in lengths.items()}
+    return measured | {"bound": generation_flops(model) / turns.jax_matrix_rate()}
 
 
 def generation_flops(model) -> float:
@@ -280,7 +294,7 @@ def torch_generation(model) -> turns.Answer:
     number, length = GENERATION
     prompts = torch.randint(100, model.config.vocab_size, GENERATION)
 
-    def generated(tokens: int) -> turns.Answer:
+    def seconds(tokens: int) -> float:
         began = time.perf_counter()
         with torch.inference_mode():
             whole = model.generate(
@@ -288,10 +302,10 @@ def torch_generation(model) -> turns.Answer:
                 do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             )  # fmt: skip
         assert whole.shape == (number, length + tokens)
-        return {"seconds": time.perf_counter() - began}
+        return time.perf_counter() - began
 
-    generated(4)
-    return generated(length)
+    seconds(1)
+    return {"first": seconds(1), "seconds": seconds(length)}
 
 
 SIDES = {"prepare": prepare, "jax": jax_side, "torch": torch_side}
