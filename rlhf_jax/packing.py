@@ -135,8 +135,8 @@ def row_shapes(
     *,
     max_tokens: int,
     devices: int = 1,
-    compilation: int = 2_000,
-    padding: float = 0.15,
+    compilation: int = SHAPES["cpu"]["compilation"],
+    padding: float = SHAPES["cpu"]["padding"],
 ) -> list[tuple[int, int]]:
     """The few shapes (rows, time) in which all batches of a plan can be laid out.
 
