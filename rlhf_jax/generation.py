@@ -54,8 +54,9 @@ def sample(
     batch, prompt = prompts.shape
     hidden, cache = prefill(decoder, prompts, prompt_mask, length)
     lengths = prompt_mask.sum(axis=1)
-    slots = jnp.arange(prompt + length)[None]
-    readable = jnp.pad(prompt_mask, ((0, 0), (0, length)))
+    slots, readable = (
+        blocked(x, prompt + length) for x in (jnp.arange(prompt + length)[None], prompt_mask)
+    )
     empty = Responses(
         jnp.full((batch, length), pad, prompts.dtype),
         jnp.zeros((batch, length), bool),
@@ -75,7 +76,6 @@ def sample(
             lambda all_, one: all_.at[:, index].set(one.astype(all_.dtype)), responses, column
         )
         visible = readable | ((slots >= prompt) & (slots <= prompt + index))
-        visible = blocked(visible, prompt + length)
         rope = decoder.rope((lengths + index)[:, None], prompt + length)
         hidden, cache = decoder.step(token, rope, visible, cache, prompt + index)
         return index + 1, hidden, cache, done | (token == end), responses
@@ -118,12 +118,12 @@ def pick(
     likely word, with its log-probability at temperature 1.
     """
     vocab, batch = logits.shape
-    logits = logits / (temperature or 1.0)
+    logits = logits / (temperature if temperature > 0 else 1.0)
     top = logits.max(axis=0, keepdims=True)
     padding = ((0, -vocab % WORDS), (0, 0))
     blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(-1, WORDS, batch)
     sums = jnp.cumsum(jnp.exp(blocks - top[None]).sum(axis=1), axis=0)
-    if temperature:
+    if temperature > 0:
         # 1 - u lies in (0, 1], so that a block or word of weight zero is never drawn
         target = (1 - jax.random.uniform(key, (1, batch))) * sums[-1:]
         block = jnp.minimum((sums < target).sum(axis=0), len(sums) - 1)

@@ -68,8 +68,9 @@ def test_prompts_may_be_read_in_parts(model, prompts, monkeypatch):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), parts, whole)
 
 
-def test_greedy_decoding_is_the_argmax_of_full_forward_passes(model, prompts, sampled):
-    responses = sampled(jax.random.key(0), 0.0)
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_greedy_decoding_is_the_argmax_of_full_forward_passes(model, prompts, sampled, temperature):
+    responses = sampled(jax.random.key(0), temperature)
     expected = recomputed(model, prompts, responses).argmax(axis=-1)
     assert bool(responses.mask[:, 0].all())
     np.testing.assert_array_equal(
