@@ -1,15 +1,21 @@
 """Medical images: MedMNIST by its own registry, or patches of a histology section offline."""
 
 import dataclasses
+import functools
 import hashlib
+import http.client
 import importlib.util
+import math
 import os
 import sys
+import time
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,6 +26,8 @@ HISTOLOGY = "histology"
 SPLITS = ("train", "val", "test")
 EVEN, ODD = "dermamnist", "chestmnist"
 TIMEOUT_SECONDS = 5  # to notice that there is no network
+PATIENCE_SECONDS = 30  # for the first bytes of a download
+SLOWEST = 10_000  # bytes a second of a download that is waited for
 PATCH_STRIDE = 7  # pixels between neighbouring patches of the section
 
 
@@ -43,6 +51,16 @@ class ImageSet:
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.name, self.train, self.held_out)
+
+
+class Header(NamedTuple):
+    """What an array in a file says of itself."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def __str__(self):
+        return f"{str(self.dtype):.60}{list(self.shape[:6])}"
 
 
 def dataset_for(student_id: str | None) -> str:
@@ -78,12 +96,13 @@ def load(name: str | None, *, side: int, data_dir: Path | None, student_id: str 
     url, checksum = (info[chosen][key + suffix] for key in ("url", "MD5"))
     local = data_dir and Path(data_dir) / "medmnist" / f"{chosen}{suffix}.npz"
     if local and local.exists():
+        check_size(local, info[chosen], side)
         note = "" if md5(local) == checksum else ", not the official file (its MD5 differs)"
         return medmnist(local, chosen, side, f"{chosen}, from the local {local.name}{note}")
     try:
         path = download(url, checksum, f"{chosen}{suffix}.npz")
-    except OSError as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error) or type(error).__name__
         if name is not None:
             raise UserError(
                 f"dataset '{name}': {url} cannot be fetched ({reason}); put the file into "
@@ -115,24 +134,61 @@ def download(url: str, checksum: str, filename: str) -> Path:
     """The official file, in the folder that the medmnist package uses too.
 
     Raises:
-      OSError: it cannot be fetched or written.
+      OSError, http.client.HTTPException: it cannot be fetched or written.
       UserError: its MD5 is not the registry's.
     """
     path = Path.home() / ".medmnist" / filename
-    if path.exists() and md5(path) == checksum:
+    if path.is_file() and md5(path) == checksum:
         return path
+    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{filename}.{os.getpid()}")
+    try:
+        fetch(url, scratch)
+        if (found := md5(scratch)) != checksum:
+            raise UserError(
+                f"{url}: MD5 is {found}, the registry says {checksum}; download it again"
+            )
+        return scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def fetch(url: str, path: Path) -> None:
+    """Downloads a file; a server that falls silent, or nearly so, is given up.
+
+    Raises:
+      OSError, http.client.HTTPException: it does not arrive, or not as fast as `SLOWEST`.
+    """
+    started, received = time.monotonic(), 0
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as remote:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        size = remote.headers.get("Content-Length")
-        with scratch.open("wb") as file, progress(label=filename, total=size and int(size)) as bar:
-            while block := remote.read(1 << 20):
+        size = remote.headers.get("Content-Length", "")
+        total = int(size) if size.isdecimal() else None
+        with path.open("wb") as file, progress(label=path.name, total=total) as bar:
+            while block := remote.read1(1 << 20):
                 file.write(block)
                 bar.update(len(block))
-    if (found := md5(scratch)) != checksum:
-        scratch.unlink()
-        raise UserError(f"{url}: MD5 is {found}, the registry says {checksum}; download it again")
-    return scratch.replace(path)
+                received += len(block)
+                if time.monotonic() - started > PATIENCE_SECONDS + received / SLOWEST:
+                    raise TimeoutError(f"slower than {SLOWEST / 1e3:.0f} kB a second")
+    if total is not None and received < total:
+        raise OSError(f"it ended after {received:,} of {total:,} bytes")
+
+
+def check_size(path: Path, info: Mapping[str, Any], side: int) -> None:
+    """Refuses what is no file, or larger than the set could be: it would be read for ever.
+
+    Raises:
+      UserError: names the path and what is there.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: not a regular file; put the npz file itself there")
+    numbers = side * side * info["n_channels"] + 8 * len(info["label"])  # bytes of an image
+    largest = sum(info["n_samples"].values()) * numbers + 2**20
+    if path.stat().st_size > largest:
+        raise UserError(
+            f"{path}: {path.stat().st_size:,} bytes, the whole set has at most {largest:,}; "
+            "download it again"
+        )
 
 
 def md5(path: Path) -> str:
@@ -144,32 +200,25 @@ def md5(path: Path) -> str:
 def medmnist(path: Path, name: str, side: int, source: str) -> ImageSet:
     """A MedMNIST file; its validation and test images are held out.
 
+    What the file says of its arrays is checked before any of them is unpacked.
+
     Raises:
       UserError: not an npz file, or wrong keys, types, shapes or labels: all in one message.
     """
     info = registry().INFO[name]
-    arrays = read_npz(path, [f"{s}_{kind}" for s in SPLITS for kind in ("images", "labels")])
-    shape = (side, side) if info["n_channels"] == 1 else (side, side, 3)
     multi_label = info["task"].startswith("multi-label")
     columns = len(info["label"]) if multi_label else 1
     highest = 1 if multi_label else len(info["label"]) - 1
-    problems = []
-    for split in SPLITS:
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-            problems.append(
-                f"{split}_images is {images.dtype}{list(images.shape)}, needs uint8[n > 0, "
-                f"{', '.join(map(str, shape))}]"
-            )
-        if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images), columns):
-            problems.append(
-                f"{split}_labels is {labels.dtype}{list(labels.shape)}, needs integers"
-                f"[{len(images)}, {columns}]"
-            )
-        elif labels.size and not 0 <= labels.min() <= labels.max() <= highest:
-            problems.append(
-                f"{split}_labels runs from {labels.min()} to {labels.max()}, needs 0 to {highest}"
-            )
+    arrays = read_npz(
+        path,
+        [f"{s}_{kind}" for s in SPLITS for kind in ("images", "labels")],
+        functools.partial(header_problems, info=info, side=side, columns=columns),
+    )
+    problems = [
+        f"{split}_labels runs from {labels.min()} to {labels.max()}, needs 0 to {highest}"
+        for split in SPLITS
+        if not 0 <= (labels := arrays[f"{split}_labels"]).min() <= labels.max() <= highest
+    ]
     if problems:
         raise UserError(f"{path}: not a {name} file of side {side}: {'; '.join(problems)}")
     images = {s: arrays[f"{s}_images"].reshape(-1, side, side, info["n_channels"]) for s in SPLITS}
@@ -185,17 +234,95 @@ def medmnist(path: Path, name: str, side: int, source: str) -> ImageSet:
     )
 
 
-def read_npz(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """The named arrays of a file; arrays of Python objects are refused, never unpickled."""
+def header_problems(
+    headers: Mapping[str, Header], *, info: Mapping[str, Any], side: int, columns: int
+) -> list[str]:
+    """What is wrong with the types and shapes of a MedMNIST file, in words."""
+    shape = (side, side) if info["n_channels"] == 1 else (side, side, 3)
+    problems = []
+    for split in SPLITS:
+        images, labels = headers[f"{split}_images"], headers[f"{split}_labels"]
+        count, most = next(iter(images.shape), 0), info["n_samples"][split]
+        if images.dtype != np.uint8 or images.shape != (count, *shape) or not 0 < count <= most:
+            problems.append(
+                f"{split}_images is {images}, needs uint8[0 < n <= {most}, "
+                f"{', '.join(map(str, shape))}]"
+            )
+        if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count, columns):
+            problems.append(f"{split}_labels is {labels}, needs integers[{count}, {columns}]")
+    return problems
+
+
+def read_npz(
+    path: Path,
+    names: Sequence[str],
+    problems_of: Callable[[Mapping[str, Header]], list[str]] = lambda headers: [],
+) -> dict[str, np.ndarray]:
+    """The named arrays of an npz file; Python objects are refused, never unpickled.
+
+    Args:
+      path: the file.
+      names: of the arrays.
+      problems_of: what is wrong with them by their headers, before anything is unpacked.
+
+    Raises:
+      UserError: not such a file, or it has problems.
+    """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file.files]
-            if missing:
-                held = ", ".join(file.files) or "nothing"
-                raise UserError(f"{path}: lacks {', '.join(missing)}; it holds {held}")
-            return {name: file[name] for name in names}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise UserError(f"{path}: not a readable npz file of plain arrays ({error})") from None
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist() if name[-4:] == ".npy"]
+            if missing := [name for name in names if name not in held]:
+                shown = ", ".join(held[:20]) or "nothing"
+                raise UserError(f"{path}: lacks {', '.join(missing)}; it holds {shown}")
+            headers = {name: npy_header(archive, name) for name in names}
+            if problems := problems_of(headers):
+                raise UserError(f"{path}: does not fit: {'; '.join(problems)}")
+            return {name: npy_array(archive, name, headers[name]) for name in names}
+    except UNREADABLE as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"{path}: not a readable npz file of plain arrays ({reason[:200]}); "
+            "write it with numpy.savez_compressed or download it again"
+        ) from None
+
+
+# What zipfile, zlib and NumPy raise for files that are damaged, encrypted, oddly compressed or
+# nested without end.
+UNREADABLE = (
+    ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError,
+    IndexError, OverflowError, MemoryError, SyntaxError,
+)  # fmt: skip
+
+
+def npy_header(archive: zipfile.ZipFile, name: str) -> Header:
+    """Type and shape of an array in an npz file, without unpacking the array."""
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is packed by method {member.compress_type}, needs deflate")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in readers:
+            raise ValueError(f"{name} is of format {version}, needs 1.0 or 2.0")
+        shape, _, dtype = readers[version](file)
+        left = member.file_size - file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects")
+    if math.prod(shape) * dtype.itemsize > left:
+        raise ValueError(f"{name} is shorter than its shape {list(shape)} says")
+    return Header(dtype, shape)
+
+
+def npy_array(archive: zipfile.ZipFile, name: str, header: Header) -> np.ndarray:
+    """The array; one that says something else of itself when it is read again is refused."""
+    with archive.open(f"{name}.npy") as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    if Header(array.dtype, array.shape) != header:
+        raise ValueError(f"{name} changed while it was read")
+    return array
 
 
 def distributions(labels: np.ndarray, classes: int) -> np.ndarray:

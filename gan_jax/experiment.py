@@ -9,6 +9,7 @@ import jax
 
 from gan_jax import data, evaluation, export, model_card, training
 from gan_jax.config import PROFILES, GANConfig
+from gan_jax.training import GRID_SHAPE
 from reporting.runs import PROJECT, Run, UserError, ensure, find
 
 
@@ -27,6 +28,12 @@ def run(
     """
     cfg = named(profile) if isinstance(profile, str) else profile
     images = data.load(cfg.dataset, side=cfg.side, data_dir=data_dir, student_id=student_id)
+    fewest = GRID_SHAPE[0] * GRID_SHAPE[1]
+    if min(len(images.train), len(images.held_out)) < fewest:
+        raise UserError(
+            f"{images.source}: {len(images.train)} training and {len(images.held_out)} held-out "
+            f"images; the grids need at least {fewest} of each"
+        )
     print(f"GAN: {images.source}; {len(images.train)} training images", file=sys.stderr)
 
     total = cfg.steps(len(images.train))

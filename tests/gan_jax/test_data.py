@@ -1,12 +1,19 @@
 """Image sets: what is read, what is chosen, and what a broken file is told."""
 
+import contextlib
+import dataclasses
 import hashlib
+import io
+import os
 import socket
+import threading
+import time
+import zipfile
 
 import numpy as np
 import pytest
 
-from gan_jax import data
+from gan_jax import data, experiment
 from reporting.runs import UserError
 
 
@@ -89,12 +96,95 @@ def broken(arrays, **changes):
         ({"train_labels": np.zeros((3, 1), np.uint8)}, r"train_labels is uint8\[3, 1\]"),
         ({"train_labels": np.full((160, 1), 9)}, "runs from 9 to 9, needs 0 to 6"),
         ({"train_labels": np.array([[None]] * 160)}, "not a readable npz file of plain arrays"),
+        ({"val_images": np.uint8(1)}, r"val_images is uint8\[\], needs uint8"),
+        ({"val_labels": np.uint8(1)}, r"val_labels is uint8\[\], needs integers\[160, 1\]"),
+        ({"val_images": np.zeros((1004, 28, 28, 3), np.uint8)}, "needs uint8.0 < n <= 1003"),
     ],
 )
 def test_a_wrong_file_is_told_by_name_key_and_remedy(tmp_path, arrays, change, message):
     with pytest.raises(UserError, match=message) as error:
         load(written(tmp_path, broken(arrays, **change)))
     assert "dermamnist.npz" in str(error.value)
+
+
+def zipped(tmp_path, arrays, edit):
+    """A file whose members `edit` may change: it gets the zip file, a name and an npy file."""
+    (tmp_path / "medmnist").mkdir()
+    path = tmp_path / "medmnist" / "dermamnist.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array)
+            edit(archive, name, member.getvalue())
+    return path
+
+
+def huge(content):
+    """An npy file that says it has 50 billion images."""
+    return content.replace(b"(160, 28, 28, 3), ", b"(50000000000, 28, 28, 3), ")
+
+
+def as_it_is(archive, name, content):
+    archive.writestr(f"{name}.npy", content)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda a, name, x: a.writestr(f"{name}.npy", x, zipfile.ZIP_LZMA), "packed by method 14"),
+        (lambda a, name, x: a.writestr(name, x), "lacks train_images.*holds nothing"),
+        (lambda a, name, x: a.writestr(f"{name}.npy", huge(x)), "shorter than its shape"),
+        (lambda a, name, x: a.writestr(f"{name}.npy", x[:-9]), "shorter than its shape"),
+        (lambda a, name, x: a.writestr(f"{name}.npy", b"(" * 5000 + x), "magic string"),
+        (lambda a, name, x: a.writestr(f"{name}.npy", b""), "not a readable npz"),
+    ],
+)
+def test_members_of_another_kind_are_one_message(tmp_path, arrays, edit, message):
+    zipped(tmp_path, arrays, edit)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_an_encrypted_member_is_one_message(tmp_path, arrays):
+    path = zipped(tmp_path, arrays, as_it_is)
+    content = bytearray(path.read_bytes())
+    first = content.index(b"PK\x01\x02")  # the directory's first entry; its flags are at 8
+    content[first + 8] |= 1
+    content[6] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a readable npz file.*encrypted"):
+        load(tmp_path)
+
+
+def test_nothing_is_unpacked_before_the_header_fits(tmp_path, arrays, monkeypatch):
+    path = zipped(tmp_path, arrays, as_it_is)
+    monkeypatch.setattr(data, "npy_array", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(UserError, match="too much"):
+        data.read_npz(path, ["train_images"], lambda headers: ["too much"])
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    (tmp_path / "medmnist").mkdir()
+    os.mkfifo(tmp_path / "medmnist" / "dermamnist.npz")
+    with pytest.raises(UserError, match="not a regular file"):
+        load(tmp_path)
+
+
+def test_a_file_larger_than_the_set_can_be_is_not_read(tmp_path):
+    (tmp_path / "medmnist").mkdir()
+    with (tmp_path / "medmnist" / "dermamnist.npz").open("wb") as file:
+        file.truncate(2**40)  # it takes no space
+    with pytest.raises(UserError, match="the whole set has at most"):
+        load(tmp_path)
+
+
+def test_too_few_images_are_told_before_the_training(tmp_path, arrays, tiny, monkeypatch):
+    monkeypatch.setenv("RLHF_RESULTS", str(tmp_path / "results"))
+    few = {name: array[:15] if name[:5] != "train" else array for name, array in arrays.items()}
+    with pytest.raises(UserError, match="30 held-out images; the grids need at least 32"):
+        experiment.run(dataclasses.replace(tiny, dataset="dermamnist"),
+                       data_dir=written(tmp_path, few))  # fmt: skip
+    assert not (tmp_path / "results").exists()
 
 
 def test_all_problems_of_a_file_are_told_at_once(tmp_path, arrays):
@@ -135,6 +225,74 @@ def test_a_download_is_kept_only_if_its_checksum_is_right(tmp_path, monkeypatch)
     assert path.read_bytes() == b"images"
     origin.unlink()
     assert data.download(origin.as_uri(), right, "x.npz") == path
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"no http at all\r\n\r\n",
+        b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_a_server_that_fails_while_it_answers_is_like_none(tmp_path, monkeypatch, answer):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with answering(answer) as url:
+        registry = data.registry()
+        registry.INFO["dermamnist"]["url"] = url
+        monkeypatch.setattr(data, "registry", lambda: registry)
+        images = data.load(None, side=28, data_dir=None, student_id=None)
+    assert images.name == "histology" and "in place of dermamnist" in images.source
+    assert not list((tmp_path / ".medmnist").iterdir())
+
+
+def test_a_server_that_falls_silent_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(data, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(data, "PATIENCE_SECONDS", 0.3)
+    start = b"HTTP/1.1 200 OK\r\n\r\n"
+    for drops in (0, 1000):  # silence after the first byte, and one byte at a time
+        with answering(start, drops=drops) as url, pytest.raises(TimeoutError):
+            data.fetch(url, tmp_path / "x")
+
+
+@contextlib.contextmanager
+def answering(answer, drops=None):
+    """A server with one answer to everything: whole, or left open after some bytes that drip."""
+    stop = threading.Event()
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(0.05)
+
+    def serve():
+        while not stop.is_set():
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                continue
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(1)
+                connection.recv(65536)
+                connection.sendall(answer)
+                for _ in range(drops or 0):
+                    if stop.is_set():
+                        break
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+                if drops is not None:
+                    stop.wait(5)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/x.npz"
+    finally:
+        stop.set()
+        thread.join()
+        server.close()
 
 
 def test_the_section_is_split_by_region():
