@@ -63,7 +63,7 @@ def attend(
     kv_heads = key.shape[2]
     group = heads // kv_heads
     query = query.reshape(batch, time, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-    query = query.reshape(batch, kv_heads, group * time, head_dim) * head_dim**-0.5
+    query = query.reshape(batch, kv_heads, group * time, head_dim)
     bias = jnp.where(mask, 0.0, MASKED)[:, None]
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     out = _attend(query, key, value, jnp.tile(bias, (1, 1, group, 1)))
@@ -72,30 +72,41 @@ def attend(
 
 
 # XLA differentiates attention into products over transposed operands, which on a CPU take two to
-# three times as long as the same products with the transposes written out.
+# three times as long as the same products with the transposes written out. Where the operands are
+# in bfloat16, sums and differences are in float32 all the same: where one weight is near 1, the
+# gradient of the scores is what is left of two numbers that nearly cancel.
 @jax.custom_vjp
 def _attend(query, key, value, bias):
     return _attend_forward(query, key, value, bias)[0]
 
 
 def _attend_forward(query, key, value, bias):
-    scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32) + bias
+    scores = product("bhtd,bhsd->bhts", query, key) * query.shape[-1] ** -0.5 + bias
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     weights = (weights / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
-    out = weights @ value
-    return out, (query, key, value, weights, out)
+    out = product("bhts,bhsd->bhtd", weights, value)
+    if weights.dtype != jnp.float32:  # after rounding they add up to something near 1
+        out = out / weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
+    return out.astype(value.dtype), (query, key, value, weights, out)
 
 
 def _attend_backward(saved, d_out):
     query, key, value, weights, out = saved
-    d_weights = jnp.einsum("bhtd,bhsd->bhts", d_out, value)
+    d_weights = product("bhtd,bhsd->bhts", d_out, value)
     d_scores = weights * (d_weights - (d_out * out).sum(axis=-1, keepdims=True))
-    d_key = d_scores.swapaxes(-1, -2) @ query
-    d_value = weights.swapaxes(-1, -2) @ d_out
-    return d_scores @ key, d_key, d_value, None
+    d_scores, scale = d_scores.astype(query.dtype), query.shape[-1] ** -0.5
+    d_query = scale * product("bhts,bhsd->bhtd", d_scores, key)
+    d_key = scale * product("bhst,bhtd->bhsd", d_scores.swapaxes(-1, -2), query)
+    d_value = product("bhst,bhtd->bhsd", weights.swapaxes(-1, -2), d_out)
+    return *(x.astype(query.dtype) for x in (d_query, d_key, d_value)), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def product(axes: str, left: Array, right: Array) -> Array:
+    """A product of matrices that is summed up, and comes, in float32."""
+    return jnp.einsum(axes, left, right, preferred_element_type=jnp.float32)
 
 
 class Cache(NamedTuple):
@@ -150,15 +161,12 @@ def attend_cached(
     batch, heads, head_dim = query.shape
     kv_heads, blocks = cache.keys.shape[1:3]
     group = heads // kv_heads
-    query = query.reshape(batch, kv_heads, 1, group, head_dim) * head_dim**-0.5
+    query = query.reshape(batch, kv_heads, 1, group, head_dim)
     query = jnp.broadcast_to(query, (batch, kv_heads, blocks, group, head_dim))
     query = jax.lax.optimization_barrier(query)  # a product for every block
-    scores = jnp.einsum("bhngd,bhnds->bhngs", query, cache.keys, preferred_element_type=jnp.float32)
+    scores = product("bhngd,bhnds->bhngs", query, cache.keys) * head_dim**-0.5
     scores = jnp.where(visible[:, None, :, None], scores, MASKED)
-    weights = jnp.exp(scores - scores.max(axis=(2, 4), keepdims=True))
-    out = jnp.einsum(
-        "bhngs,bhnsd->bhngd", weights.astype(query.dtype), cache.values,
-        preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    out = out.sum(axis=2) / weights.sum(axis=(2, 4))[..., None]
+    weights = jnp.exp(scores - scores.max(axis=(2, 4), keepdims=True)).astype(query.dtype)
+    out = product("bhngs,bhnsd->bhngd", weights, cache.values).sum(axis=2)
+    out = out / weights.sum(axis=(2, 4), dtype=jnp.float32)[..., None]
     return out.astype(query.dtype).reshape(batch, heads, head_dim)

@@ -28,8 +28,12 @@ def plain_attention(query, key, value, mask):
     heads = []
     for head in range(HEADS):
         shared = head // (HEADS // KV_HEADS)
-        scores = query[:, :, head] @ key[:, :, shared].swapaxes(1, 2) / jnp.sqrt(HEAD_DIM)
-        weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
+        scores = jnp.einsum(
+            "btd,bsd->bts", query[:, :, head], key[:, :, shared],
+            preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        scores = jnp.where(mask, scores / jnp.sqrt(HEAD_DIM), -1e30)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         heads.append(weights @ value[:, :, shared])
     return jnp.stack(heads, axis=2)
 
@@ -72,6 +76,26 @@ def test_attention_and_its_gradient_equal_the_plain_formula():
     for ours, theirs in zip(found[1:], expected[1:], strict=True):
         assert float(jnp.abs(theirs).max()) > 0.1
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("peak", [0.0, 1.0, 4.0, 12.0], ids=lambda peak: f"scores times {peak}")
+def test_in_bfloat16_the_gradient_of_attention_errs_no_more_than_jax_s_own(peak):
+    """On flat and on peaked weights, where the gradient is a small difference of large numbers.
+
+    Both against float32 on the same inputs, relative to the norm.
+    """
+    mask = jnp.tril(jnp.ones((BATCH, TIME, TIME), bool))
+    query, key, value = inputs()
+    arrays = [(peak * query).astype("bfloat16"), key.astype("bfloat16"), value.astype("bfloat16")]
+    direction = jax.random.normal(jax.random.key(9), query.shape).astype("bfloat16")
+    wide = [x.astype("float32") for x in (*arrays, direction)]
+    exact = expected_value_and_pulled_back(wide[:3], mask, wide[3])
+    found = value_and_pulled_back(arrays, mask, direction)
+    plain = expected_value_and_pulled_back(arrays, mask, direction)
+    for ours, jax_s, truth in zip(found, plain, exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        for x in (ours, jax_s):
+            assert float(jnp.linalg.norm(x - truth)) <= 0.006 * float(jnp.linalg.norm(truth))
 
 
 def test_a_query_that_sees_nothing_stays_finite():
