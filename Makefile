@@ -37,8 +37,8 @@ test: .venv/done
 	$(PY) -m pytest
 
 invariants: .venv/done
-	$(PY) -m pytest tests/rlhf_jax/test_ppo.py tests/rlhf_jax/test_objectives.py \
-	  tests/rlhf_jax/test_generation.py --record results/measured/invariants.json
+	$(PY) -m pytest tests/rlhf_jax/ppo/test_training.py tests/rlhf_jax/test_objectives.py \
+	  tests/rlhf_jax/language_model/test_sampling.py --record results/measured/invariants.json
 
 test-slow: .venv/done
 	$(PY) -m pytest -m slow

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import turns
 
+from rlhf_jax.ppo import actor_critic
+from rlhf_jax.ppo import training as ppo_training
+
 PARTS = {
     "full": "A PPO step beside TRL's, every weight trained; jax scores within its update",
     "lora": "A PPO step beside TRL's, LoRA on q_proj and v_proj; jax scores within its update",
@@ -75,9 +78,9 @@ def prepare(args: argparse.Namespace) -> None:
     """Writes policy, reward model and prompts for both sides to read."""
     from flax import nnx
 
-    from rlhf_jax.batch import prompt_rows
-    from rlhf_jax.data import load_prompts
-    from rlhf_jax.export import export_policy, export_reward_model
+    from rlhf_jax.data.prompts import load_prompts
+    from rlhf_jax.export.huggingface import export_policy, export_reward_model
+    from rlhf_jax.pretrained.prompt_rows import prompt_rows
 
     model = turns.loaded(args.model)
     decoder = nnx.merge(model.definition, model.state)
@@ -99,12 +102,11 @@ def jax_side(args: argparse.Namespace):
     import jax
     import numpy as np
 
-    from rlhf_jax import policy, ppo
-    from rlhf_jax.config import PPOConfig
-    from rlhf_jax.export import load_reward_model
-    from rlhf_jax.model import LoRAConfig
-    from rlhf_jax.rollout import Frozen, Static, draw
-    from rlhf_jax.training import compiled, initial_state
+    pass
+    from rlhf_jax.config import LoRAConfig, PPOConfig
+    from rlhf_jax.export.foreign_reward_model import load_reward_model
+    from rlhf_jax.optimization.state import compiled, initial_state
+    from rlhf_jax.ppo.rollout import Frozen, Static, draw
 
     model = turns.loaded(args.model)
     version = {"version": f"jax {jax.__version__} on {jax.devices()[0].platform}"}
@@ -118,8 +120,8 @@ def jax_side(args: argparse.Namespace):
         approx_kl_limit=math.inf,  # the peer has none: all inner epochs run
     )  # fmt: skip
     judge = load_reward_model(args.folder / "reward", model.tokenizer)
-    tuned = policy.build(model, cfg.lora, seed=0)
-    optimizer = ppo.ppo_optimizer(cfg)
+    tuned = actor_critic.build(model, cfg.lora, seed=0)
+    optimizer = ppo_training.ppo_optimizer(cfg)
     state = initial_state(tuned.trainable, optimizer)
     frozen = Frozen(tuned.frozen, model.state, judge.state)
     static = Static(
@@ -133,11 +135,11 @@ def jax_side(args: argparse.Namespace):
         batch = (prompts, prompts != model.tokenizer.pad)
         draws, dropout = jax.random.split(jax.random.key(int(state.step)))
         began = time.perf_counter()
-        actor = policy.Policy(tuned.definition, state.trainable, frozen.policy)
+        actor = actor_critic.Policy(tuned.definition, state.trainable, frozen.policy)
         responses = jax.block_until_ready(draw(actor, batch, draws, cfg, model.tokenizer))
         sampled = time.perf_counter()
         arguments = (state, frozen, *batch, responses, cfg.kl_weight, dropout)
-        program = program or compiled(ppo.update, *arguments, static=static)
+        program = program or compiled(ppo_training.update, *arguments, static=static)
         state, metrics, _ = jax.block_until_ready(program(*arguments))
         finished = time.perf_counter()
         assert metrics["inner_epochs"] == cfg.inner_epochs
@@ -159,7 +161,7 @@ def jax_generation(model) -> turns.Answer:
     import jax
     import numpy as np
 
-    from rlhf_jax.generation import sample
+    from rlhf_jax.language_model.sampling import sample
 
     prompts = np.random.default_rng(0).integers(100, model.tokenizer.vocab_size, GENERATION)
     inputs = (prompts.astype(np.int32), np.ones(GENERATION, bool))
@@ -197,7 +199,6 @@ def torch_side(args: argparse.Namespace):
     import transformers
     import trl
     from datasets import Dataset
-    from trl.experimental import ppo
 
     torch.set_num_threads(os.cpu_count())
     versions = (f"{module.__name__} {module.__version__}" for module in (torch, transformers, trl))
@@ -218,7 +219,7 @@ def torch_side(args: argparse.Namespace):
         target_modules=["q_proj", "v_proj"],
         task_type="CAUSAL_LM",
     )
-    settings = ppo.PPOConfig(
+    settings = ppo_training.PPOConfig(
         output_dir=str(args.folder / "trl"), use_cpu=True, bf16=False, report_to="none",
         save_strategy="no", num_sample_generations=0, gradient_checkpointing=False,
         per_device_train_batch_size=args.forward_batch,
@@ -228,7 +229,7 @@ def torch_side(args: argparse.Namespace):
         stop_token="eos", missing_eos_penalty=1.0, learning_rate=1e-5, adam_epsilon=1e-5,
     )  # fmt: skip
     phases = timed_phases()
-    trainer = ppo.PPOTrainer(
+    trainer = ppo_training.PPOTrainer(
         settings,
         processing_class=transformers.AutoTokenizer.from_pretrained(args.folder / "policy"),
         model=read("CausalLM", "policy"),

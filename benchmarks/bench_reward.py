@@ -16,6 +16,10 @@ from typing import NamedTuple
 
 import turns
 
+from rlhf_jax.data import preferences
+from rlhf_jax.reward_model import model as reward_models
+from rlhf_jax.reward_model import training as reward_training
+
 PEER_PAIRS = 8  # in a batch of the peer's
 SAMPLE = 400  # posts or pairs over which our batches are planned, as over a run's
 FLOPS = (
@@ -98,8 +102,8 @@ def prepare(args: argparse.Namespace) -> None:
     """
     import numpy as np
 
-    from rlhf_jax.data import load_preferences
-    from rlhf_jax.export import export_reward_model
+    from rlhf_jax.data.preferences import load_preferences
+    from rlhf_jax.export.huggingface import export_reward_model
 
     model = turns.loaded(args.model)
     export_reward_model(turns.untrained_judge(model), model, args.folder / "model")
@@ -122,15 +126,15 @@ def prepare(args: argparse.Namespace) -> None:
 
 def planned(part: Part, frame, tokenizer, args: argparse.Namespace, random) -> tuple:
     """The posts of each of our batches, and the shapes that they are packed in."""
-    from rlhf_jax import data
-    from rlhf_jax.batch import EncodedPost, encode_posts, subpost
-    from rlhf_jax.packing import groups, row_shapes
+    pass
+    from rlhf_jax.reward_model.encoding import EncodedPost, encode_posts, subpost
+    from rlhf_jax.reward_model.packing import groups, row_shapes
 
     if part.random_tokens:
         tokens = random.integers(100, tokenizer.vocab_size, (args.turns, 4, 2, 256))
         post = functools.partial(EncodedPost, "", "", (), pairs=((0, 1),), grades=(), cut_tokens=0)
         return [[post(replies=pair) for pair in turn] for turn in tokens.tolist()], [(8, 256)]
-    whole = data.posts(frame, max_pairs_per_post=part.pairs_per_post, seed=0)
+    whole = preferences.posts(frame, max_pairs_per_post=part.pairs_per_post, seed=0)
     posts, _ = encode_posts(whole, tokenizer, max_tokens=args.max_tokens)
     if part.alone:
         posts = [subpost(post, [i]) for post in posts for i in range(len(post.pairs))]
@@ -143,7 +147,7 @@ def planned(part: Part, frame, tokenizer, args: argparse.Namespace, random) -> t
 
 def tokens_a_pair(plan, shapes, random) -> dict[str, float]:
     """Tokens that each side computes for a pair, padding included, over the whole plan."""
-    from rlhf_jax.packing import pack
+    from rlhf_jax.reward_model.packing import pack
 
     rows, packed = [], 0
     for group in plan:
@@ -180,10 +184,12 @@ def jax_side(args: argparse.Namespace):
     import optax
     from flax import nnx
 
-    from rlhf_jax import judge, reward
-    from rlhf_jax.batch import EncodedPost
-    from rlhf_jax.packing import pack
-    from rlhf_jax.training import initial_state, optimizer_for, over_devices
+    pass
+    from rlhf_jax.devices import over_devices
+    from rlhf_jax.optimization.optimizer import optimizer_for
+    from rlhf_jax.optimization.state import initial_state
+    from rlhf_jax.reward_model.encoding import EncodedPost
+    from rlhf_jax.reward_model.packing import pack
 
     name = args.parts[0]
     work = json.loads((args.folder / f"{name}.json").read_text())
@@ -191,7 +197,7 @@ def jax_side(args: argparse.Namespace):
     cfg, model = reward_config(args), turns.loaded(args.model)
     layout = {"batch_pairs": PARTS[name].batch_pairs, "pad": model.tokenizer.pad}
     layout["shapes"] = [tuple(shape) for shape in work["shapes"]]
-    definition, trainable, frozen = judge.initial(model, cfg.seed)
+    definition, trainable, frozen = reward_models.initial(model, cfg.seed)
     adamw = optax.adamw(cfg.learning_rate, weight_decay=cfg.weight_decay)
     optimizer = optimizer_for({"all": adamw}, lambda path: "all", clip_norm=cfg.clip_norm)
     state = initial_state(trainable, optimizer)
@@ -200,7 +206,7 @@ def jax_side(args: argparse.Namespace):
         nonlocal state
         began = time.perf_counter()
         batch = over_devices(pack(group, **layout))
-        state, metrics = reward.update(
+        state, metrics = reward_training.update(
             state, frozen, batch, definition=definition, optimizer=optimizer, cfg=cfg
         )
         jax.block_until_ready(state)
@@ -216,7 +222,7 @@ def jax_side(args: argparse.Namespace):
     def gradients(trainable, batch):
         def loss(trainable):
             scores = nnx.merge(definition, trainable, frozen).pairs(batch)
-            return reward.pair_loss(scores, batch, cfg)[0]
+            return reward_training.pair_loss(scores, batch, cfg)[0]
 
         return jax.grad(loss)(trainable)
 

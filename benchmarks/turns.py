@@ -22,6 +22,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.pretrained import hub, loading
+from rlhf_jax.reward_model import model as reward_models
+
 PROJECT = Path(__file__).resolve().parent.parent
 PEER = PROJECT / ".venv-trl" / "bin" / "python"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -160,18 +163,18 @@ def jax_matrix_rate() -> float:
 
 def loaded(name: str):
     """The pretrained model that all sides start from."""
-    from rlhf_jax import pretrained
+    pass
 
-    return pretrained.load(pretrained.find(name), name=name)
+    return loading.load(hub.find(name), name=name)
 
 
 def untrained_judge(model):
     """The reward model before training: the pretrained trunk and a random head."""
     from flax import nnx
 
-    from rlhf_jax import judge
+    pass
 
-    return judge.Judge(*nnx.split(nnx.merge(*judge.initial(model, seed=0))))
+    return reward_models.Judge(*nnx.split(nnx.merge(*reward_models.initial(model, seed=0))))
 
 
 def table(answers: Mapping[str, Sequence[Answer]], columns: Mapping[str, Measure]) -> str:

@@ -9,9 +9,10 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
+from experiment_runs.errors import UserError
+from experiment_runs.run import Run
 from gan_jax import data, evaluation, experiment, export
 from gan_jax.config import EvidenceConfig, GANConfig
-from reporting.runs import Run, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

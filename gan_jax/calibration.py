@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy import stats
 
+from experiment_runs.process import progress
 from gan_jax import detectors
 from gan_jax.config import EvidenceConfig
 from gan_jax.data import ImageSet
 from gan_jax.features import FeatureSpace, flat
 from gan_jax.training import to_unit
-from reporting.runs import progress
 
 NOISE = 0.3  # standard deviation, pixels are in [-1, 1]; about a trained generator's FID
 MODES = 10  # images or latents that a collapsed set consists of

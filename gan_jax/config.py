@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from reporting.runs import UserError
+from experiment_runs.errors import UserError
 
 POLICIES = ("colour", "translation", "cutout")  # of augmentation.py
 

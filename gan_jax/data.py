@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from reporting.runs import UserError, fingerprint, progress
+from experiment_runs.errors import UserError
+from experiment_runs.files import fingerprint
+from experiment_runs.process import progress
 
 HISTOLOGY = "histology"
 SPLITS = ("train", "val", "test")

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 
+from experiment_runs.errors import UserError
+from experiment_runs.run import Run, ensure, find
+from experiment_runs.settings import PROJECT
 from gan_jax import data, evaluation, export, model_card, training
 from gan_jax.config import PROFILES, GANConfig
 from gan_jax.training import GRID_SHAPE
-from reporting.runs import PROJECT, Run, UserError, ensure, find
 
 
 def run(

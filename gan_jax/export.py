@@ -10,9 +10,10 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from safetensors.numpy import save_file
 
+from experiment_runs.errors import UserError
+from experiment_runs.run import Run
 from gan_jax.config import EvidenceConfig, GANConfig
 from gan_jax.training import Definitions, State, initial
-from reporting.runs import Run, UserError
 
 
 def save_networks(run: Run, networks: Definitions, state: State) -> None:

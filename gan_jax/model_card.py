@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from reporting.runs import Run
+from experiment_runs.run import Run
 
 USE = """\
 import torch

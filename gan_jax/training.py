@@ -11,11 +11,12 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from experiment_runs.process import progress
+from experiment_runs.run import Run
 from gan_jax.augmentation import augmented
 from gan_jax.config import GANConfig
 from gan_jax.data import ImageSet
 from gan_jax.dcgan import Discriminator, Generator, drawn
-from reporting.runs import Run, progress
 
 INITIAL, LATENTS, GRID, ORDER, AUGMENTATION = range(5)  # random streams of a run
 CHUNK = 128  # inputs at a time outside training

@@ -7,8 +7,8 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from experiment_runs.errors import UserError
 from reporting.notebook import SHORTCODE
-from reporting.runs import UserError
 from reporting.tables import visible
 
 PLOT_REPR = re.compile(r"[<\[({].*[>\])}]|Text\(.*\)", re.DOTALL)

@@ -15,9 +15,9 @@ from typing import Any
 import pypandoc
 from nbformat import NotebookNode
 
+from experiment_runs.errors import UserError
 from reporting.cells import cell_markdown, unescape_shortcodes
 from reporting.notebook import Source
-from reporting.runs import UserError
 
 KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
 CALLOUTS = [[f"callout-{kind}"] for kind in ("note", "tip", "important", "caution", "warning")]

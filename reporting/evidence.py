@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from experiment_runs.run import Run
 from reporting.figures import BLUE, GREEN, GREY, ORANGE, panels
-from reporting.runs import Run
 from reporting.summaries import interval
 from reporting.tables import escape, quote
 

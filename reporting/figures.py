@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reporting.runs import Run
+from experiment_runs.run import Run
 from reporting.summaries import BAND, policy_name, variant
-from rlhf_jax.rollout import REWARD_EDGES
+from rlhf_jax.ppo.rollout import REWARD_EDGES
 
 # Okabe and Ito's palette, whose colours the colour-blind tell apart
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"

@@ -10,8 +10,8 @@ from IPython.display import Image, display
 from matplotlib.axes import Axes
 from PIL import Image as Picture
 
+from experiment_runs.run import Run
 from reporting.figures import BLUE, GREY, ORANGE, panels
-from reporting.runs import Run
 
 DPI = 160  # of animations
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 600, 2400

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from reporting.runs import Run
+from experiment_runs.run import Run
 
 NAMES = {
     "birthday": "birthday size",

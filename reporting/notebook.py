@@ -28,7 +28,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
-from reporting.runs import UserError, progress
+from experiment_runs.errors import UserError
+from experiment_runs.process import progress
 
 CELL_OPTIONS = {
     "label": str,

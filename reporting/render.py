@@ -19,10 +19,10 @@ import matplotlib
 import typst
 import yaml
 
+from experiment_runs.errors import UserError
 from reporting import document, notebook
 from reporting.document import Node, element, pandoc, string, walk, words
 from reporting.notebook import CellError, Source
-from reporting.runs import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 FORMATS = {"html": "html", "typst": "pdf", "pdf": "pdf", "ipynb": "ipynb"}

@@ -6,11 +6,12 @@ from typing import Any
 
 from IPython.display import Markdown
 
-from reporting.runs import PROJECT, Run, find
+from experiment_runs.run import Run, find
+from experiment_runs.settings import PROJECT
 from reporting.summaries import NAMES
 from reporting.tables import escape, quote, table
-from rlhf_jax.agreement import rater_agreement, reading
-from rlhf_jax.ratings import RATINGS, Rating, load_ratings, rating_state, rating_table
+from rlhf_jax.ratings.rater_agreement import rater_agreement, reading
+from rlhf_jax.ratings.store import RATINGS, Rating, load_ratings, rating_state, rating_table
 
 REFERENCE = PROJECT / "results" / "reference"  # committed runs
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import nbformat
 
+from experiment_runs.errors import UserError
+from experiment_runs.settings import PROJECT
 from gan_jax.data import dataset_for
 from reporting.notebook import CellError
 from reporting.render import render
-from reporting.runs import PROJECT, UserError
-from rlhf_jax import pipeline
+from rlhf_jax import experiment
 
 EXAMPLE = "make submission LAST_NAME=Lovelace STUDENT_ID=123456"
 PUNCTUATION = " .'’-"  # in names of people, and harmless in names of files
@@ -74,7 +75,7 @@ def settings_cell() -> nbformat.NotebookNode:
     values = {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
     lines = [f"    {name}={value!r}," for name, value in values.items()]
     code = "\n".join([
-        "import os", "", "from reporting.runs import PROJECT", "",
+        "import os", "", "from experiment_runs.settings import PROJECT", "",
         "os.chdir(PROJECT)  # wherever this notebook lies",
         "os.environ.update(", *lines, ")",
     ])  # fmt: skip
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name = asked()
         if not options.check:
-            os.environ["RLHF_PROFILE"] = pipeline.experiment().profile.name
+            os.environ["RLHF_PROFILE"] = experiment.from_environment().profile.name
             for path in write(name, PROJECT / "report.qmd"):
                 print(f"wrote {path}")
     except (UserError, CellError) as error:

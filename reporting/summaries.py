@@ -5,7 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from reporting.runs import PROJECT, Run, code_changed_since, read_json
+from experiment_runs.files import read_json
+from experiment_runs.run import Run, code_changed_since
+from experiment_runs.settings import PROJECT
 
 NAMES = {
     "pretrained": "pretrained",

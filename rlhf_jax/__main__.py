@@ -12,15 +12,17 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from reporting.runs import Run, UserError
-from rlhf_jax import evaluation, pipeline, pretrained
+from experiment_runs.errors import UserError
+from experiment_runs.run import Run
 from rlhf_jax.chat import chat
-from rlhf_jax.config import Profile
-from rlhf_jax.export import export_run, load_reward_model
-from rlhf_jax.model import LoRAConfig
-from rlhf_jax.pipeline import Experiment
-from rlhf_jax.questionnaire import rate_in_browser, rate_in_terminal
-from rlhf_jax.ratings import RATINGS
+from rlhf_jax.config import LoRAConfig, Profile
+from rlhf_jax.evaluation import policies as evaluation
+from rlhf_jax.experiment import Experiment, from_environment
+from rlhf_jax.export.foreign_reward_model import load_reward_model
+from rlhf_jax.export.huggingface import export_run
+from rlhf_jax.pretrained import hub
+from rlhf_jax.ratings.questionnaire import rate_in_browser, rate_in_terminal
+from rlhf_jax.ratings.store import RATINGS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Command:
     def experiment(self) -> Experiment:
         if self.data_dir is not None and not self.data_dir.is_dir():
             raise UserError(f"--data-dir {self.data_dir}: no such folder")
-        profile, committed = self.cfg, pipeline.experiment().committed
+        profile, committed = self.cfg, from_environment().committed
         if self.reward_lora_rank:
             adapted = dataclasses.replace(
                 profile.reward, lora=LoRAConfig(rank=self.reward_lora_rank)
@@ -150,7 +152,7 @@ def execute(command: Command) -> None:
             base = experiment.pretrained
             models = {evaluation.BASE: (base.definition, base.state), **experiment.tuned()}
             judge = experiment.judge() if not command.judge else load_reward_model(
-                pretrained.find(command.judge), base.tokenizer
+                hub.find(command.judge), base.tokenizer
             )  # fmt: skip
             chat(models, judge, base.tokenizer,
                  prompt_tokens=experiment.profile.ppo.prompt_tokens,
@@ -194,7 +196,7 @@ def parsed(arguments: list[str]) -> Command:
     first.add_argument("--profile")
     if named := first.parse_known_args(arguments)[0].profile:
         os.environ["RLHF_PROFILE"] = named
-    experiment = pipeline.experiment()
+    experiment = from_environment()
     default = {
         "profile": experiment.profile.name,
         "data_dir": experiment.data_dir,

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
-from rlhf_jax.batch import prompt_rows
-from rlhf_jax.generation import sample
-from rlhf_jax.judge import Judge, response_rewards
-from rlhf_jax.terminal import block
-from rlhf_jax.tokenizer import Tokenizer
+from rlhf_jax.language_model.sampling import sample
+from rlhf_jax.pretrained.prompt_rows import prompt_rows
+from rlhf_jax.pretrained.tokenizer import Tokenizer
+from rlhf_jax.ratings.plain_text import block
+from rlhf_jax.reward_model.model import Judge, response_rewards
 
 
 def chat(

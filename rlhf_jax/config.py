@@ -4,8 +4,28 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from reporting.runs import UserError
-from rlhf_jax.model import LINEAR_LAYERS, LoRAConfig
+from experiment_runs.errors import UserError
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al., 2022): W x + alpha / rank * B A x."""
+
+    rank: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.2  # on the adapter's input, in updates only
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise UserError(f"lora rank={self.rank} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora dropout={self.dropout} must be in [0, 1)")
+        if unknown := set(self.targets) - set(LINEAR_LAYERS):
+            raise UserError(f"lora targets={sorted(unknown)} unknown; choose from {LINEAR_LAYERS}")
+
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
-install_import_hook(["rlhf_jax", "gan_jax"], "beartype.beartype")
+install_import_hook(["experiment_runs", "rlhf_jax", "gan_jax"], "beartype.beartype")
 
 
 def pytest_configure(config):

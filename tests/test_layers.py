@@ -1,64 +1,83 @@
-"""Who may import whom: inside a package only what stands above, across packages almost nothing."""
+"""Who may import whom: packages and folders stand on each other, and no import runs upwards."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = {
-    "rlhf_jax": (
-        "source", "standin", "data", "split", "attention", "model", "config", "tokenizer",
-        "pretrained", "objectives", "batch", "packing", "statistics", "training", "generation",
-        "judge", "baseline", "evidence", "examination", "reward", "policy", "rollout", "ppo",
-        "comparison", "evaluation", "terminal", "ratings", "agreement", "questionnaire", "chat",
-        "model_card", "export", "pipeline", "__main__",
-    ),
-    "gan_jax": (
-        "config", "data", "augmentation", "convolution", "dcgan", "training", "features",
-        "detectors", "calibration", "evaluation", "export", "model_card", "experiment", "__main__",
-    ),
-    "reporting": (
-        "runs", "tables", "summaries", "figures", "gan_figures", "gan_summaries", "responses",
-        "evidence", "notebook", "cells", "document", "render", "submission",
-    ),
-}  # fmt: skip
-LIBRARIES = ("rlhf_jax", "gan_jax")
-
-
-def imported(path):
-    """(package, module) of everything that a file imports from this project."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            package, _, module = node.module.partition(".")
-            modules = [module] if module else [alias.name for alias in node.names]
-            found |= {(package, name.partition(".")[0]) for name in modules}
-        elif isinstance(node, ast.Import):
-            found |= {tuple((alias.name + ".").split(".")[:2]) for alias in node.names}
-    return {(package, module) for package, module in found if package in ORDER}
+PACKAGES = {  # and what of this project each stands on
+    "experiment_runs": set(),
+    "rlhf_jax": {"experiment_runs"},
+    "gan_jax": {"experiment_runs"},
+    "reporting": {"experiment_runs", "rlhf_jax", "gan_jax"},
+}
+FLOOR = ("config", "objectives", "intervals", "devices")
+FOLDERS = (
+    "data", "language_model", "pretrained", "optimization", "reward_model", "ppo", "evaluation",
+    "ratings", "export",
+)  # fmt: skip
+ROOF = ("chat", "experiment", "__main__")
+LONGEST = 400  # lines of a module
 
 
 def files(package):
-    return {path.stem: path for path in (ROOT / package).glob("*.py") if path.stem != "__init__"}
+    """Every module of a package by its dotted name."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
 
 
-@pytest.mark.parametrize("package", ORDER)
-def test_a_module_imports_only_modules_above_it(package):
-    order = ORDER[package]
+MODULES = {name: path for package in PACKAGES for name, path in files(package).items()}
+
+
+def imported(path):
+    """The modules of this project that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            named = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in named}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(MODULES)
+
+
+def place(module):
+    """The folder or module of `rlhf_jax` that a dotted name belongs to."""
+    return module.removeprefix("rlhf_jax").lstrip(".").partition(".")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_those_that_it_stands_on(package):
     for name, path in files(package).items():
-        assert name in order, f"{package}/{name}.py has no place in the order of {__file__}"
-        own = {module for other, module in imported(path) if other == package}
-        below = own - set(order[: order.index(name)])
-        assert not below, f"{package}/{name}.py imports {sorted(below)}"
+        foreign = {module.partition(".")[0] for module in imported(path)} - {package}
+        assert foreign <= PACKAGES[package], f"{name} imports {sorted(foreign)}"
 
 
-@pytest.mark.parametrize("package", LIBRARIES)
-def test_a_library_imports_runs_from_reporting_and_nothing_from_the_other_library(package):
-    for path in (ROOT / package).glob("*.py"):
-        foreign = {pair for pair in imported(path) if pair[0] != package}
-        assert foreign <= {("reporting", "runs")}, f"{path.name} imports {sorted(foreign)}"
+def test_every_folder_and_module_of_rlhf_jax_has_its_place():
+    places = {place(name) for name in files("rlhf_jax")} - {""}
+    assert places == {*FLOOR, *FOLDERS, *ROOF}
 
 
-def test_what_the_libraries_import_from_reporting_imports_nothing_of_this_project():
-    assert not imported(ROOT / "reporting" / "runs.py")
+@pytest.mark.parametrize("folder", (*FLOOR, *FOLDERS, *ROOF))
+def test_nothing_imports_from_a_folder_above_it(folder):
+    order = (*FLOOR, *FOLDERS, *ROOF)
+    below = {"", *order[: order.index(folder) + 1]}
+    for name, path in files("rlhf_jax").items():
+        if place(name) == folder:
+            own = {module for module in imported(path) if module.startswith("rlhf_jax.")}
+            above = {module for module in own if place(module) not in below}
+            assert not above, f"{name} imports {sorted(above)}"
+
+
+def test_no_module_imports_itself_through_others():
+    order = graphlib.TopologicalSorter({name: imported(path) for name, path in MODULES.items()})
+    assert set(MODULES) == set(order.static_order())
+
+
+def test_no_module_is_longer_than_a_sitting():
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert not {name: count for name, count in lengths.items() if count > LONGEST}

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiment_runs.errors import UserError
 from gan_jax import config, training
 from gan_jax.augmentation import POLICIES, augmented
-from reporting.runs import UserError
 
 ALL = tuple(POLICIES)
 

@@ -13,8 +13,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from experiment_runs.errors import UserError
 from gan_jax import data, experiment
-from reporting.runs import UserError
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from experiment_runs.errors import UserError
 from gan_jax import experiment, export
 from gan_jax.__main__ import main, parsed
 from gan_jax.training import evaluated
-from reporting.runs import UserError
 
 
 def test_a_finished_run_holds_what_the_chapter_shows(finished, tiny):

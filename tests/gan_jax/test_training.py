@@ -16,9 +16,9 @@ import optax
 import pytest
 from flax import nnx
 
+from experiment_runs.run import ensure
 from gan_jax import training
 from gan_jax.config import GANConfig
-from reporting.runs import ensure
 
 
 @pytest.fixture(scope="module")

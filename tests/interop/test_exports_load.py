@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reporting.runs import ensure
-from rlhf_jax import export, policy, pretrained
-from rlhf_jax import judge as judges
-from rlhf_jax.config import PPOConfig, RewardConfig
-from rlhf_jax.model import LINEAR_LAYERS, Decoder, DecoderConfig, LoRAConfig
-from rlhf_jax.training import save_weights
+from experiment_runs.checkpoints import save_weights
+from experiment_runs.run import ensure
+from rlhf_jax.config import LINEAR_LAYERS, LoRAConfig, PPOConfig, RewardConfig
+from rlhf_jax.export import foreign_reward_model, huggingface
+from rlhf_jax.language_model import logprobs
+from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
+from rlhf_jax.ppo import actor_critic
+from rlhf_jax.pretrained import model as pretrained_model
+from rlhf_jax.reward_model import model as reward_models
 
 pytestmark = [
     pytest.mark.interop,
@@ -42,7 +45,7 @@ LORAS = (LoRAConfig(), LoRAConfig(rank=4, alpha=6.0, targets=LINEAR_LAYERS))
 @pytest.fixture(params=FAMILIES)
 def model(request):
     """A small model of each family in which no parameter is zero or one."""
-    base = pretrained.random_model()
+    base = pretrained_model.random_model()
     config = {**base.huggingface_config, "model_type": request.param, **FAMILIES[request.param]}
     config |= {"attention_dropout": 0.0, "use_sliding_window": False}
     decoder = DecoderConfig.from_huggingface(config)
@@ -93,7 +96,7 @@ def our_logits(decoder, tokens, mask):
     def logits(state):
         decoder = nnx.merge(definition, state)
         padded = jnp.pad(tokens, ((0, 0), (0, 1))), jnp.pad(mask, ((0, 0), (0, 1)))
-        return decoder.logits(policy.response_states(decoder, *padded, 1))
+        return decoder.logits(logprobs.response_states(decoder, *padded, 1))
 
     return np.asarray(logits(state))
 
@@ -127,7 +130,9 @@ def loaded(kind, path):
 
 def test_policy_loads_silently_with_the_same_logits(model, tmp_path):
     decoder = nnx.merge(model.definition, model.state)
-    export.export_policy(decoder, model, tmp_path, export.generation_settings(PPOConfig()))
+    huggingface.export_policy(
+        decoder, model, tmp_path, huggingface.generation_settings(PPOConfig())
+    )
     theirs = loaded(AutoModelForCausalLM, tmp_path)
     assert difference(theirs, decoder, model) < 1e-3
     assert theirs.generation_config.top_k == 0
@@ -136,10 +141,10 @@ def test_policy_loads_silently_with_the_same_logits(model, tmp_path):
 
 @pytest.mark.parametrize("lora", LORAS, ids=["qv", "all"])
 def test_adapter_loads_silently_with_the_same_logits(model, lora, tmp_path):
-    tuned = policy.build(model, lora, seed=0)
+    tuned = actor_critic.build(model, lora, seed=0)
     decoder = nnx.merge(*tuned._replace(trainable=noisy(tuned.trainable))).decoder
-    export.export_policy(decoder, model, tmp_path / "base", {})
-    export.export_adapter(decoder, lora, model, tmp_path)
+    huggingface.export_policy(decoder, model, tmp_path / "base", {})
+    huggingface.export_adapter(decoder, lora, model, tmp_path)
     base = loaded(AutoModelForCausalLM, tmp_path / "base")
     assert difference(base, decoder, model) > 0.05  # the adapter matters
     theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
@@ -155,9 +160,9 @@ def test_adapter_loads_silently_with_the_same_logits(model, lora, tmp_path):
 
 
 def noisy_judge(model, offset=0.7, gain=2.5):
-    rewarder = judges.RewardModel(nnx.merge(model.definition, model.state), rngs=nnx.Rngs(3))
+    rewarder = reward_models.RewardModel(nnx.merge(model.definition, model.state), rngs=nnx.Rngs(3))
     rewarder.offset[...], rewarder.gain[...] = jnp.float32(offset), jnp.float32(gain)
-    return judges.Judge(*nnx.split(rewarder))
+    return reward_models.Judge(*nnx.split(rewarder))
 
 
 def our_rewards(judge, tokens, mask):
@@ -167,7 +172,7 @@ def our_rewards(judge, tokens, mask):
 
 def test_reward_model_loads_silently_with_the_same_scores(model, tmp_path):
     judge = noisy_judge(model)
-    export.export_reward_model(judge, model, tmp_path)
+    huggingface.export_reward_model(judge, model, tmp_path)
     theirs = loaded(AutoModelForSequenceClassification, tmp_path)
     for left in (True, False):
         tokens, mask = rows(model, left=left)
@@ -180,21 +185,23 @@ def test_reward_model_loads_silently_with_the_same_scores(model, tmp_path):
 
 @pytest.mark.parametrize("lora", LORAS, ids=["qv", "all"])
 def test_reward_adapter_loads_silently_with_the_same_scores(model, lora, tmp_path):
-    definition, trainable, frozen = judges.initial(model, 0, lora)
+    definition, trainable, frozen = reward_models.initial(model, 0, lora)
     rewarder = nnx.merge(definition, noisy(trainable), frozen)
     rewarder.offset[...], rewarder.gain[...] = jnp.float32(0.7), jnp.float32(2.5)
-    judge = judges.Judge(*nnx.split(rewarder))
-    head = export.head_weight(rewarder)
-    export.export_reward_model(judge, model, tmp_path / "base")
-    export.export_adapter(rewarder.decoder, lora, model, tmp_path, head=head)
+    judge = reward_models.Judge(*nnx.split(rewarder))
+    head = huggingface.head_weight(rewarder)
+    huggingface.export_reward_model(judge, model, tmp_path / "base")
+    huggingface.export_adapter(rewarder.decoder, lora, model, tmp_path, head=head)
     base = loaded(AutoModelForSequenceClassification, tmp_path / "base")
     with torch.no_grad():
         base.score.weight.zero_()  # the adapter brings its own
     theirs = peft.PeftModel.from_pretrained(base, tmp_path)
     assert isinstance(theirs, peft.PeftModelForSequenceClassification)
     assert not theirs.training
-    rewarder.decoder = export.merged_adapters(rewarder.decoder)
-    export.export_reward_model(judges.Judge(*nnx.split(rewarder)), model, tmp_path / "merged")
+    rewarder.decoder = huggingface.merged_adapters(rewarder.decoder)
+    huggingface.export_reward_model(
+        reward_models.Judge(*nnx.split(rewarder)), model, tmp_path / "merged"
+    )
     merged = loaded(AutoModelForSequenceClassification, tmp_path / "merged")
     tokens, mask = rows(model, left=False)
     ours = our_rewards(judge, tokens, mask)
@@ -206,7 +213,7 @@ def test_reward_adapter_loads_silently_with_the_same_scores(model, lora, tmp_pat
 
 
 def test_reward_model_of_transformers_scores_the_same_here(tmp_path):
-    own = pretrained.random_model()
+    own = pretrained_model.random_model()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=own.tokenizer.vocab_size, hidden_size=32, intermediate_size=48,
@@ -216,7 +223,7 @@ def test_reward_model_of_transformers_scores_the_same_here(tmp_path):
     theirs = LlamaForSequenceClassification(config).eval()
     theirs.save_pretrained(tmp_path)
     own.tokenizer.huggingface.save_pretrained(tmp_path)
-    judge = export.load_reward_model(tmp_path, own.tokenizer)
+    judge = foreign_reward_model.load_reward_model(tmp_path, own.tokenizer)
     tokens, mask = rows(own, left=False)
     with torch.no_grad():
         scores = theirs(**their_inputs(tokens, mask)).logits[:, 0].numpy()
@@ -241,26 +248,26 @@ SUMMARY = {
     [("reward", None), ("reward", LoRAConfig()), ("ppo-full", None), ("ppo-lora", LoRAConfig())],
 )
 def test_code_on_the_card_runs(stage, lora, tmp_path):
-    own = pretrained.random_model()
+    own = pretrained_model.random_model()
     if stage == "reward":
         cfg, name = RewardConfig(lora=lora), "best"
-        weights = judges.initial(own, 0, lora)[1]
+        weights = reward_models.initial(own, 0, lora)[1]
     else:
         cfg, name = PPOConfig(lora=lora, response_tokens=5), "policy"
-        weights = policy.build(own, lora, seed=0).trainable
+        weights = actor_critic.build(own, lora, seed=0).trainable
 
     def train(run):
         save_weights(run.checkpoints / name, noisy(weights))
         run.finish(**SUMMARY)
 
     run = ensure(stage, cfg, train, inputs={}, root=tmp_path / "runs")
-    export.export_run(run, own, tmp_path / "out")
+    huggingface.export_run(run, own, tmp_path / "out")
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     scope = {"path": str(tmp_path / "out"), "question": "Why?", "answer": "Because."}
     exec(code, scope)
     tokens = scope["inputs"]["input_ids"].numpy().astype(np.int32)
     if stage == "reward":
-        judge = judges.load(run, own)
+        judge = reward_models.load(run, own)
         ours = our_rewards(judge, tokens, np.ones_like(tokens, bool))
         assert tokens[0, -1] == own.tokenizer.end
         assert scope["reward"] == pytest.approx(float(ours[0]), abs=1e-4)
@@ -269,8 +276,8 @@ def test_code_on_the_card_runs(stage, lora, tmp_path):
 
 
 def test_exported_tokenizer_reads_as_ours(tmp_path):
-    own = pretrained.random_model().tokenizer
-    export.save_tokenizer(own, tmp_path, padding_side="left")
+    own = pretrained_model.random_model().tokenizer
+    huggingface.save_tokenizer(own, tmp_path, padding_side="left")
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     text = "naïve  text\n\tand 123 <b>"
     assert theirs(text, add_special_tokens=False)["input_ids"] == own.encode([text])[0]

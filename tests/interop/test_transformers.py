@@ -11,10 +11,12 @@ from flax import nnx
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_jax import generation, pretrained
-from rlhf_jax.attention import block_mask
-from rlhf_jax.model import Decoder, DecoderConfig
-from rlhf_jax.tokenizer import Tokenizer
+from rlhf_jax import config
+from rlhf_jax.language_model import sampling
+from rlhf_jax.language_model.attention import block_mask
+from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
+from rlhf_jax.pretrained import gguf_files, hub, tensor_names
+from rlhf_jax.pretrained.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.interop
 torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
@@ -38,7 +40,7 @@ FAMILIES = {
 
 def written(folder, state, decoder, config):
     """The model's own export, for transformers to read."""
-    save_file(pretrained.huggingface_tensors(state, decoder), folder / "model.safetensors",
+    save_file(tensor_names.huggingface_tensors(state, decoder), folder / "model.safetensors",
               metadata={"format": "pt"})  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     theirs, report = AutoModelForCausalLM.from_pretrained(
@@ -57,7 +59,7 @@ def both(request, tmp_path_factory):
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), state)
     theirs = written(tmp_path_factory.mktemp("model"), state, decoder, config)
-    return nnx.split(pretrained.abstract(decoder))[0], state, theirs
+    return nnx.split(tensor_names.abstract(decoder))[0], state, theirs
 
 
 def rows(side, lengths=(12, 5, 9), width=12, vocab=101):
@@ -100,7 +102,7 @@ def test_logits_differ_by_at_most_1e_4_through_padding(both, side):
 def test_decoding_with_our_cache_samples_from_their_logits(both):
     definition, state, theirs = both
     tokens, mask = rows("left")
-    responses = generation.sample(
+    responses = sampling.sample(
         state, jnp.asarray(tokens), jnp.asarray(mask), jax.random.key(0), 1.0,
         decoder_def=definition, length=8, end=2, pad=0,
     )  # fmt: skip
@@ -114,10 +116,10 @@ def test_decoding_with_our_cache_samples_from_their_logits(both):
 
 @pytest.fixture(scope="module")
 def packaged():
-    path = pretrained.packaged_gguf()
+    path = hub.packaged_gguf()
     if path is None:
-        pytest.skip(f"the package {pretrained.PACKAGE} is not installed")
-    return pretrained.load_gguf(path, name=pretrained.SMOLLM2)
+        pytest.skip(f"the package {hub.PACKAGE} is not installed")
+    return gguf_files.load_gguf(path, name=config.SMOLLM2)
 
 
 TEXTS = [
@@ -142,7 +144,7 @@ def test_logits_of_the_real_weights_differ_by_at_most_1e_3(packaged, tmp_path):
 @pytest.mark.slow
 def test_our_reading_of_the_gguf_tokenizer_is_theirs(packaged):
     """transformers takes most of a minute to read it, which is why the library does not ask it."""
-    path = pretrained.packaged_gguf()
+    path = hub.packaged_gguf()
     huggingface = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     theirs = Tokenizer.of(huggingface)
     for text in TEXTS:

@@ -6,8 +6,10 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 
+from experiment_runs.files import write_text
+from experiment_runs.run import Run
+from experiment_runs.settings import PROJECT
 from reporting import figures, notebook
-from reporting.runs import PROJECT, Run, write_text
 
 REPORT = PROJECT / "report.qmd"
 CHAPTERS = sorted((PROJECT / "chapters").glob("*.qmd"))

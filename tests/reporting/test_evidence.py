@@ -2,7 +2,9 @@
 
 import pytest
 
-from reporting import evidence, runs, tables
+from experiment_runs import files
+from experiment_runs import run as runs
+from reporting import evidence, tables
 
 HOSTILE = "<script>x</script> {{< include a >}}\n\n# **b** `c`\x07"
 
@@ -14,7 +16,7 @@ def make_run(tmp_path):
     def make(*samples):
         path = tmp_path / "reward-1"
         path.mkdir()
-        runs.write_text(path / "config.json", "{}")
+        files.write_text(path / "config.json", "{}")
         run = runs.Run(path)
         for sample in samples:
             run.sample(**sample)

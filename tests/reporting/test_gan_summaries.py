@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiment_runs.run import Run
 from reporting import gan_figures, gan_summaries
-from reporting.runs import Run
 
 SCENARIOS = (
     "real", "real + noise", "copies of training images", "10 real images repeated",

@@ -16,10 +16,10 @@ import pypdf
 import pytest
 from nbclient import NotebookClient
 
+from experiment_runs.settings import PROJECT
 from reporting import render
 from reporting.document import pandoc
 from reporting.notebook import captions
-from reporting.runs import PROJECT
 from reporting.tables import INVISIBLE, escape, quote, table
 
 FIXTURE = Path(__file__).parent / "fixture"

@@ -2,9 +2,10 @@
 
 import json
 
+from experiment_runs.files import write_text
+from experiment_runs.run import Run
 from reporting import responses
-from reporting.runs import Run, write_text
-from rlhf_jax.ratings import CRITERIA, RATINGS, load_ratings, response_hash, save_rating
+from rlhf_jax.ratings.store import CRITERIA, RATINGS, load_ratings, response_hash, save_rating
 
 HOSTILE = "{{< include x >}} <script>alert(1)</script> **bold** | a | b |"
 MODELS = {"pretrained": 0.0, "ppo-full": 0.5, "ppo-lora": -0.5}

@@ -9,8 +9,9 @@ import pypdf
 import pytest
 from nbclient import NotebookClient
 
+from experiment_runs.errors import UserError
+from experiment_runs.settings import PROJECT
 from reporting import submission
-from reporting.runs import PROJECT, UserError
 
 FIXTURE = Path(__file__).parent / "fixture"
 

@@ -6,10 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from experiment_runs.run import Run
 from reporting import figures, summaries
-from reporting.runs import Run
 from rlhf_jax import config
-from rlhf_jax.pipeline import Experiment
+from rlhf_jax.experiment import Experiment
 
 
 @pytest.fixture

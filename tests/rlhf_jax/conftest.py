@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reporting import runs
-from rlhf_jax import config, ppo, pretrained
-from rlhf_jax import judge as judges
-from rlhf_jax.data import Post
-from rlhf_jax.model import Decoder
-from rlhf_jax.pretrained import leaf_name
-from rlhf_jax.tokenizer import CHATML, Tokenizer, byte_level
+from experiment_runs import run as runs
+from rlhf_jax import config
+from rlhf_jax.data.preferences import Post
+from rlhf_jax.language_model.decoder import Decoder
+from rlhf_jax.ppo import training as ppo_training
+from rlhf_jax.pretrained import model as pretrained_model
+from rlhf_jax.pretrained.tensor_names import leaf_name
+from rlhf_jax.pretrained.tokenizer import CHATML, Tokenizer, byte_level
+from rlhf_jax.reward_model import model as reward_models
 
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<|unk|>"]
 
@@ -60,7 +62,7 @@ def timeless():
 @pytest.fixture(scope="session")
 def model():
     """Two small layers with random weights on bytes."""
-    return pretrained.random_model()
+    return pretrained_model.random_model()
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +142,7 @@ def toy():
             end="<|im_end|>", pad="<|pad|>", template=CHATML,
         )
     )  # fmt: skip
-    base = pretrained.random_model()
+    base = pretrained_model.random_model()
     small = dataclasses.replace(
         base.config, vocab_size=len(words), num_layers=1, tied_embeddings=False
     )
@@ -166,7 +168,7 @@ def toy_judge(toy, best_token):
     Attention is uniform (queries and keys are zero) and hands on the first coordinate of the
     embedding, which is 1 for that letter and 0 for every other token.
     """
-    rewarder = judges.RewardModel(Decoder(toy.config, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    rewarder = reward_models.RewardModel(Decoder(toy.config, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
     table = np.zeros(rewarder.decoder.embedding.shape, np.float32)
     table[:, 1] = 1
     table[best_token] = np.eye(table.shape[1])[0]
@@ -176,7 +178,7 @@ def toy_judge(toy, best_token):
         layer.kernel[...] = jax.numpy.zeros_like(layer.kernel[...])
     for layer in (block.attention.v_proj, block.attention.o_proj, rewarder.score):
         layer.kernel[...] = jax.numpy.zeros_like(layer.kernel[...]).at[0, 0].set(1.0)
-    return judges.Judge(*nnx.split(rewarder))
+    return reward_models.Judge(*nnx.split(rewarder))
 
 
 TOY_PPO = config.PPOConfig(
@@ -191,7 +193,7 @@ TOY_PROMPTS = [a + b for a, b in zip("abcdefgh" * 4, "hgfedcba" * 4, strict=True
 def train_toy(toy, toy_judge):
     """A function that runs PPO on the toy, or returns the finished run."""
 
-    def run(variant, root, *, train=ppo.train, **changes):
+    def run(variant, root, *, train=ppo_training.train, **changes):
         cfg = dataclasses.replace(TOY_PPO, **changes)
         if variant == "lora":
             cfg = config.with_lora(cfg, learning_rate=2e-2)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rlhf_jax import judge as judges
-from rlhf_jax import policy
 from rlhf_jax.chat import answer, chat
-from rlhf_jax.model import LoRAConfig
+from rlhf_jax.config import LoRAConfig
+from rlhf_jax.ppo import actor_critic
+from rlhf_jax.reward_model import model as reward_models
 
 
 def talk(monkeypatch, capsys, models, judge, tokenizer, *questions):
@@ -19,14 +19,14 @@ def talk(monkeypatch, capsys, models, judge, tokenizer, *questions):
 
 
 def test_every_model_answers_with_the_reward_of_its_own_answer(model, monkeypatch, capsys):
-    tuned = policy.build(model, LoRAConfig(), seed=0)
+    tuned = actor_critic.build(model, LoRAConfig(), seed=0)
     moved = jax.tree.map(lambda x: x + 0.5, tuned.trainable)
     models = {
         "pretrained": (model.definition, model.state),
         "ppo-lora": tuned._replace(trainable=moved).decoder(),
     }
-    rewarder = judges.RewardModel(nnx.merge(*models["pretrained"]), rngs=nnx.Rngs(0))
-    judge = judges.Judge(*nnx.split(rewarder))
+    rewarder = reward_models.RewardModel(nnx.merge(*models["pretrained"]), rngs=nnx.Rngs(0))
+    judge = reward_models.Judge(*nnx.split(rewarder))
     shown = talk(monkeypatch, capsys, models, judge, model.tokenizer, "Why \x1b[2J?", "How?", "")
     found = re.findall(r"^(\S+) \(reward ([+-]\d+\.\d\d)(, cut off)?\)\n(.*)", shown, re.MULTILINE)
     assert [name for name, *_ in found] == ["pretrained", "ppo-lora"] * 2
@@ -71,7 +71,7 @@ def test_end_of_input_ends_the_conversation(model, monkeypatch, capsys):
         raise EOFError
 
     monkeypatch.setattr("builtins.input", closed)
-    judge = judges.Judge(*nnx.split(judges.RewardModel(nnx.merge(model.definition, model.state),
-                                                       rngs=nnx.Rngs(0))))  # fmt: skip
+    decoder = nnx.merge(model.definition, model.state)
+    judge = reward_models.Judge(*nnx.split(reward_models.RewardModel(decoder, rngs=nnx.Rngs(0))))
     chat({"pretrained": (model.definition, model.state)}, judge, model.tokenizer)
     assert "reward" not in capsys.readouterr().out

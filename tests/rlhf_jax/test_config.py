@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from reporting.runs import UserError
+from experiment_runs.errors import UserError
 from rlhf_jax import config
 from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
 

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from reporting.runs import Run
-from rlhf_jax import config, ppo
-from rlhf_jax import judge as judges
+from experiment_runs.run import Run
+from rlhf_jax import config
+from rlhf_jax.ppo import training as ppo_training
+from rlhf_jax.reward_model import model as reward_models
 
 pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -99,7 +100,7 @@ def test_a_reward_model_survives_kills_bit_by_bit(start, model, timeless, tmp_pa
     assert_same(found, expected, timeless)
     for name, column in expected.arrays("test_pairs").items():
         np.testing.assert_array_equal(found.arrays("test_pairs")[name], column)
-    ours, theirs = (judges.load(run, model).state for run in (found, expected))
+    ours, theirs = (reward_models.load(run, model).state for run in (found, expected))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -117,5 +118,5 @@ def test_ppo_survives_kills_bit_by_bit(start, rewarded, model, timeless, tmp_pat
     complete(start(killed, *arguments))
     found, expected = (only_run(results, f"ppo-{variant}") for results in (killed, whole))
     assert_same(found, expected, timeless)
-    ours, theirs = (ppo.tuned_decoder(run, cfg, model)[1] for run in (found, expected))
+    ours, theirs = (ppo_training.tuned_decoder(run, cfg, model)[1] for run in (found, expected))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)

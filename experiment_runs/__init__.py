@@ -1,0 +1,1 @@
+"""Runs on disk: configuration, log, results, checkpoints and their origin. Knows no model."""

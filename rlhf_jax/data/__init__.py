@@ -1,0 +1,1 @@
+"""Preference pairs and prompts, where they come from, and their division into parts."""

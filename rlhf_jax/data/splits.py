@@ -1,0 +1,140 @@
+"""Division of posts and prompts into parts that share no text."""
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from experiment_runs.errors import UserError
+from rlhf_jax.data.preferences import Post
+from rlhf_jax.data.prompts import Prompt
+from rlhf_jax.data.tables import normalised
+
+HELD_OUT = ("test", "validation")  # of the official splits; a text in both belongs to the first
+
+
+def split_posts(
+    posts: Sequence[Post], *, fractions: Mapping[str, float], seed: int
+) -> dict[str, list[Post]]:
+    """Parts that share no post and no text, each in random order, so that a prefix is a sample.
+
+    Posts that share a text stay together; each domain is divided in the same proportions. Official
+    "validation" and "test" splits are kept as they are: the remaining parts then divide the rest in
+    proportion, without the posts that share a text with what is held out.
+
+    Args:
+      posts: from `posts`.
+      fractions: of the posts, by name of the part; the sum is 1.
+      seed: for the division.
+
+    Raises:
+      UserError: the fractions do not sum to 1, or a part would be empty.
+    """
+    if not np.isclose(sum(fractions.values()), 1):
+        raise UserError(f"fractions of the parts: {dict(fractions)} sum to other than 1")
+    given = [name for name in HELD_OUT if any(post.split == name for post in posts)]
+    parts: dict[str, list[Post]] = {name: [] for name in [*fractions, *given]}
+    by_domain: dict[str, list[list[Post]]] = {}
+    for group in linked(posts):
+        held_out = next((name for name in given if any(p.split == name for p in group)), None)
+        if held_out:
+            parts[held_out] += [post for post in group if post.split == held_out]
+        else:
+            by_domain.setdefault(group[0].domain, []).append(group)
+    names = [name for name in fractions if name not in given]
+    edges = np.cumsum([fractions[name] for name in names])
+    for domain, groups in sorted(by_domain.items()):
+        order = np.random.default_rng([seed, zlib.crc32(domain.encode())]).permutation(len(groups))
+        sizes = np.array([len(groups[i]) for i in order])
+        middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+        for i, part in zip(order, np.searchsorted(edges / edges[-1], middles), strict=True):
+            parts[names[part]] += groups[i]
+    for name, part in parts.items():
+        np.random.default_rng([seed, zlib.crc32(name.encode())]).shuffle(part)
+        if not part and name in fractions:
+            raise UserError(f"part '{name}' of the posts is empty: {len(posts)} are too few")
+    if overlap(parts):
+        raise RuntimeError("parts of the posts share texts")
+    return {name: parts[name] for name in fractions}
+
+
+def linked(posts: Sequence[Post]) -> list[list[Post]]:
+    """Groups of posts that share an identifier or a text, directly or through other posts."""
+    leader = list(range(len(posts)))
+
+    def find(i: int) -> int:
+        while leader[i] != i:
+            leader[i] = leader[leader[i]]
+            i = leader[i]
+        return i
+
+    first_with: dict[bytes, int] = {}
+    for i, post in enumerate(posts):
+        for key in keys(post):
+            leader[find(i)] = find(first_with.setdefault(key, i))
+    groups: dict[int, list[Post]] = {}
+    for i, post in enumerate(posts):
+        groups.setdefault(find(i), []).append(post)
+    return list(groups.values())
+
+
+def keys(post: Post) -> Iterator[bytes]:
+    """Digests of what two parts must not share: identifier, prompt and replies."""
+    texts = [normalised(text) for text in (post.prompt, *post.replies)]
+    for key in (f"post_id {post.post_id}", *texts):
+        yield hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
+def overlap(parts: Mapping[str, Sequence[Post]]) -> int:
+    """How many identifiers and texts occur in more than one part."""
+    found: dict[bytes, set[str]] = {}
+    for name, part in parts.items():
+        for post in part:
+            for key in keys(post):
+                found.setdefault(key, set()).add(name)
+    return sum(len(names) > 1 for names in found.values())
+
+
+def split_prompts(
+    prompts: Sequence[Prompt], *, train: int, evaluation: int, seed: int
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to train on and prompts that training never sees, from different conversations.
+
+    Questions taken from the preference data, which the reward model may have seen, are used for
+    evaluation last. Evaluation takes conversations from the front of a random order, training from
+    its back: more of the one leaves the other as it is, as long as there are enough.
+
+    Args:
+      prompts: all, their texts distinct.
+      train: how many to train on.
+      evaluation: how many to keep for evaluation.
+      seed: for the draw.
+
+    Raises:
+      UserError: there are too few.
+    """
+    trees: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        trees.setdefault(prompt.tree_id, []).append(prompt)
+    rng = np.random.default_rng(seed)
+    order = [list(trees.values())[i] for i in rng.permutation(len(trees))]
+    order.sort(key=lambda tree: tree[0].origin == "preferences")
+    unseen: list[Prompt] = []
+    left: list[list[Prompt]] = []
+    for tree in order:
+        if len(unseen) + len(tree) <= evaluation:
+            unseen += tree
+        else:
+            left.append(tree)
+    if left and len(unseen) < evaluation:  # no conversation fits: the end of one is lost
+        unseen += left.pop(0)[: evaluation - len(unseen)]
+    rest = [prompt for tree in reversed(left) for prompt in tree]
+    if len(unseen) < evaluation or len(rest) < train:
+        raise UserError(
+            f"{len(prompts)} prompts in {len(trees)} conversations are too few for {evaluation} to "
+            f"evaluate and {train} to train on; give more data or ask for fewer"
+        )
+    chosen = rest[:train]
+    rng.shuffle(chosen)
+    return chosen, unseen

@@ -1,0 +1,154 @@
+"""Reward of the pretrained and the tuned policies on prompts that nobody trained on."""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from experiment_runs.process import progress
+from experiment_runs.run import Run
+from rlhf_jax.config import EvaluationConfig, PPOConfig
+from rlhf_jax.evaluation.response_statistics import Columns, describe, gain
+from rlhf_jax.language_model import logprobs
+from rlhf_jax.language_model.sampling import Responses, sample
+from rlhf_jax.pretrained.model import Pretrained
+from rlhf_jax.pretrained.prompt_rows import prompt_rows
+from rlhf_jax.reward_model.model import Judge, response_rewards
+
+BASE = "pretrained"
+RATED = (BASE, "ppo-full", "ppo-lora")  # policies whose responses are rated by hand
+Decoders = Mapping[str, tuple[nnx.GraphDef, nnx.State]]  # a policy's name to its decoder
+
+
+def evaluate(
+    run: Run,
+    cfg: EvaluationConfig,
+    lengths: PPOConfig,
+    pretrained: Pretrained,
+    judges: Mapping[str, Judge],
+    tuned: Decoders,
+    prompts: Sequence[str],
+) -> None:
+    """Samples every policy's responses with the same random draws, scores and compares them.
+
+    Args:
+      run: where to write.
+      cfg: the configuration.
+      lengths: gives the lengths of prompts and responses that the policies were trained with.
+      pretrained: the policy that the tuned ones are compared with.
+      judges: "reward", the frozen reward model that the policies were tuned against, and "gold",
+        one trained on other posts that no policy was tuned against.
+      tuned: the tuned policies.
+      prompts: unseen ones.
+    """
+    tokenizer = pretrained.tokenizer
+    rows, masks, _ = prompt_rows(prompts, tokenizer, length=lengths.prompt_tokens)
+    decoders = {BASE: (pretrained.definition, pretrained.state), **tuned}
+    columns: dict[str, dict[str, np.ndarray]] = {}
+    texts: dict[str, list[str]] = {}
+    starts = range(0, len(prompts), cfg.batch)
+    bar = progress(label="evaluation", total=len(decoders) * len(starts))
+    for name, decoder in decoders.items():
+        parts, texts[name] = [], []
+        for start in starts:
+            batch = rows[start : start + cfg.batch], masks[start : start + cfg.batch]
+            key = jax.random.fold_in(jax.random.key(cfg.seed), start)
+            responses = sample(
+                decoder[1], *batch, key, cfg.temperature, decoder_def=decoder[0],
+                length=lengths.response_tokens, end=tokenizer.end, pad=tokenizer.pad,
+            )  # fmt: skip
+            tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
+            texts[name] += [tokenizer.decode(t[m]) for t, m in zip(tokens, mask, strict=True)]
+            ended = ((tokens == tokenizer.end) & mask).any(axis=1)
+            kl = sequence_kl(
+                decoder[1], pretrained.state, *batch, responses, lengths.temperature,
+                definitions=(decoder[0], pretrained.definition),
+            )  # fmt: skip
+            parts.append(
+                judged(judges, batch, responses, tokenizer.end)
+                | {"kl": kl, "tokens": mask.sum(axis=1), "ended": ended}
+            )
+            bar.update()
+        columns[name] = {
+            column: np.concatenate([np.asarray(part[column]) for part in parts])
+            for column in parts[0]
+        }
+    bar.close()
+    run.rewind(-1)  # what an attempt that was cut off has left
+    keep_responses(run, prompts, texts, columns, cfg)
+    run.save_arrays(
+        **{f"{name}.{key}": value for name, own in columns.items() for key, value in own.items()}
+    )
+    run.finish(
+        policies={name: describe(columns[name], texts[name], cfg) for name in decoders},
+        gains={name: gain(columns[name], columns[BASE], cfg) for name in tuned},
+        variants={name: gain(own, columns[BASE], cfg) for name, own in over_seeds(columns).items()},
+        prompts=len(prompts),
+    )
+
+
+def over_seeds(columns: Mapping[str, Columns]) -> dict[str, Columns]:
+    """Means over the runs of a variant with different seeds, prompt by prompt.
+
+    The run "ppo-full-1" repeats "ppo-full"; a variant with one run has no mean.
+    """
+    variants: dict[str, list[Columns]] = {}
+    for name, own in columns.items():
+        variants.setdefault(re.sub(r"-\d+$", "", name), []).append(own)
+    return {
+        name: {column: np.mean([own[column] for own in runs], axis=0) for column in runs[0]}
+        for name, runs in variants.items()
+        if len(runs) > 1
+    }
+
+
+def judged(
+    judges: Mapping[str, Judge],
+    batch: tuple[np.ndarray, np.ndarray],
+    responses: Responses,
+    end: int,
+) -> dict[str, Float[Array, "batch"]]:
+    """Every judge's reward of the responses to a batch of prompts."""
+    return {
+        name: response_rewards(judge.state, *batch, responses, definition=judge.definition, end=end)
+        for name, judge in judges.items()
+    }
+
+
+def keep_responses(run, prompts, texts, columns, cfg: EvaluationConfig) -> None:
+    """Every response with its reward; those to the first prompts are for rating by hand."""
+    for name in texts:
+        for i, prompt in enumerate(prompts):
+            run.sample(
+                step=0, prompt_id=i, model=name, prompt=prompt, response=texts[name][i],
+                reward=float(columns[name]["reward"][i]),
+                rated=i < cfg.rated_prompts and name in RATED,
+            )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames="definitions")
+def sequence_kl(
+    state: nnx.State,
+    reference_state: nnx.State,
+    prompts: Array,
+    prompt_mask: Array,
+    responses,
+    temperature: float | Float[Array, ""],
+    *,
+    definitions: tuple[nnx.GraphDef, nnx.GraphDef],
+) -> Float[Array, "batch"]:
+    """Exact KL to the reference summed over each response, nats."""
+    decoder = nnx.merge(definitions[0], state)
+    reference = nnx.merge(definitions[1], reference_state)
+    tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
+    mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
+    width = prompts.shape[1]
+    states = logprobs.response_states(decoder, tokens, mask, width)
+    others = logprobs.response_states(reference, tokens, mask, width)
+    *_, kl = logprobs.compare(decoder, reference, states, others, responses.tokens, temperature)
+    return jnp.where(responses.mask, kl, 0.0).sum(axis=1)

@@ -1,0 +1,224 @@
+"""The stages of the report and what each depends on: run or load.
+
+What is asked for comes from the environment, so that the command line, the chapters and Quarto
+agree: RLHF_PROFILE, RLHF_MODEL, RLHF_DATA_DIR, and RLHF_RUN to show committed runs instead.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from experiment_runs import run as runs
+from experiment_runs.errors import UserError
+from experiment_runs.files import fingerprint
+from experiment_runs.run import Run, ensure
+from experiment_runs.settings import PROJECT
+from rlhf_jax import config
+from rlhf_jax.config import PPOConfig, Profile, RewardConfig
+from rlhf_jax.data.preferences import Post, load_preferences, posts
+from rlhf_jax.data.prompts import Prompt, load_prompts, top_up
+from rlhf_jax.data.splits import keys, split_posts, split_prompts
+from rlhf_jax.data.tables import Source
+from rlhf_jax.evaluation import policies as evaluation
+from rlhf_jax.ppo import training as ppo_training
+from rlhf_jax.pretrained import hub, loading
+from rlhf_jax.pretrained.model import Pretrained
+from rlhf_jax.reward_model import model as reward_models
+from rlhf_jax.reward_model import training as reward_training
+from rlhf_jax.reward_model.encoding import encode_posts, first_pairs
+
+FRACTIONS = {"train": 0.73, "gold": 0.05, "validation": 0.09, "test": 0.13}  # of the posts
+REWARD_MODELS = {"reward": "train", "gold": "gold"}  # stages, and the posts that they learn from
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that belongs to one profile, model and data; each part is made when needed."""
+
+    profile: Profile
+    data_dir: Path | None = None
+    committed: Path | None = None  # folder of committed runs to show instead of training
+
+    @functools.cached_property
+    def model_path(self) -> Path | None:
+        return hub.find(self.profile.model)
+
+    @functools.cached_property
+    def model_identity(self) -> str:
+        return hub.identity(self.model_path, dtype=self.profile.dtype)
+
+    @functools.cached_property
+    def pretrained(self) -> Pretrained:
+        return loading.load(self.model_path, name=self.profile.model, dtype=self.profile.dtype)
+
+    @functools.cached_property
+    def preferences(self):
+        """(pairs as a frame, their source)."""
+        return load_preferences(self.data_dir)
+
+    @functools.cached_property
+    def posts(self) -> dict[str, list]:
+        """The posts of each part; "gold" also gets what "train" has more than it needs, but no
+        text that is trained on."""
+        cfg = self.profile.reward
+        whole = posts(
+            self.preferences[0],
+            max_pairs_per_post=cfg.max_pairs_per_post,
+            min_score_ratio=cfg.min_score_ratio,
+            seed=cfg.seed,
+        )
+        parts = split_posts(whole, fractions=FRACTIONS, seed=cfg.seed)
+        used = len(first_pairs(parts["train"], cfg.train_pairs))
+        train, left = parts["train"][:used], parts["train"][used:]
+        seen = {key for post in train for key in keys(post)}
+        parts["gold"] += [post for post in left if seen.isdisjoint(keys(post))]
+        return parts | {"train": train}
+
+    @functools.cached_property
+    def prompts(self) -> tuple[list[Prompt], list[Prompt], Source]:
+        """(to train on, unseen, their source), topped up with questions where there are few."""
+        wanted = max(cfg.prompts for cfg in self.profile.policies.values())
+        unseen = self.profile.evaluation.prompts
+        found, source = load_prompts(self.data_dir)
+        if len(found) < wanted + unseen:
+            found, source = top_up(found, source, self.posts["train"], wanted=wanted + unseen)
+        train, held_out = split_prompts(
+            found, train=wanted, evaluation=unseen, seed=self.profile.ppo.seed
+        )
+        return train, held_out, source
+
+    @property
+    def policies(self) -> list[str]:
+        """Names of the stages that tune a policy; the first two are the report's variants."""
+        if self.committed is None:
+            return list(self.profile.policies)
+        found = [Run(path.parent).stage for path in self.committed.glob("ppo-*/config.json")]
+        return sorted(found, key=lambda name: (name not in ("ppo-full", "ppo-lora"), name))
+
+    @property
+    def stages(self) -> list[str]:
+        """All stages in the order in which they depend on each other."""
+        return ["reward", "gold", *self.policies, "evaluate"]
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        return {"preferences": self.preferences[1], "prompts": self.prompts[2]}
+
+    def run(self, stage: str) -> Run:
+        """The finished run of a stage; trains it, and what it depends on, where there is none."""
+        if self.committed is not None:
+            return runs.find(stage, self.committed)
+        if stage not in self.stages:
+            raise UserError(f"stage {stage!r}: unknown; choose one of {', '.join(self.stages)}")
+        inputs = {"model": self.model_identity}
+        if stage in REWARD_MODELS:
+            cfg = getattr(self.profile, stage)
+            parts, prompts = self._parts(stage), self._texts(0)[: cfg.reference_samples]
+            inputs["posts"] = fingerprint(
+                {name: [*map(dataclasses.astuple, own)] for name, own in parts.items()}
+            )
+            inputs["prompts"] = fingerprint(prompts)
+            train = functools.partial(self._reward, cfg=cfg, parts=parts, prompts=prompts)
+            return self._ensure(stage, cfg, train, inputs)
+        inputs["reward"] = self.run("reward").identity
+        if cfg := self.profile.policies.get(stage):
+            prompts = self._texts(0)[: cfg.prompts]
+            inputs["prompts"] = fingerprint(prompts)
+            train = functools.partial(self._ppo, cfg=cfg, prompts=prompts)
+            return self._ensure(stage, cfg, train, inputs)
+        prompts = self._texts(1)
+        inputs["prompts"] = fingerprint(prompts)
+        inputs |= {name: self.run(name).identity for name in ("gold", *self.policies)}
+        train = functools.partial(self._evaluate, prompts=prompts)
+        return self._ensure(stage, self.profile.evaluation, train, inputs)
+
+    def _ensure(self, stage: str, cfg, train, inputs: dict[str, str]) -> Run:
+        where = self.model_path
+        about = {
+            "profile": {"name": self.profile.name, "promise": self.profile.promise},
+            "model": {
+                "name": self.profile.model,
+                "file": "random weights" if where is None else where.name,
+                "dtype": self.profile.dtype,
+            },
+        }
+        for name, source in self.sources.items():
+            about[name] = dataclasses.asdict(dataclasses.replace(source, location=""))
+        return ensure(stage, cfg, train, inputs=inputs, about=about)
+
+    def judge(self, stage: str = "reward") -> reward_models.Judge:
+        return reward_models.load(self.run(stage), self.pretrained)
+
+    def tuned(self, stages: Sequence[str] = ("ppo-full", "ppo-lora")) -> evaluation.Decoders:
+        """The decoders of tuned policies."""
+        return {
+            stage: ppo_training.tuned_decoder(
+                self.run(stage), self.profile.policies[stage], self.pretrained
+            )
+            for stage in stages
+        }
+
+    def _parts(self, stage: str) -> dict[str, list[Post]]:
+        """The posts that a reward model is trained, chosen and tested on."""
+        cfg = getattr(self.profile, stage)
+        wanted = {
+            "train": (REWARD_MODELS[stage], cfg.train_pairs),
+            "validation": ("validation", cfg.validation_pairs),
+            "test": ("test", cfg.test_pairs),
+        }
+        return {name: first_pairs(self.posts[own], limit) for name, (own, limit) in wanted.items()}
+
+    def _texts(self, which: int) -> list[str]:
+        """The prompts to train on (0), or the unseen ones (1)."""
+        return [prompt.text for prompt in self.prompts[which]]
+
+    def _reward(self, run: Run, *, cfg: RewardConfig, parts, prompts: list[str]) -> None:
+        tokenizer = self.pretrained.tokenizer
+        encoded = {
+            name: encode_posts(own, tokenizer, max_tokens=cfg.max_tokens)
+            for name, own in parts.items()
+        }
+        reward_training.train(run, cfg, self.pretrained, encoded, prompts)
+
+    def _ppo(self, run: Run, *, cfg: PPOConfig, prompts: list[str]) -> None:
+        ppo_training.train(run, cfg, self.pretrained, self.judge(), prompts)
+
+    def _evaluate(self, run: Run, *, prompts: list[str]) -> None:
+        evaluation.evaluate(
+            run, self.profile.evaluation, self.profile.ppo, self.pretrained,
+            {name: self.judge(name) for name in ("reward", "gold")}, self.tuned(self.policies),
+            prompts,
+        )  # fmt: skip
+
+
+def default_profile() -> str:
+    """The profile of a machine: `assignment` where there is an accelerator."""
+    return "cpu" if jax.default_backend() == "cpu" else "assignment"
+
+
+@functools.cache
+def from_environment() -> Experiment:
+    """The experiment that the environment asks for.
+
+    Raises:
+      UserError: a profile, folder or run does not exist.
+    """
+    profile = config.profile(os.environ.get("RLHF_PROFILE") or default_profile())
+    if model := os.environ.get("RLHF_MODEL"):
+        profile = dataclasses.replace(profile, model=model)
+    data_dir = os.environ.get("RLHF_DATA_DIR")
+    if data_dir and not Path(data_dir).is_dir():
+        raise UserError(f"DATA_DIR={data_dir}: no such folder; see README.md for its layout")
+    committed = os.environ.get("RLHF_RUN")
+    if committed and not (PROJECT / "results" / committed).is_dir():
+        known = ", ".join(sorted(p.name for p in (PROJECT / "results").iterdir() if p.is_dir()))
+        raise UserError(f"RUN={committed}: no folder results/{committed}; there are: {known}")
+    return Experiment(
+        profile=profile,
+        data_dir=Path(data_dir) if data_dir else None,
+        committed=PROJECT / "results" / committed if committed else None,
+    )

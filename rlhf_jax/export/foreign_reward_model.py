@@ -1,0 +1,56 @@
+"""A reward model in transformers' layout, ours or somebody else's, back in."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+from flax import nnx
+from transformers import AutoTokenizer
+
+from experiment_runs.errors import UserError
+from rlhf_jax.language_model.decoder import DecoderConfig
+from rlhf_jax.pretrained.loading import read_directory
+from rlhf_jax.pretrained.tensor_names import abstract, decoder_state
+from rlhf_jax.pretrained.tokenizer import Tokenizer
+from rlhf_jax.reward_model.model import Judge, RewardModel
+
+
+def load_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str = "float32") -> Judge:
+    """A reward model from a directory in transformers' layout, ours or somebody else's.
+
+    Args:
+      path: holds config.json, safetensors and the tokenizer.
+      tokenizer: of the policy whose responses are to be scored.
+      dtype: of the activations.
+
+    Raises:
+      UserError: it is not a sequence classifier with one label, of a supported family, or it reads
+        tokens that mean something else to the policy.
+    """
+    config, tensors = read_directory(path)
+    architecture = (config.get("architectures") or ["nothing"])[0]
+    weight = tensors.pop("score.weight", None)
+    if not architecture.endswith("ForSequenceClassification") or weight is None:
+        raise UserError(
+            f"{path}: holds {architecture}, {'no' if weight is None else 'a'} score.weight; "
+            "a reward model is a ...ForSequenceClassification with one"
+        )
+    if weight.shape[0] != 1:
+        raise UserError(f"{path}: has {weight.shape[0]} labels; a reward model has one")
+    theirs = Tokenizer.of(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
+    if reading(theirs) != reading(tokenizer):
+        raise UserError(
+            f"{path}: its tokenizer or chat template is not the policy's; use a reward model of "
+            "the same family"
+        )
+    # Its output matrix is the head; without this the decoder would ask for one of its own.
+    cfg = DecoderConfig.from_huggingface(config | {"tie_word_embeddings": True}, dtype=dtype)
+    state = decoder_state(cfg, tensors, source=str(path))
+    model = RewardModel(nnx.merge(nnx.split(abstract(cfg))[0], state), rngs=nnx.Rngs(0))
+    model.score.kernel[...] = jnp.asarray(weight, jnp.float32)
+    model.offset[...] = jnp.float32(config.get("reward_offset", 0.0))
+    return Judge(*nnx.split(model))
+
+
+def reading(tokenizer: Tokenizer) -> tuple:
+    """What must be alike for two models to read the same tokens as the same text."""
+    return tokenizer.prefix, tokenizer.suffix, tokenizer.end, tokenizer.huggingface.get_vocab()

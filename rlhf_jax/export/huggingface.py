@@ -1,0 +1,244 @@
+"""Exports in the Hugging Face layouts, and a reward model of that layout back in.
+
+Weights are safetensors in float32 under the names that transformers and PEFT use; nothing is
+pickled. Every export is a directory with its configuration, tokenizer and model card.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from experiment_runs.errors import UserError
+from experiment_runs.files import write_text
+from experiment_runs.run import Run
+from rlhf_jax.config import LINEAR_LAYERS, LoRAConfig, PPOConfig, lora_config
+from rlhf_jax.export import model_card
+from rlhf_jax.language_model.decoder import Decoder
+from rlhf_jax.ppo import training as ppo_training
+from rlhf_jax.pretrained.model import Pretrained
+from rlhf_jax.pretrained.tensor_names import (
+    huggingface_tensors,
+    leaf_name,
+    tensor_table,
+)
+from rlhf_jax.pretrained.tokenizer import Tokenizer
+from rlhf_jax.reward_model import model as reward_models
+from rlhf_jax.reward_model.model import Judge, RewardModel
+
+ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+# fields of a config.json that would no longer be true, or that name code to run
+DROPPED = (
+    "_name_or_path",
+    "auto_map",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+)
+
+
+def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = False) -> None:
+    """Writes what a finished run trained into a new directory.
+
+    Args:
+      run: of a stage that trains a reward model or a policy, with its weights.
+      pretrained: the model that it started from.
+      out: the directory; it must not hold anything yet.
+      merged: write a model with its adapters added to its weights, not adapters beside a model.
+
+    Raises:
+      UserError: there is nothing to export, or something in the way.
+    """
+    kind = run.stage.partition("-")[0]  # "ppo-lora-1" is of kind "ppo"
+    weights = {"reward": "best", "gold": "best", "ppo": "policy"}.get(kind)
+    if weights is None:
+        raise UserError(f"{run.path}: a run of stage {run.stage!r} has no weights to export")
+    if not run.finished:
+        raise UserError(f"{run.path}: the run is not finished; train it to the end first")
+    if not (run.checkpoints / weights).is_dir():
+        raise UserError(f"{run.path}: the weights are not there; committed runs have none")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already; name another folder or remove it")
+    lora = None if merged else lora_config(run.config["lora"])
+    plain = out if lora is None else out / "base"
+    if weights == "best":
+        model, card = nnx.merge(*reward_models.load(run, pretrained)), model_card.reward_card
+        decoder, head = model.decoder, head_weight(model)
+        model.decoder = merged_adapters(decoder) if merged else decoder
+        export_reward_model(Judge(*nnx.split(model)), pretrained, plain)
+    else:
+        cfg, card = ppo_config(run), model_card.policy_card
+        decoder, head = nnx.merge(*ppo_training.tuned_decoder(run, cfg, pretrained)), None
+        whole = merged_adapters(decoder) if merged else decoder
+        export_policy(whole, pretrained, plain, generation_settings(cfg))
+    if lora is not None:
+        export_adapter(decoder, lora, pretrained, out, head=head)
+    write_text(out / "README.md", card(run, adapter=lora is not None))
+
+
+def merged_adapters(decoder: Decoder) -> Decoder:
+    """A copy without adapters: the product of each is added to the weight beside it."""
+    decoder = nnx.merge(*nnx.split(decoder), copy=True)  # the weights may be the pretrained model's
+    for block in decoder.blocks:
+        layers = {**vars(block.attention), **vars(block.mlp)}
+        for layer in (layers[name] for name in LINEAR_LAYERS if name in layers):
+            if layer.lora_a is not None:
+                layer.kernel[...] += layer.scale * (layer.lora_b[...] @ layer.lora_a[...])
+                layer.lora_a = layer.lora_b = nnx.data(None)
+    return decoder
+
+
+def ppo_config(run: Run) -> PPOConfig:
+    """The configuration of a PPO run."""
+    return PPOConfig(**run.config | {"lora": lora_config(run.config["lora"])})
+
+
+def generation_settings(cfg: PPOConfig) -> dict[str, Any]:
+    """Sampling as in training: the whole distribution at its temperature."""
+    return {
+        "do_sample": True,
+        "temperature": cfg.temperature,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": cfg.response_tokens,
+    }
+
+
+def export_policy(
+    decoder: Decoder, pretrained: Pretrained, out: Path, generation: Mapping[str, Any]
+) -> None:
+    """Writes a decoder, without its adapters, in transformers' layout for causal models."""
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = pretrained.tokenizer
+    config = huggingface_config(pretrained, head="ForCausalLM")
+    write_json(out / "config.json", config)
+    ends = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
+    write_json(out / "generation_config.json", {**generation, **ends})
+    save_tensors(
+        out / "model.safetensors", huggingface_tensors(nnx.state(decoder), pretrained.config)
+    )
+    save_tokenizer(tokenizer, out, padding_side="left")
+
+
+def export_reward_model(judge: Judge, pretrained: Pretrained, out: Path) -> None:
+    """Writes a reward model as a sequence classifier with one label.
+
+    Its head has no bias. The gain goes into the weight, what remains to be subtracted from a score
+    into the configuration: reward = score - reward_offset.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    model = nnx.merge(*judge)
+    tensors = huggingface_tensors(nnx.state(model.decoder), pretrained.config)
+    tensors.pop("lm_head.weight", None)
+    tensors["score.weight"] = head_weight(model)
+    config = huggingface_config(
+        pretrained,
+        head="ForSequenceClassification",
+        id2label={"0": "LABEL_0"},
+        label2id={"LABEL_0": 0},
+        problem_type="regression",  # pipelines then show the score, not its sigmoid
+        reward_offset=float(model.gain[...] * model.offset[...]),
+    )
+    write_json(out / "config.json", config)
+    save_tensors(out / "model.safetensors", tensors)
+    save_tokenizer(pretrained.tokenizer, out, padding_side="right")
+
+
+def head_weight(model: RewardModel) -> np.ndarray:
+    """The head as a matrix of one row, with the gain in it."""
+    return np.float32(model.gain[...]) * np.asarray(model.score.kernel[...], np.float32)
+
+
+def export_adapter(
+    decoder: Decoder,
+    lora: LoRAConfig,
+    pretrained: Pretrained,
+    out: Path,
+    *,
+    head: np.ndarray | None = None,
+) -> None:
+    """Writes the adapters of a decoder in PEFT's layout; the base model is in `out/base`.
+
+    With a head it is the adapter of a sequence classifier, which is saved whole.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if head is None else "SEQ_CLS",
+        "base_model_name_or_path": str((out / "base").resolve()),
+        "revision": None,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted(lora.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None if head is None else ["score"],
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+    write_json(out / "adapter_config.json", config)
+    tensors = adapter_tensors(decoder)
+    if head is not None:
+        tensors["base_model.model.score.weight"] = head
+    save_tensors(out / "adapter_model.safetensors", tensors)
+    side = "left" if head is None else "right"
+    save_tokenizer(pretrained.tokenizer, out, padding_side=side)
+
+
+def adapter_tensors(decoder: Decoder) -> dict[str, np.ndarray]:
+    """The low-rank factors under PEFT's names, A as [rank, inputs], B as [outputs, rank]."""
+    leaves = {
+        leaf_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(decoder))
+    }
+    tensors = {}
+    for ours, theirs, _ in tensor_table(decoder.cfg):
+        if (factors := ours.removesuffix("kernel") + "lora_a") not in leaves:
+            continue
+        for ending, name in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
+            values = np.asarray(leaves[factors.removesuffix("lora_a") + ending], np.float32)
+            tensors[f"base_model.model.{theirs.removesuffix('weight')}{name}.weight"] = values
+    return tensors
+
+
+def huggingface_config(pretrained: Pretrained, *, head: str, **changes: Any) -> dict[str, Any]:
+    """The original config.json, with what is different about the export."""
+    kept = {k: v for k, v in pretrained.huggingface_config.items() if k not in DROPPED}
+    return kept | {
+        "architectures": [ARCHITECTURES[pretrained.config.family] + head],
+        "dtype": "float32",
+        "rope_theta": pretrained.config.rope_theta,  # for readers that know no rope_parameters
+        "eos_token_id": pretrained.tokenizer.end,
+        "pad_token_id": pretrained.tokenizer.pad,
+        **changes,
+    }
+
+
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
+
+
+def save_tokenizer(tokenizer: Tokenizer, out: Path, *, padding_side: str) -> None:
+    """Writes the tokenizer with its chat template and the pad token that the training used."""
+    saved = copy.deepcopy(tokenizer.huggingface)
+    saved.pad_token = saved.convert_ids_to_tokens(tokenizer.pad)
+    saved.padding_side = saved.init_kwargs["padding_side"] = padding_side  # both, or it is lost
+    saved.save_pretrained(out)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")

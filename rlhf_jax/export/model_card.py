@@ -1,0 +1,214 @@
+"""The README.md of an export: what it is, how it was trained, how to use it, what it cannot do."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from experiment_runs.run import Run
+
+MESSAGES = """\
+messages = [{"role": "system", "content": ""}, {"role": "user", "content": question}]
+prompt = tokenizer.apply_chat_template(
+    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+)"""
+
+USE_REWARD = f"""\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path)
+{MESSAGES}
+text = prompt + answer + tokenizer.eos_token
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+reward = model(**inputs).logits[0, 0].item() - model.config.reward_offset"""
+
+USE_REWARD_ADAPTER = f"""\
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(path)
+base = AutoModelForSequenceClassification.from_pretrained(f"{{path}}/base")
+model = PeftModel.from_pretrained(base, path)
+{MESSAGES}
+text = prompt + answer + tokenizer.eos_token
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+reward = model(**inputs).logits[0, 0].item() - base.config.reward_offset"""
+
+GENERATE = f"""\
+{MESSAGES}
+inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+answer = model.generate(**inputs)"""
+
+USE_POLICY = f"""\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path)
+{GENERATE}"""
+
+USE_ADAPTER = f"""\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(path)
+base = AutoModelForCausalLM.from_pretrained(f"{{path}}/base")
+model = PeftModel.from_pretrained(base, path)
+{GENERATE}"""
+
+BASE_FOLDER = (
+    " The folder `base` holds the very weights that it was trained on; adapter_config.json "
+    "names it by its place on the disk, change that when you move the two."
+)
+REWARD_LIMITS = (
+    "It reads one question and one answer, as above; other templates and longer conversations are "
+    "outside what it was trained on.",
+    "A score compares answers to the same question. It says nothing of truth or safety: it was "
+    "learnt from pairs, of which one was preferred.",
+    "The output head of this layout has no bias, so that the centre of the reward stays in "
+    "`reward_offset` of config.json: subtract it, or compare differences only.",
+)
+POLICY_LIMITS = (
+    "It was trained to please one reward model within short answers; what that model overlooks or "
+    "overrates, it has learnt to exploit. Judge it by people's ratings, not by its reward.",
+    "Longer answers tend to be rewarded: compare at equal length.",
+    "It knows no more than the model that it started from, and invents as freely.",
+    "The value head of the training is not part of the export.",
+)
+
+
+def reward_card(run: Run, *, adapter: bool) -> str:
+    """The card of a reward model, or of its adapter and head."""
+    name, summary = base_name(run), run.summary
+    accuracy, longer = summary["accuracy"], summary["baselines"]["longer"]["accuracy"]
+    results = {
+        "accuracy on held-out pairs": interval(accuracy),
+        "accuracy of choosing the longer answer": interval(longer),
+        "correlation of the score with length": f"{summary['length_correlation']:.2f}",
+    }
+    length = (
+        f"Length bias: on held-out pairs its score correlates {summary['length_correlation']:.2f} "
+        f"with the number of tokens, and always choosing the longer answer would be right in "
+        f"{longer['value']:.1%} of them, the model in {accuracy['value']:.1%}."
+    )
+    header = front_matter(
+        run,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-classification",
+        base_model_relation="adapter" if adapter else "finetune",
+        tags=["reward-model", "rlhf", "jax", *(["lora"] if adapter else [])],
+        metrics={"accuracy": accuracy["value"]},
+    )
+    what = "Low-rank adapter and head of a reward model" if adapter else "Reward model"
+    lead = f"{what} from {name}: one number for an answer, higher is better."
+    lead += BASE_FOLDER if adapter else ""
+    use = USE_REWARD_ADAPTER if adapter else USE_REWARD
+    return card(header, run, lead, use, results, (length, *REWARD_LIMITS))
+
+
+def policy_card(run: Run, *, adapter: bool) -> str:
+    """The card of a policy, or of its adapter."""
+    name, summary = base_name(run), run.summary
+    header = front_matter(
+        run,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        base_model_relation="adapter" if adapter else "finetune",
+        tags=["rlhf", "ppo", "jax", *(["lora"] if adapter else [])],
+        metrics={
+            "reward": summary["reward_last_quarter"],
+            "kl_per_token": summary["kl_last_quarter"],
+        },
+    )
+    results = {
+        "reward in the last quarter of the training, by its own reward model": (
+            f"{summary['reward_last_quarter']:.3f}"
+        ),
+        "KL to the base model there, nats per token": f"{summary['kl_last_quarter']:.4f}",
+        "trained parameters": f"{sum(summary['trained_parameters'].values()):,}",
+    }
+    what = "Low-rank adapter of" if adapter else "Policy from"
+    lead = f"{what} {name}, trained by proximal policy optimisation against a reward model."
+    lead += BASE_FOLDER if adapter else ""
+    use = USE_ADAPTER if adapter else USE_POLICY
+    return card(header, run, lead, use, results, POLICY_LIMITS)
+
+
+def card(
+    header: str,
+    run: Run,
+    lead: str,
+    use: str,
+    results: Mapping[str, str],
+    limits: Sequence[str],
+) -> str:
+    """A whole README.md."""
+    about = run.record.get("about", {})
+    data = [
+        f"* {part}: {source['name']} ({source['kind']}), {source['rows']} rows; "
+        f"licence: {source['licence']}"
+        for part, source in about.items()
+        if "rows" in source
+    ]
+    provenance = {name: run.record[name] for name in ("git", "device", "started")}
+    provenance |= {"packages": ", ".join(f"{k} {v}" for k, v in run.record["packages"].items())}
+    sections = {
+        "Use": f"```python\n{use}\n```",
+        "Results": table(results),
+        "Limits": "\n".join(f"* {limit}" for limit in limits),
+        "Data": "\n".join(data) or "not recorded",
+        "Hyper-parameters": table(run.config),
+        "Provenance": table({"run": f"{run.stage} {run.identity}", **provenance}),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    return f"---\n{header}\n---\n\n# {title_of(run)}\n\n{lead}\n\n{body}\n"
+
+
+def front_matter(run: Run, *, metrics: Mapping[str, float], **fields: Any) -> str:
+    """The part of a card that the hub reads."""
+    about = run.record.get("about", {})
+    sources = [source for source in about.values() if "rows" in source]
+    model = about.get("model", {}).get("name", "")
+    task = fields["pipeline_tag"]
+    measured_on = about.get("prompts" if run.stage.startswith("ppo") else "preferences", {})
+    dataset = measured_on.get("name", "not recorded")
+    results = [
+        EvalResult(
+            task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=name,
+            metric_value=round(float(value), 4),
+        )
+        for name, value in metrics.items()
+    ]  # fmt: skip
+    hub = {s["name"] for s in sources if s["kind"] == "hub"}
+    return ModelCardData(
+        base_model=model if is_hub_id(model) else None,
+        datasets=sorted(hub) or None,
+        model_name=title_of(run),
+        eval_results=results,
+        **fields,
+    ).to_yaml()
+
+
+def is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
+
+
+def base_name(run: Run) -> str:
+    """The model that the run started from, without a path of this machine."""
+    name = run.record.get("about", {}).get("model", {}).get("name", "a random model")
+    return name if is_hub_id(name) else Path(name).name
+
+
+def title_of(run: Run) -> str:
+    return f"{base_name(run).split('/')[-1]}-{run.stage}"
+
+
+def interval(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} (95 % interval {value['low']:.3f} to {value['high']:.3f})"
+
+
+def table(rows: Mapping[str, Any]) -> str:
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])

@@ -1,0 +1,1 @@
+"""The decoder, its adapters, sampling, and log-probabilities of given responses."""

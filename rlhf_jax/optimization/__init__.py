@@ -1,0 +1,1 @@
+"""The train state and its optimizers."""

@@ -1,0 +1,77 @@
+"""Policies: a decoder with a value head, its adapters, and what of it is trained."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rlhf_jax.config import LoRAConfig
+from rlhf_jax.language_model.decoder import Decoder
+from rlhf_jax.language_model.layers import Linear
+from rlhf_jax.language_model.logprobs import response_states
+from rlhf_jax.optimization.optimizer import FROZEN
+from rlhf_jax.pretrained.model import Pretrained
+from rlhf_jax.pretrained.tensor_names import leaf_name
+
+
+class ActorCritic(nnx.Module):
+    """A policy and its critic, on one trunk or on a trunk each."""
+
+    def __init__(self, decoder: Decoder, critic: Decoder | None = None, *, rngs: nnx.Rngs):
+        self.decoder = decoder
+        self.critic = nnx.data(critic)  # None: the critic reads the policy's hidden states
+        self.value = Linear(decoder.cfg.embed_dim, 1, use_bias=True, rngs=rngs)
+        self.value.kernel[...] = jnp.zeros_like(
+            self.value.kernel[...]
+        )  # N+: the critic starts at 0
+
+    def states_and_values(
+        self,
+        tokens: Int[Array, "batch time"],
+        mask: Bool[Array, "batch time"],
+        prompt: int,
+        dropout_key: Array | None = None,
+    ) -> tuple[Float[Array, "batch response embed"], Float[Array, "batch response"]]:
+        """The policy's hidden states before each response token, and the critic's estimates."""
+        states = response_states(self.decoder, tokens, mask, prompt, dropout_key)
+        read = states
+        if self.critic is not None:
+            read = response_states(self.critic, tokens, mask, prompt)
+        return states, self.value(read.astype(jnp.float32))[..., 0]
+
+
+class Policy(NamedTuple):
+    """An actor-critic, split into what is trained and what is not."""
+
+    definition: nnx.GraphDef
+    trainable: nnx.State
+    frozen: nnx.State
+
+    def decoder(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """Static half and arrays of the decoder alone, for sampling."""
+        return nnx.split(nnx.merge(*self).decoder)
+
+
+def build(
+    pretrained: Pretrained, lora: LoRAConfig | None, *, seed: int, separate_critic: bool = False
+) -> Policy:
+    """The policy before training: the pretrained model, with adapters that change nothing yet."""
+    rngs = nnx.Rngs(seed)
+    trunks = [  # copies of the variables, or both trunks would be one
+        nnx.merge(pretrained.definition, pretrained.state, copy=True)
+        for _ in range(1 + separate_critic)
+    ]
+    if lora is not None:
+        for trunk in trunks:
+            trunk.add_adapters(lora, rngs=rngs)
+    model = ActorCritic(*trunks, rngs=rngs)
+    return Policy(*nnx.split(model, lambda path, _: group(path, lora) != FROZEN, ...))
+
+
+def group(path: tuple, lora: LoRAConfig | None) -> str:
+    """The optimizer's group of a parameter: "value", "policy" or "frozen"."""
+    name = leaf_name(path)
+    if name.startswith("value."):
+        return "value"
+    return "policy" if lora is None or "lora_" in name else FROZEN

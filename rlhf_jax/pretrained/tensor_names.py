@@ -1,0 +1,100 @@
+"""The names of tensors: ours, Hugging Face's and GGUF's; a decoder filled and emptied by them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiment_runs.errors import UserError
+from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
+
+# our path inside a block, its Hugging Face name, its GGUF name
+BLOCK_TENSORS = (
+    ("input_norm.scale", "input_layernorm.weight", "attn_norm.weight"),
+    ("mlp_norm.scale", "post_attention_layernorm.weight", "ffn_norm.weight"),
+    *(
+        (f"attention.{p}_proj.{ours}", f"self_attn.{p}_proj.{theirs}", f"attn_{short}.{theirs}")
+        for p, short in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output"))
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+    ),
+    ("attention.q_norm.scale", "self_attn.q_norm.weight", "attn_q_norm.weight"),
+    ("attention.k_norm.scale", "self_attn.k_norm.weight", "attn_k_norm.weight"),
+    *(
+        (f"mlp.{p}_proj.kernel", f"mlp.{p}_proj.weight", f"ffn_{p}.weight")
+        for p in ("gate", "up", "down")
+    ),
+)
+TENSORS = (
+    ("embedding", "model.embed_tokens.weight", "token_embd.weight"),
+    ("norm.scale", "model.norm.weight", "output_norm.weight"),
+    ("unembedding", "lm_head.weight", "output.weight"),
+)
+
+
+def abstract(cfg: DecoderConfig) -> Decoder:
+    """The decoder with shapes in place of arrays."""
+    return nnx.eval_shape(lambda: Decoder(cfg, rngs=nnx.Rngs(0)))
+
+
+def tensor_table(cfg: DecoderConfig) -> list[tuple[str, str, str]]:
+    """(our path, Hugging Face name, GGUF name) of every tensor that a decoder can have."""
+    return list(TENSORS) + [
+        (f"blocks.{layer}.{ours}", f"model.layers.{layer}.{hf}", f"blk.{layer}.{short}")
+        for layer in range(cfg.num_layers)
+        for ours, hf, short in BLOCK_TENSORS
+    ]
+
+
+def leaf_name(path: tuple) -> str:
+    """The dotted path of a leaf of a state, e.g. "blocks.0.mlp.up_proj.kernel"."""
+    return ".".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path
+                    if str(part) != ".value")  # fmt: skip
+
+
+def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str) -> nnx.State:
+    """Fills a decoder with tensors under Hugging Face names.
+
+    Raises:
+      UserError: tensors are missing, left over or of another shape; all are listed at once.
+    """
+    names = {ours: hf for ours, hf, _ in tensor_table(cfg)}
+    state = nnx.state(abstract(cfg))
+    left, problems = dict(tensors), []
+    if cfg.tied_embeddings:
+        left.pop("lm_head.weight", None)
+
+    def fill(path, leaf):
+        name = names[leaf_name(path)]
+        values = left.pop(name, None)
+        if values is None:
+            problems.append(f"{name} is missing, expected {tuple(leaf.shape)}")
+            return leaf
+        if values.shape != leaf.shape:
+            problems.append(
+                f"{name} has another shape: {tuple(values.shape)}, expected {tuple(leaf.shape)}"
+            )
+        return jnp.asarray(values, jnp.float32)
+
+    filled = jax.tree_util.tree_map_with_path(fill, state)
+    problems += [f"{name} is not part of this model" for name in left if "rotary" not in name]
+    if problems:
+        shown = "\n  ".join(problems[:20]) + ("\n  ..." if len(problems) > 20 else "")
+        raise UserError(
+            f"{source}: {len(problems)} tensors do not fit config.json; use the weights that "
+            f"belong to it:\n  {shown}"
+        )
+    return filled
+
+
+def huggingface_tensors(state: nnx.State, cfg: DecoderConfig) -> dict[str, np.ndarray]:
+    """The inverse of `decoder_state`: float32 tensors under Hugging Face names."""
+    names = {ours: hf for ours, hf, _ in tensor_table(cfg)}
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        names[ours]: np.asarray(leaf, np.float32)
+        for path, leaf in leaves
+        if (ours := leaf_name(path)) in names
+    }

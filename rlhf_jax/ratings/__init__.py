@@ -1,0 +1,1 @@
+"""Ratings by hand: the questionnaire, their file, and how raters agree."""

@@ -1,0 +1,104 @@
+"""Posts as tokens that fit."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rlhf_jax.data.preferences import Post
+from rlhf_jax.pretrained.tokenizer import Tokenizer
+
+MINIMUM_PROMPT = 16  # tokens of a post's text that must fit beside a reply
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPost:
+    """Tokens of a post as they go into the model."""
+
+    post_id: str
+    domain: str
+    prompt: tuple[int, ...]  # template included
+    replies: tuple[tuple[int, ...], ...]  # end token included
+    pairs: tuple[tuple[int, int], ...]  # (chosen, rejected), indices of replies
+    grades: tuple[str, ...]
+    cut_tokens: int  # that the prompt lost to fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What was cut to fit, for the report."""
+
+    posts: int
+    pairs: int
+    prompts_cut: int
+    tokens_cut: int
+    replies_dropped: int  # longer than a row by themselves
+    pairs_dropped: int
+
+
+def encode_posts(
+    posts: Sequence[Post], tokenizer: Tokenizer, *, max_tokens: int
+) -> tuple[list[EncodedPost], Fit]:
+    """Tokens of the posts; the end of a prompt is cut to fit, never a reply.
+
+    A reply that does not fit beside the shortest useful prompt is left out with its pairs.
+    """
+    prompts = tokenizer.encode([post.prompt for post in posts])
+    replies = tokenizer.encode([reply for post in posts for reply in post.replies])
+    room = max_tokens - tokenizer.template_length - MINIMUM_PROMPT
+    encoded, start, dropped, pairs_dropped = [], 0, 0, 0
+    for post, prompt in zip(posts, prompts, strict=True):
+        ends = [(*reply, tokenizer.end) for reply in replies[start : start + len(post.replies)]]
+        start += len(post.replies)
+        kept = [len(reply) <= room for reply in ends]
+        dropped += kept.count(False)
+        fitting = [i for i, (a, b) in enumerate(post.pairs) if kept[a] and kept[b]]
+        pairs_dropped += len(post.pairs) - len(fitting)
+        if not fitting:
+            continue
+        used = sorted({reply for i in fitting for reply in post.pairs[i]})
+        number = {reply: i for i, reply in enumerate(used)}
+        longest = max(len(ends[reply]) for reply in used)
+        length = min(len(prompt), max_tokens - tokenizer.template_length - longest)
+        encoded.append(
+            EncodedPost(
+                post_id=post.post_id,
+                domain=post.domain,
+                prompt=(*tokenizer.prefix, *prompt[:length], *tokenizer.suffix),
+                replies=tuple(ends[reply] for reply in used),
+                pairs=tuple((number[post.pairs[i][0]], number[post.pairs[i][1]]) for i in fitting),
+                grades=tuple(post.grades[i] for i in fitting) if post.grades else (),
+                cut_tokens=len(prompt) - length,
+            )
+        )
+    fit = Fit(
+        posts=len(encoded),
+        pairs=sum(len(post.pairs) for post in encoded),
+        prompts_cut=sum(post.cut_tokens > 0 for post in encoded),
+        tokens_cut=sum(post.cut_tokens for post in encoded),
+        replies_dropped=dropped,
+        pairs_dropped=pairs_dropped,
+    )
+    return encoded, fit
+
+
+def first_pairs(posts: Sequence[Post], count: int | None) -> list[Post]:
+    """Posts from the front that hold `count` pairs together; the last one may be cut short."""
+    kept, left = [], sum(len(post.pairs) for post in posts) if count is None else count
+    for post in posts:
+        if left <= 0:
+            break
+        kept.append(dataclasses.replace(post, pairs=post.pairs[:left], grades=post.grades[:left]))
+        left -= len(post.pairs)
+    return kept
+
+
+def subpost(post: EncodedPost, chosen_pairs: Sequence[int]) -> EncodedPost:
+    """The post with some of its pairs, and the replies that they need."""
+    pairs = [post.pairs[i] for i in chosen_pairs]
+    used = sorted({reply for pair in pairs for reply in pair})
+    number = {reply: i for i, reply in enumerate(used)}
+    return dataclasses.replace(
+        post,
+        replies=tuple(post.replies[reply] for reply in used),
+        pairs=tuple((number[a], number[b]) for a, b in pairs),
+        grades=tuple(post.grades[i] for i in chosen_pairs) if post.grades else (),
+    )

@@ -1,0 +1,196 @@
+import dataclasses
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+
+from experiment_runs import files, process, provenance
+from experiment_runs import run as runs
+from experiment_runs.errors import UserError
+from experiment_runs.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    rate: float = 0.1
+    name: str = "x"
+
+
+def finish(run):
+    run.log(step=1, loss=2.0)
+    run.finish(loss=2.0)
+
+
+def ensured(root, train=finish, config=None, stage="stage", inputs=None):
+    return runs.ensure(stage, config or Config(), train, inputs=inputs or {"data": "d1"}, root=root)
+
+
+def test_a_finished_run_is_returned_without_training(tmp_path):
+    first = ensured(tmp_path)
+    again = ensured(tmp_path, train=lambda run: pytest.fail("trained again"))
+    assert again.path == first.path and again.finished
+    assert again.summary == {"loss": 2.0}
+    assert again.metrics().to_dict("records") == [{"step": 1, "loss": 2.0}]
+
+
+@pytest.mark.parametrize(
+    "change", [{"config": Config(rate=0.2)}, {"inputs": {"data": "d2"}}, {"stage": "other"}]
+)
+def test_another_configuration_input_or_stage_is_another_run(tmp_path, change):
+    assert ensured(tmp_path, **change).path != ensured(tmp_path).path
+
+
+def test_the_order_of_inputs_does_not_matter(tmp_path):
+    one = ensured(tmp_path, inputs={"a": "1", "b": "2"})
+    assert ensured(tmp_path, inputs={"b": "2", "a": "1"}).path == one.path
+
+
+def test_a_run_that_was_cut_off_is_handed_to_training_again(tmp_path):
+    def cut_off(run):
+        for step in (1, 2, 3):
+            run.log(step=step, loss=step)
+            run.sample(step=step, text="t")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensured(tmp_path, train=cut_off)
+
+    def resume(run):
+        run.rewind(2)
+        assert list(run.metrics()["step"]) == [1, 2]
+        assert [sample["step"] for sample in run.samples()] == [1, 2]
+        run.finish()
+
+    assert ensured(tmp_path, train=resume).finished
+
+
+def test_the_checkpoints_to_resume_from_go_when_a_run_is_finished(tmp_path):
+    def train(run):
+        for name in ("resume", "best"):
+            (run.checkpoints / name).mkdir(parents=True)
+        run.finish()
+
+    kept = ensured(tmp_path, train=train).checkpoints
+    assert [path.name for path in kept.iterdir()] == ["best"]
+
+
+def test_a_stage_that_forgets_to_finish_is_a_programming_error(tmp_path):
+    with pytest.raises(RuntimeError, match=r"without run\.finish"):
+        ensured(tmp_path, train=lambda run: None)
+
+
+def test_a_line_that_a_kill_left_half_written_is_dropped_on_resume(tmp_path):
+    run = ensured(tmp_path)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    with pytest.raises(UserError, match="metrics.jsonl, line 2: not JSON"):
+        run.metrics()
+    run.rewind(5)
+    assert list(run.metrics()["step"]) == [1]
+
+
+def test_the_record_says_what_made_the_run(tmp_path):
+    run = ensured(tmp_path)
+    record = json.loads((run.path / "config.json").read_text())
+    assert record["stage"] == run.stage == "stage" and run.path.name.startswith("stage-")
+    assert record["config"] == run.config == {"rate": 0.1, "name": "x"}
+    assert record["inputs"] == {"data": "d1"} and record["identity"] == run.identity
+    assert {"git", "code", "packages", "python", "device", "started"} <= set(record)
+    assert set(record["packages"]) == set(provenance.PACKAGES)
+
+
+def test_changed_sources_are_noticed(tmp_path):
+    run = ensured(tmp_path)
+    assert not runs.code_changed_since(run)
+    record = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps(record | {"code": "older"}))
+    assert runs.code_changed_since(Run(run.path))
+
+
+def test_arrays_come_back_as_they_were(tmp_path):
+    run = ensured(tmp_path)
+    arrays = {"numbers": np.arange(6.0).reshape(2, 3), "texts": np.asarray(["a", "läng"])}
+    run.save_arrays("scores", **arrays)
+    found = run.arrays("scores")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_values_that_json_has_no_word_for_are_written_as_null_and_numbers(tmp_path):
+    run = ensured(tmp_path, train=lambda run: run.finish(
+        a=np.float32(0.5), b=float("nan"), c=np.arange(2), d={"e": (1, float("inf"))}
+    ))  # fmt: skip
+    assert run.summary == {"a": 0.5, "b": None, "c": [0, 1], "d": {"e": [1, None]}}
+
+
+def test_texts_of_any_kind_survive_a_log(tmp_path):
+    text = 'quote " newline \n separator \u2028 emoji 🙂 nul \x00'
+    run = ensured(tmp_path)
+    run.sample(step=1, text=text)
+    run.sample(step=2, text="next")
+    assert [sample["text"] for sample in run.samples()] == [text, "next"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(UserError, match="results cannot be written there"):
+        ensured(tmp_path / "below")
+
+
+def test_a_file_in_the_place_of_the_results_folder_is_named(tmp_path):
+    (tmp_path / "results").write_text("")
+    with pytest.raises(UserError, match="results cannot be written there.*RLHF_RESULTS"):
+        ensured(tmp_path / "results")
+
+
+def test_the_results_folder_can_be_chosen_by_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_RESULTS", str(tmp_path / "mine"))
+    assert ensured(None).path.parent == tmp_path / "mine"
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="not a run, it has no config.json"):
+        Run(tmp_path)
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path):
+    run = ensured(tmp_path)
+    (run.path / "summary.json").unlink()
+    assert not run.finished
+    with pytest.raises(UserError, match="summary.json: missing; the run is not finished"):
+        _ = run.summary
+
+
+def test_committed_runs_are_found_by_stage(tmp_path):
+    run = ensured(tmp_path, stage="ppo-full")
+    assert runs.find("ppo-full", tmp_path).path == run.path
+    with pytest.raises(UserError, match="no finished run of stage 'gan'; available: ppo-full"):
+        runs.find("gan", tmp_path)
+
+
+def test_fingerprints_tell_contents_apart(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    things = [
+        "text", b"text", ["text"], {"a": 1}, 1, 1.5, None, np.arange(3), np.arange(3.0),
+        np.arange(3).reshape(3, 1), tmp_path / "one", tmp_path / "two",
+    ]  # fmt: skip
+    marks = [files.fingerprint(thing) for thing in things]
+    assert len(set(marks)) == len(marks) and all(len(mark) == 16 for mark in marks)
+    assert files.fingerprint("a", "bc") != files.fingerprint("ab", "c")
+    assert files.fingerprint(tmp_path / "one") == files.fingerprint(tmp_path / "one")
+
+
+def test_progress_is_silent_where_nobody_watches(capsys):
+    assert list(process.progress(range(3), label="counting")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_shows_its_label_where_it_is_wanted(capsys, monkeypatch):
+    monkeypatch.setenv("RLHF_PROGRESS", "1")
+    assert list(process.progress(range(3), label="counting")) == [0, 1, 2]
+    assert "counting" in capsys.readouterr().err

@@ -1,0 +1,180 @@
+import gzip
+import http.server
+import json
+import socket
+import threading
+import time
+
+import datasets
+import huggingface_hub.constants
+import pandas as pd
+import pytest
+
+from experiment_runs.errors import UserError
+from rlhf_jax.data import tables
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Points the loaders at a port where nothing listens, and at an empty cache."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    tables.hub_reachable.cache_clear()
+    yield port
+    tables.hub_reachable.cache_clear()
+
+
+def serve(port, status):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", port), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    return server
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (503, False)])
+def test_hub_is_reachable_only_when_it_answers_well(hub, status, expected):
+    server = serve(hub, status)
+    try:
+        assert tables.hub_reachable() is expected
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_hub_that_refuses_is_not_reachable(hub):
+    assert not tables.hub_reachable()
+
+
+def test_silent_hub_is_given_up_within_the_limit(hub):
+    with socket.create_server(("127.0.0.1", hub)):  # accepts and never answers
+        started = time.monotonic()
+        assert not tables.hub_reachable(0.2)
+        assert time.monotonic() - started < 1
+
+
+def test_offline_mode_asks_nobody(hub, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    server = serve(hub, 200)
+    try:
+        assert not tables.hub_reachable()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_earlier_download_is_used_when_the_hub_is_out_of_reach(hub, tmp_path):
+    cached = tmp_path / "cache" / "owner___some_pairs" / "default" / "0.0.0" / "revision"
+    assert not tables.on_hub("owner/SomePairs")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"a": 1, "b": "x"}\n')
+    datasets.load_dataset(
+        "json", data_files={"train": str(rows), "test": str(rows)}, cache_dir=str(tmp_path / "own")
+    )
+    built = next(tmp_path.glob("own/json/*/*/*/dataset_info.json")).parent
+    cached.mkdir(parents=True)
+    info = json.loads((built / "dataset_info.json").read_text())
+    info |= {"config_name": "default", "dataset_name": "some_pairs"}
+    (cached / "dataset_info.json").write_text(json.dumps(info))
+    for name in ("train", "test"):
+        (built / f"json-{name}.arrow").rename(cached / f"some_pairs-{name}.arrow")
+
+    assert tables.on_hub("owner/SomePairs")
+    frame = tables.hub_frame("owner/SomePairs", ["b"])
+    assert frame.to_dict("list") == {"b": ["x", "x"], "split": ["train", "test"]}
+
+
+def test_hub_that_cannot_deliver_is_one_message_with_the_remedy(hub):
+    with pytest.raises(UserError, match="owner/nothing.*data directory.*HF_HUB_OFFLINE"):
+        tables.hub_frame("owner/nothing", ["a"])
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.csv.gz", "a.parquet"]
+)
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    rows = pd.DataFrame({"text": ["eins, zwei", "drei"], "votes": [3, 4]})
+    path = tmp_path / "deeper" / name
+    path.parent.mkdir()
+    if name.endswith("parquet"):
+        rows.to_parquet(path)
+    elif ".csv" in name:
+        rows.to_csv(path, index=False)
+    else:
+        rows.to_json(path, orient="records", lines=True)
+    [(found, frame)] = tables.tables(tmp_path, ["text", "votes"])
+    assert found == path
+    assert frame.to_dict("list") == rows.to_dict("list")
+    assert list(frame.index) == [1, 2]
+    assert frame.index.name == ("line" if ".json" in name else "row")
+
+
+def read(folder, content, name="a.jsonl"):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(tables.tables(folder, ["text", "votes"]))
+
+
+def test_broken_line_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a\.jsonl, line 3: not JSON.*repair or delete"):
+        read(tmp_path, '{"text": "x", "votes": 1}\n\n{"text": "y", \n')
+    with pytest.raises(UserError, match=r"line 1: not a JSON object"):
+        read(tmp_path, "[1, 2]\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x", "votes": 1}\n' * 99)[:-12]),
+        ("a.jsonl.gz", b"no gzip"),
+        ("a.jsonl", b'{"text": "\xff", "votes": 1}\n'),
+        ("a.parquet", b"no parquet"),
+        ("a.csv", b'"'),
+    ],
+)
+def test_damaged_file_is_named(tmp_path, name, content):
+    with pytest.raises(UserError, match=f"{name}: cannot be read"):
+        read(tmp_path, content, name)
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_empty_file_is_an_error(tmp_path, content):
+    with pytest.raises(UserError, match=r"a\.jsonl: the file has no rows"):
+        read(tmp_path, content)
+
+
+def test_missing_column_is_named_with_those_that_are_there(tmp_path):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl: no column 'votes'; it has text, score\. Rename"
+    ):
+        read(tmp_path, '{"text": "x", "score": 1}\n')
+
+
+def test_missing_folder_tells_the_layout(tmp_path):
+    with pytest.raises(
+        UserError, match=r"shp: no data file.*shp/ with preference pairs and oasst/"
+    ):
+        list(tables.tables(tmp_path / "shp", []))
+
+
+def test_half_a_surrogate_pair_does_not_break_the_encoding(tmp_path):
+    [(_, frame)] = read(tmp_path, '{"text": "cut \\ud83d", "votes": 1}\n')
+    assert frame["text"].item() == "cut ?"
+
+
+def test_content_fingerprint_tells_contents_apart():
+    frame = pd.DataFrame({"a": ["x", "y"], "b": [1, 2]})
+    same = tables.content_fingerprint(frame)
+    assert same == tables.content_fingerprint(frame.copy())
+    others = [frame[::-1], frame.rename(columns={"a": "c"}), frame.assign(a=["x", "z"])]
+    assert same not in [tables.content_fingerprint(other) for other in others]

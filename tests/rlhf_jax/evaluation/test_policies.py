@@ -1,0 +1,187 @@
+"""A whole evaluation on the toy: pretrained, itself as a tuned policy, and two that moved."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiment_runs import run as runs
+from rlhf_jax.config import EvaluationConfig, LoRAConfig, PPOConfig
+from rlhf_jax.evaluation import policies as evaluation
+from rlhf_jax.language_model import sampling
+from rlhf_jax.ppo import actor_critic
+from rlhf_jax.pretrained.prompt_rows import prompt_rows
+from rlhf_jax.reward_model import model as reward_models
+
+CFG = EvaluationConfig(prompts=6, rated_prompts=2, batch=4, resamples=200)
+LENGTHS = PPOConfig(prompt_tokens=16, response_tokens=5, temperature=0.8)
+PROMPTS = ["a", "bc", "dab", "h", "fade", "c"]
+RATED = ("pretrained", "ppo-full", "ppo-lora")
+
+
+class CutOff(Exception):
+    pass
+
+
+class FragileRun(runs.Run):
+    """A run that is cut off while it keeps its samples."""
+
+    def sample(self, **row):
+        super().sample(**row)
+        if len(self.samples()) == 9:
+            raise CutOff
+
+
+def moved(toy, lora):
+    """The decoder of a policy some way from the pretrained one."""
+    built = actor_critic.build(toy, lora, seed=0)
+    rng = np.random.default_rng(5)
+    noisy = jax.tree.map(
+        lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), built.trainable
+    )
+    return built._replace(trainable=noisy).decoder()
+
+
+@pytest.fixture(scope="module")
+def tuned(toy):
+    return {
+        "ppo-full": (toy.definition, toy.state),  # has learnt nothing
+        "ppo-lora": moved(toy, LoRAConfig()),
+        "ppo-full-1": moved(toy, None),
+    }
+
+
+@pytest.fixture(scope="module")
+def evaluate(toy, toy_judge, tuned):
+    """A function that evaluates into a folder; the gold reward is twice the other."""
+    gold = nnx.merge(*toy_judge, copy=True)
+    gold.gain[...] = jnp.float32(2)
+    both = {"reward": toy_judge, "gold": reward_models.Judge(*nnx.split(gold))}
+
+    def ensure(root, kind=runs.Run):
+        def train(run):
+            evaluation.evaluate(kind(run.path), CFG, LENGTHS, toy, both, tuned, PROMPTS)
+
+        return runs.ensure("evaluate", CFG, train, inputs={}, root=root)
+
+    return ensure
+
+
+@pytest.fixture(scope="module")
+def evaluated(evaluate, tmp_path_factory):
+    return evaluate(tmp_path_factory.mktemp("runs"))
+
+
+def responses_of(run, name):
+    return [row["response"] for row in run.samples() if row["model"] == name]
+
+
+def test_a_policy_that_learnt_nothing_says_the_same_and_gains_nothing(evaluated):
+    gain = evaluated.summary["gains"]["ppo-full"]
+    assert (gain["wins"], gain["ties"], gain["losses"]) == (0, len(PROMPTS), 0)
+    for name in ("reward", "gold", "tokens", "length_controlled"):
+        assert gain[name]["value"] == gain[name]["low"] == gain[name]["high"] == 0
+    for name in ("pretrained", "ppo-full"):
+        assert abs(evaluated.arrays()[f"{name}.kl"]).max() < 1e-6
+    assert responses_of(evaluated, "ppo-full") == responses_of(evaluated, "pretrained")
+
+
+def test_policies_that_moved_are_told_apart(evaluated):
+    policies, gains = evaluated.summary["policies"], evaluated.summary["gains"]
+    assert set(policies) == {"pretrained", *gains} and len(gains) == 3
+    for name in ("ppo-lora", "ppo-full-1"):
+        assert policies[name]["kl_per_token"] > 1e-2
+        assert responses_of(evaluated, name) != responses_of(evaluated, "pretrained")
+        assert gains[name]["ties"] < len(PROMPTS)
+
+
+def test_seeds_of_a_variant_are_averaged_prompt_by_prompt(evaluated):
+    arrays, variants = evaluated.arrays(), evaluated.summary["variants"]
+    assert set(variants) == {"ppo-full"}  # and "ppo-full-1"; LoRA was trained once
+    for judge in ("reward", "gold"):
+        base, *seeds = (
+            arrays[f"{name}.{judge}"] for name in ("pretrained", "ppo-full", "ppo-full-1")
+        )
+        gains = [(own - base).mean() for own in seeds]
+        assert variants["ppo-full"][judge]["value"] == pytest.approx(sum(gains) / 2, abs=1e-6)
+        assert variants["ppo-full"][judge]["count"] == len(PROMPTS)
+
+
+def test_each_judge_scores_in_its_own_column(evaluated):
+    arrays = evaluated.arrays()
+    for name in evaluated.summary["policies"]:
+        assert arrays[f"{name}.reward"].any()
+        np.testing.assert_allclose(arrays[f"{name}.gold"], 2 * arrays[f"{name}.reward"], rtol=1e-6)
+
+
+def test_every_response_is_kept_with_its_reward_and_those_to_rate_are_marked(evaluated):
+    samples, arrays = evaluated.samples(), evaluated.arrays()
+    expected = itertools.product(["pretrained", *evaluated.summary["gains"]], range(len(PROMPTS)))
+    assert [(row["model"], row["prompt_id"]) for row in samples] == [*expected]
+    assert {(row["model"], row["prompt_id"]) for row in samples if row["rated"]} == {
+        *itertools.product(RATED, range(CFG.rated_prompts))
+    }
+    for row in samples:
+        assert row["prompt"] == PROMPTS[row["prompt_id"]]
+        assert row["reward"] == pytest.approx(arrays[f"{row['model']}.reward"][row["prompt_id"]])
+
+
+def test_an_evaluation_that_was_cut_off_keeps_every_sample_once(evaluate, evaluated, tmp_path):
+    with pytest.raises(CutOff):
+        evaluate(tmp_path, FragileRun)
+    again = evaluate(tmp_path)
+    assert again.samples() == evaluated.samples()
+    assert again.summary == evaluated.summary
+
+
+@pytest.mark.parametrize("name", ["ppo-lora", "ppo-full-1"])
+def test_the_kl_of_a_response_is_that_of_the_whole_distributions_at_its_tokens(toy, tuned, name):
+    """Computed again from unpadded episodes, in float64, with the softmax written out."""
+    tokens, mask, _ = prompt_rows(PROMPTS, toy.tokenizer, length=16)
+    definition, state = tuned[name]
+    responses = sampling.sample(
+        state, tokens, mask, jax.random.key(2), 1.0, decoder_def=definition, length=5,
+        end=toy.tokenizer.end, pad=toy.tokenizer.pad,
+    )  # fmt: skip
+    found = evaluation.sequence_kl(
+        state, toy.state, tokens, mask, responses, LENGTHS.temperature,
+        definitions=(definition, toy.definition),
+    )  # fmt: skip
+    assert not responses.mask.all()  # some ended early
+    width = tokens.shape[1] + 5
+    episodes = np.full((len(PROMPTS), width), toy.tokenizer.pad)
+    for i in range(len(PROMPTS)):
+        kept = np.asarray(responses.tokens)[i][np.asarray(responses.mask)[i]]
+        episode = [*tokens[i][mask[i]], *kept]
+        episodes[i, : len(episode)] = episode
+    own, other = (
+        log_softmax(every_logit(*decoder, episodes) / LENGTHS.temperature)
+        for decoder in (tuned[name], (toy.definition, toy.state))
+    )
+    kl = (np.exp(own) * (own - other)).sum(axis=-1)
+    starts, counts = mask.sum(axis=1), np.asarray(responses.mask).sum(axis=1)
+    expected = [
+        row[start - 1 : start - 1 + count].sum()
+        for row, start, count in zip(kl, starts, counts, strict=True)
+    ]
+    assert min(expected) > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def every_logit(definition, state, tokens):
+    """Padded behind, where no real token looks."""
+    decoder = nnx.merge(definition, state)
+    rows, time = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(time), (rows, time))
+    visible = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), (rows, time, time))
+    return decoder.logits(decoder(tokens, positions, visible))
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))

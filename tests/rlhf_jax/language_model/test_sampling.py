@@ -1,0 +1,144 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy import stats
+
+from rlhf_jax.language_model import logprobs, sampling
+from rlhf_jax.language_model.decoder import Decoder
+from rlhf_jax.pretrained.prompt_rows import prompt_rows
+
+LENGTH = 10
+
+
+@pytest.fixture(scope="module")
+def prompts(model):
+    rows, mask, _ = prompt_rows(
+        ["a", "hello there", "what is it?", "x" * 40], model.tokenizer, length=56
+    )
+    return jnp.asarray(rows), jnp.asarray(mask)
+
+
+@pytest.fixture(scope="module")
+def sampled(model, prompts):
+    """A function that samples with the random model."""
+
+    def sample(key, temperature=1.0, state=model.state, end=model.tokenizer.end):
+        return sampling.sample(
+            state, *prompts, key, temperature, decoder_def=model.definition, length=LENGTH,
+            end=end, pad=model.tokenizer.pad,
+        )  # fmt: skip
+
+    return sample
+
+
+@jax.jit
+def next_logits(pieces, tokens, mask):
+    """Logits of every response token by one full forward pass, without a cache."""
+    decoder = nnx.merge(*pieces)
+    return decoder.logits(logprobs.response_states(decoder, tokens, mask, mask.shape[1] - LENGTH))
+
+
+def recomputed(model, prompts, responses):
+    """Response logits when the sampled tokens are read instead of written."""
+    tokens = jnp.concatenate([prompts[0], responses.tokens], axis=1)
+    mask = jnp.concatenate([prompts[1], responses.mask], axis=1)
+    return next_logits((model.definition, model.state), tokens, mask)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_logprobs_equal_recomputed_ones(model, prompts, sampled, temperature, measured):
+    """Up to rounding: the cache sums in another order."""
+    responses = sampled(jax.random.key(3), temperature)
+    logs = jax.nn.log_softmax(recomputed(model, prompts, responses) / temperature)
+    expected = jnp.take_along_axis(logs, responses.tokens[:, :, None], axis=-1)[:, :, 0]
+    difference = jnp.abs(jnp.where(responses.mask, expected - responses.logprobs, 0.0))
+    measured("sampled against recomputed logprobs (nats)", difference.max(), 5e-6)
+    assert not responses.logprobs[~responses.mask].any()
+
+
+def test_prompts_may_be_read_in_parts(model, prompts, monkeypatch):
+    decoder = nnx.merge(model.definition, model.state)
+    whole = jax.jit(lambda: sampling.prefill(decoder, *prompts, LENGTH))()
+    monkeypatch.setattr(sampling, "PREFILL", 3)  # of four rows: two and two
+    parts = jax.jit(lambda: sampling.prefill(decoder, *prompts, LENGTH))()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), parts, whole)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_greedy_decoding_is_the_argmax_of_full_forward_passes(model, prompts, sampled, temperature):
+    responses = sampled(jax.random.key(0), temperature)
+    expected = recomputed(model, prompts, responses).argmax(axis=-1)
+    assert bool(responses.mask[:, 0].all())
+    np.testing.assert_array_equal(
+        np.asarray(responses.tokens)[responses.mask], np.asarray(expected)[responses.mask]
+    )
+
+
+def test_the_same_key_draws_the_same_and_another_key_others(sampled, measured):
+    first, again, other = (sampled(jax.random.key(seed)) for seed in (1, 1, 2))
+    measured("tokens that differ in two draws of one key", (first.tokens != again.tokens).sum(), 0)
+    same = (first.tokens == other.tokens).all(axis=1).sum()
+    measured("responses alike in draws of two keys", same, 0)
+    assert bool((first.tokens[0] != first.tokens[1]).any())  # rows draw on their own
+
+
+def test_the_end_token_counts_and_only_padding_follows_it(model, sampled):
+    endless = np.asarray(sampled(jax.random.key(4)).tokens)
+    end = int(endless[1, 2])
+    responses = sampled(jax.random.key(4), end=end)
+    tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
+    assert mask[1].sum() <= 3
+    for row in range(len(tokens)):
+        where = np.flatnonzero(endless[row] == end)
+        count = where[0] + 1 if len(where) else LENGTH
+        assert mask[row].tolist() == [True] * count + [False] * (LENGTH - count)
+        np.testing.assert_array_equal(tokens[row, :count], endless[row, :count])
+        assert (tokens[row, count:] == model.tokenizer.pad).all()
+
+
+def test_decoding_stops_when_every_response_has_ended(model, prompts, monkeypatch):
+    steps, step = [], Decoder.step
+
+    def counted(decoder, *args):
+        jax.debug.callback(lambda: steps.append(1))
+        return step(decoder, *args)
+
+    monkeypatch.setattr(Decoder, "step", counted)
+    state = jax.tree.map(jnp.zeros_like, model.state)  # equal logits: the first word is taken
+    responses = sampling.sample(
+        state, *prompts, jax.random.key(0), 0.0, decoder_def=model.definition, length=LENGTH + 1,
+        end=0, pad=model.tokenizer.pad,
+    )  # fmt: skip
+    jax.block_until_ready(responses)
+    jax.effects_barrier()
+    assert len(steps) == 1
+    assert responses.mask.sum(axis=1).tolist() == [1] * 4
+
+
+def test_draws_follow_the_distribution_and_weightless_words_are_never_drawn():
+    rng = np.random.default_rng(0)
+    vocab, draws = 600, 20_000  # three blocks of words, the last one not full
+    logits = rng.normal(size=vocab).astype(np.float32) * 2
+    logits[rng.choice(vocab, 300, replace=False)] = -np.inf
+    logits[256:300] = logits[-1] = -np.inf
+    columns = jnp.broadcast_to(logits[:, None], (vocab, draws))
+    drawn, _ = jax.jit(lambda key: sampling.pick(key, columns, 1.0))(jax.random.key(0))
+    counts = np.bincount(np.asarray(drawn), minlength=vocab)
+    assert len(counts) == vocab and not counts[np.isneginf(logits)].any()
+    weights = np.exp(logits.astype(np.float64))
+    expected = draws * weights / weights.sum()
+    frequent = expected >= 5
+    observed = [*counts[frequent], counts[~frequent].sum()]
+    assert stats.chisquare(observed, [*expected[frequent], expected[~frequent].sum()]).pvalue > 1e-3
+
+
+def test_a_draw_hits_a_certain_word_wherever_it_stands():
+    words = jnp.asarray([0, 255, 256, 511, 512, 599])
+    logits = jnp.where(jnp.arange(600)[:, None] == words[None], 0.0, -jnp.inf)
+    drawn, logprobs = jax.jit(lambda key: sampling.pick(key, logits, 1.0))(jax.random.key(0))
+    np.testing.assert_array_equal(drawn, words)
+    np.testing.assert_array_equal(logprobs, 0.0)

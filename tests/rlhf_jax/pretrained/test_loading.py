@@ -1,0 +1,183 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from experiment_runs.errors import UserError
+from rlhf_jax import config
+from rlhf_jax.language_model import logprobs
+from rlhf_jax.pretrained import gguf_files, hub, loading, tensor_names
+from rlhf_jax.pretrained import model as pretrained_model
+
+REMOTE = "somebody/a-model-that-is-nowhere"
+
+
+def load(model):
+    return loading.load(hub.find(model), name=model)
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    """A model's directory in the Hugging Face layout."""
+    write(tmp_path, model, tensor_names.huggingface_tensors(model.state, model.config))
+    return tmp_path
+
+
+def write(folder, model, tensors):
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(dict(model.huggingface_config)))
+    model.tokenizer.huggingface.save_pretrained(folder)
+
+
+def test_a_directory_gives_back_the_weights_and_the_tokenizer(model, folder):
+    loaded = load(str(folder))
+    jax.tree.map(np.testing.assert_array_equal, loaded.state, model.state)
+    assert loaded.config == model.config and loaded.definition == model.definition
+    for field in ("prefix", "suffix", "end", "pad"):
+        assert getattr(loaded.tokenizer, field) == getattr(model.tokenizer, field)
+    text = "naïve <|im_end|> 東京"
+    assert loaded.tokenizer.encode([text]) == model.tokenizer.encode([text])
+
+
+def test_weights_may_be_divided_over_several_files(model, folder):
+    tensors = tensor_names.huggingface_tensors(model.state, model.config)
+    names = sorted(tensors)
+    for part, chosen in enumerate((names[:5], names[5:])):
+        save_file(
+            {name: tensors[name] for name in chosen}, folder / f"model-0000{part}.safetensors"
+        )
+    (folder / "model.safetensors").unlink()
+    jax.tree.map(np.testing.assert_array_equal, load(str(folder)).state, model.state)
+
+
+def test_missing_extra_and_wrongly_shaped_tensors_are_named_in_one_message(model, folder):
+    tensors = tensor_names.huggingface_tensors(model.state, model.config)
+    del tensors["model.norm.weight"]
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:3].copy()
+    tensors["model.layers.7.surprise"] = np.zeros(2, np.float32)
+    write(folder, model, tensors)
+    with pytest.raises(UserError) as caught:
+        load(str(folder))
+    message = str(caught.value)
+    assert "3 tensors" in message and str(folder) in message
+    assert "model.norm.weight is missing, expected (32,)" in message
+    assert f"{name} has another shape: (3, 32), expected (64, 32)" in message
+    assert "model.layers.7.surprise is not part" in message
+
+
+def test_a_tied_output_matrix_may_be_stored_twice(model, folder):
+    tensors = tensor_names.huggingface_tensors(model.state, model.config)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    write(folder, model, tensors)
+    jax.tree.map(np.testing.assert_array_equal, load(str(folder)).state, model.state)
+
+
+def test_a_folder_without_safetensors_is_named_and_pickles_are_not_read(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"no \*\.safetensors; pickled weights .* are not read"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("length", [0, 4, 2000])
+def test_a_broken_weight_file_is_named(folder, length):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(UserError, match="model.safetensors: not a whole safetensors file"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        (None, "config.json: missing"),
+        ("{", "config.json: not JSON"),
+        ('{"model_type": "mamba"}', "model_type 'mamba' is not supported"),
+        ('{"model_type": "llama"}', "config.json: field 'vocab_size' is missing"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_named(folder, content, named):
+    file = folder / "config.json"
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(UserError, match=named):
+        load(str(folder))
+
+
+def test_a_missing_tokenizer_is_named(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="tokenizer.json: missing"):
+        load(str(folder))
+
+
+def test_a_path_that_is_no_directory_is_an_error():
+    with pytest.raises(UserError, match="MODEL=./nowhere: no such directory"):
+        load("./nowhere")
+
+
+def test_an_identity_that_is_neither_on_disk_nor_on_the_hub_is_an_error():
+    with pytest.raises(UserError, match=f"MODEL={REMOTE}: neither on disk nor on the hub"):
+        load(REMOTE)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_changed_file_changes_the_identity_of_a_model(folder, file):
+    before = hub.identity(folder, dtype="float32")
+    assert hub.identity(folder, dtype="float32") == before
+    assert hub.identity(folder, dtype="bfloat16") != before
+    (folder / file).write_bytes((folder / file).read_bytes() + b" ")
+    assert hub.identity(folder, dtype="float32") != before
+
+
+def test_the_permutation_of_gguf_is_undone():
+    """llama.cpp's converter, written out: halves of a head become neighbours."""
+    heads, head_dim, inputs = 3, 8, 5
+    weight = np.random.default_rng(0).normal(size=(heads * head_dim, inputs))
+    stored = np.empty_like(weight)
+    for head in range(heads):
+        for row in range(head_dim):
+            half, place = divmod(row, head_dim // 2)
+            stored[head * head_dim + 2 * place + half] = weight[head * head_dim + row]
+    np.testing.assert_array_equal(gguf_files.undo_permutation(stored, heads), weight)
+
+
+def test_the_random_model_is_the_same_every_time(model):
+    jax.tree.map(np.testing.assert_array_equal, load("random").state, model.state)
+    other = pretrained_model.random_model(seed=1)
+    assert (other.state["embedding"][...] != model.state["embedding"][...]).all()
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    path = hub.packaged_gguf()
+    if path is None:
+        pytest.skip(f"the package {hub.PACKAGE} is not installed")
+    return gguf_files.load_gguf(path, name=config.SMOLLM2)
+
+
+def test_the_packaged_model_knows_english(packaged):
+    """A wrong permutation, transposition or tokenizer makes the true word unlikely."""
+    (tokens,) = packaged.tokenizer.encode(
+        ["The capital of France is Paris. The capital of Italy is"]
+    )
+    (answer,) = packaged.tokenizer.encode([" Rome"])
+
+    @jax.jit
+    def next_logits(state, row):
+        decoder = nnx.merge(packaged.definition, state)
+        states = logprobs.response_states(decoder, row, jnp.ones_like(row, bool), len(tokens))
+        return decoder.logits(states)[0, -1]
+
+    assert int(next_logits(packaged.state, jnp.asarray([[*tokens, 0]])).argmax()) == answer[0]
+
+
+def test_the_packaged_model_pads_with_something_else_than_its_end(packaged):
+    tokenizer = packaged.tokenizer
+    assert tokenizer.decode_exact([tokenizer.end]) == "<|im_end|>"
+    assert tokenizer.pad != tokenizer.end
+    assert tokenizer.pad not in tokenizer.prefix + tokenizer.suffix
+    (user_text,) = tokenizer.encode(["<|im_end|>"])
+    assert tokenizer.end not in user_text and len(user_text) > 1

@@ -1,0 +1,115 @@
+"""What every stage is given, on small local data; nothing is trained."""
+
+import dataclasses
+
+import pytest
+
+from experiment_runs import run as runs
+from experiment_runs.errors import UserError
+from rlhf_jax import config, experiment
+from rlhf_jax.data import preferences
+from rlhf_jax.data.splits import overlap
+from rlhf_jax.data.tables import normalised
+from rlhf_jax.experiment import Experiment
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_trained(monkeypatch, tmp_path):
+    """Every stage is finished at once; what identifies its run is real."""
+
+    def ensure(stage, cfg, train, **options):
+        return runs.ensure(stage, cfg, lambda run: run.finish(), root=tmp_path, **options)
+
+    monkeypatch.setattr(experiment, "ensure", ensure)
+
+
+@pytest.fixture(scope="module")
+def data_dir(local_data):
+    return local_data()
+
+
+def changed(data_dir, **changes):
+    """Profile tiny with other values in its parts, e.g. `reward={"seed": 1}`."""
+    profile = config.tiny()
+    parts = {
+        name: dataclasses.replace(getattr(profile, name), **values)
+        for name, values in changes.items()
+    }
+    return Experiment(profile=dataclasses.replace(profile, **parts), data_dir=data_dir)
+
+
+def differing_inputs(stage, *experiments):
+    """Names of the inputs in which a stage's runs differ."""
+    one, other = (experiment.run(stage).record["inputs"] for experiment in experiments)
+    assert set(one) == set(other)
+    return {name for name in one if one[name] != other[name]}
+
+
+@pytest.mark.parametrize("train_pairs", [9, 47, None])
+def test_parts_share_no_text_whatever_training_leaves_to_gold(data_dir, train_pairs):
+    """A post is in one part; what is in none has a text in common with what is trained on."""
+    made = changed(data_dir, reward={"train_pairs": train_pairs})
+    parts = made.posts
+    assert set(parts) == {"train", "gold", "validation", "test"} and all(parts.values())
+    assert overlap(parts) == 0
+    assert sum(len(post.pairs) for post in parts["train"]) >= (train_pairs or 100)
+    kept = {post.post_id for part in parts.values() for post in part}
+    for post in preferences.posts(made.preferences[0], max_pairs_per_post=None, seed=0):
+        assert post.post_id in kept or overlap({"train": parts["train"], "lost": [post]})
+
+
+def test_reward_models_learn_from_other_posts_and_are_tested_on_the_same(data_dir):
+    made = changed(data_dir, reward={"train_pairs": 47})
+    reward, gold = made._parts("reward"), made._parts("gold")
+    counts = [sum(len(post.pairs) for post in part["train"]) for part in (reward, gold)]
+    assert counts == [47, 24]
+    assert (reward["validation"], reward["test"]) == (gold["validation"], gold["test"])
+    assert overlap(reward | {"gold": gold["train"]}) == 0
+
+
+@pytest.mark.parametrize(("messages", "added"), [(60, 0), (30, 10)])
+def test_no_unseen_prompt_is_trained_on(local_data, messages, added):
+    train, unseen, source = changed(local_data(messages=messages)).prompts
+    texts = [{normalised(prompt.text) for prompt in own} for own in (train, unseen)]
+    assert [len(own) for own in texts] == [len(train), len(unseen)] == [24, 16]
+    assert not texts[0] & texts[1]
+    assert not {prompt.tree_id for prompt in train} & {prompt.tree_id for prompt in unseen}
+    assert sum(prompt.origin == "preferences" for prompt in train) == added
+    assert {prompt.origin for prompt in unseen} == {"messages"}
+    assert ("questions of the preference data added" in source.note) == bool(added)
+
+
+def test_more_unseen_prompts_than_there_are_is_an_error(data_dir):
+    with pytest.raises(UserError, match="too few for 1000 to evaluate and 24 to train on"):
+        changed(data_dir, evaluation={"prompts": 1000}).run("evaluate")
+
+
+def test_other_unseen_prompts_make_another_evaluation_of_the_same_policies(data_dir):
+    few, many = (
+        changed(data_dir),
+        changed(data_dir, evaluation={"prompts": 20}),
+    )
+    assert differing_inputs("evaluate", few, many) == {"prompts"}
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"train_pairs": 9}])
+def test_the_gold_reward_model_knows_when_the_other_leaves_it_other_posts(data_dir, change):
+    """Its own configuration is the same."""
+    one, other = changed(data_dir), changed(data_dir, reward=change)
+    assert differing_inputs("gold", one, other) == {"posts"}
+    assert one.run("gold").identity != other.run("gold").identity
+
+
+def test_another_reward_model_makes_other_policies_and_leaves_gold_alone(data_dir):
+    one, other = (
+        changed(data_dir),
+        changed(data_dir, reward={"learning_rate": 0.1}),
+    )
+    assert differing_inputs("ppo-lora", one, other) == {"reward"}
+    assert differing_inputs("evaluate", one, other) == {"reward", "ppo-full", "ppo-lora"}
+
+
+def test_an_unknown_stage_is_an_error(data_dir, tmp_path):
+    with pytest.raises(UserError, match="'ppo-half': unknown; choose one of reward, gold, ppo-ful"):
+        changed(data_dir).run("ppo-half")
+    assert not any(tmp_path.iterdir())  # nothing was trained on the way
