@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from rlhf_jax.data import documentation, preferences, splits
+from rlhf_jax.data import documentation, preferences, splits, tables
 
 SHP_COLUMNS = {
     "post_id", "domain", "history", "c_root_id_A", "c_root_id_B", "score_A", "score_B",
