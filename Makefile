@@ -25,13 +25,13 @@ glibc.malloc.mmap_threshold=$(KEPT):glibc.malloc.trim_threshold=$(KEPT)
 report: .venv/done
 	$(PY) -m gan_jax train
 	$(PY) -m rlhf_jax run
-	$(PY) -m reporting.render report.qmd
+	$(PY) -m rlhf_report.quarto report.qmd
 
 submission: .venv/done
-	$(PY) -m reporting.submission --check
+	$(PY) -m rlhf_report.submission --check
 	$(PY) -m rlhf_jax run
 	$(PY) -m gan_jax train
-	$(PY) -m reporting.submission
+	$(PY) -m rlhf_report.submission
 
 test: .venv/done
 	$(PY) -m pytest

@@ -11,7 +11,7 @@ PACKAGES = {  # and what of this project each stands on
     "experiment_runs": set(),
     "rlhf_jax": {"experiment_runs"},
     "gan_jax": {"experiment_runs"},
-    "reporting": {"experiment_runs", "rlhf_jax", "gan_jax"},
+    "rlhf_report": {"experiment_runs", "rlhf_jax", "gan_jax"},
 }
 FLOOR = ("config", "objectives", "intervals", "devices")
 FOLDERS = (

@@ -2,9 +2,9 @@
 
 import pytest
 
-from experiment_runs import files
-from experiment_runs import run as runs
-from reporting import evidence, tables
+from experiment_runs.files import write_text
+from experiment_runs.run import Run
+from rlhf_report import data, reward_model, tables
 
 HOSTILE = "<script>x</script> {{< include a >}}\n\n# **b** `c`\x07"
 
@@ -16,8 +16,8 @@ def make_run(tmp_path):
     def make(*samples):
         path = tmp_path / "reward-1"
         path.mkdir()
-        files.write_text(path / "config.json", "{}")
-        run = runs.Run(path)
+        write_text(path / "config.json", "{}")
+        run = Run(path)
         for sample in samples:
             run.sample(**sample)
         mistake = {
@@ -36,9 +36,9 @@ TEXTS = {"step": 9, "mistake": 4, "prompt": HOSTILE, "chosen": "short", "rejecte
 
 def test_texts_are_shown_as_they_are_and_long_ones_cut(make_run):
     run = make_run(INPUT, TEXTS)
-    assert list(evidence.inputs(run).columns) == ["input_chosen", "input_rejected"]
-    assert len(evidence.inputs(run)) == 1 and evidence.texts_reading(run) == ""
-    blocks = evidence.mistakes(run)
+    assert list(data.inputs_table(run).columns) == ["input_chosen", "input_rejected"]
+    assert len(data.inputs_table(run)) == 1 and data.missing_texts_reading(run) == ""
+    blocks = reward_model.surest_mistakes(run)
     assert tables.quote(HOSTILE) in blocks and tables.quote("short") in blocks
     assert max(map(len, blocks)) < 500
     text = "\n".join(blocks)
@@ -48,10 +48,10 @@ def test_texts_are_shown_as_they_are_and_long_ones_cut(make_run):
 @pytest.mark.parametrize("samples", [(), ({"step": 0, "post": "p1"},)])
 def test_a_run_without_texts_shows_numbers_and_says_why(make_run, samples):
     run = make_run(*samples)
-    assert "without the texts" in evidence.texts_reading(run)
-    (row,) = evidence.inputs(run).to_dict("records")
+    assert "without the texts" in data.missing_texts_reading(run)
+    (row,) = data.inputs_table(run).to_dict("records")
     assert row == {"post": "p1" if samples else "not kept"}
-    text = "\n".join(evidence.mistakes(run))
+    text = "\n".join(reward_model.surest_mistakes(run))
     assert "93%" in text and "-1.50, 7 tokens" in text and "2.25, 90 tokens" in text
     assert "\n>" not in text  # no quotation
 
@@ -62,4 +62,4 @@ def test_a_run_without_texts_shows_numbers_and_says_why(make_run, samples):
 )
 def test_a_gain_is_claimed_only_where_its_interval_excludes_zero(low, high, words):
     own = {"gain": {"value": (low + high) / 2, "low": low, "high": high}}
-    assert words in evidence.gain_reading(own)
+    assert words in reward_model.accuracy_gain_reading(own)

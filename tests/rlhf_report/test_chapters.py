@@ -9,7 +9,8 @@ import pytest
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
-from reporting import figures, notebook
+from rlhf_report import evaluation, ppo, style
+from rlhf_report.quarto import notebook
 
 REPORT = PROJECT / "report.qmd"
 CHAPTERS = sorted((PROJECT / "chapters").glob("*.qmd"))
@@ -72,9 +73,9 @@ def training(tmp_path):
     return runs
 
 
-def evaluation(folder):
+def evaluated(folder):
     own = {"value": 0.1, "low": 0.0, "high": 0.2}
-    policies = {name: {"reward": own} for name in figures.VARIANTS}
+    policies = {name: {"reward": own} for name in style.VARIANT_STYLES}
     summary = {"policies": policies, "gains": {name: policies[name] for name in list(policies)[1:]}}
     write_text(folder / "config.json", "{}")
     write_text(folder / "summary.json", json.dumps(summary))
@@ -82,12 +83,12 @@ def evaluation(folder):
 
 
 def test_lines_and_points_differ_in_shape_as_well_as_in_colour(training, tmp_path):
-    run = evaluation(tmp_path)
+    run = evaluated(tmp_path)
     for draw in (
-        lambda: figures.overview(run, training),
-        lambda: figures.kl_curves(training),
-        lambda: figures.by_step(training, {"kl": "KL", "kl_weight": "coefficient"}),
-        lambda: figures.mean_rewards(run),
+        lambda: evaluation.overview_figure(run, training),
+        lambda: ppo.kl_figure(training),
+        lambda: ppo.step_figure(training, {"kl": "KL", "kl_weight": "coefficient"}),
+        lambda: evaluation.rewards_figure(run),
     ):
         draw()
         for ax in plt.gcf().axes:

@@ -1,4 +1,4 @@
-"""Responses that are there to be rated, with their ratings, as Markdown."""
+"""The chapter on ratings: responses that are there to be rated, with their ratings."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ from IPython.display import Markdown
 
 from experiment_runs.run import Run, find
 from experiment_runs.settings import PROJECT
-from reporting.summaries import NAMES
-from reporting.tables import escape, quote, table
 from rlhf_jax.ratings.rater_agreement import rater_agreement, reading
 from rlhf_jax.ratings.store import RATINGS, Rating, load_ratings, rating_state, rating_table
+from rlhf_report.style import POLICY_NAMES
+from rlhf_report.tables import escape, quote, table
 
 REFERENCE = PROJECT / "results" / "reference"  # committed runs
 
@@ -27,9 +27,9 @@ def reference_evaluation(shown: Run, folder: Path = REFERENCE) -> Run | None:
     return None if reference.path == shown.path else reference
 
 
-def rated(run: Run) -> list[dict[str, Any]]:
+def rated_responses(run: Run) -> list[dict[str, Any]]:
     """The responses of an evaluation that are there to be rated."""
-    return [row | {"model": NAMES[row["model"]]} for row in run.samples() if row["rated"]]
+    return [row | {"model": POLICY_NAMES[row["model"]]} for row in run.samples() if row["rated"]]
 
 
 def prompt_and_responses(responses: Sequence[Mapping[str, Any]], prompt_id: int) -> str:
@@ -45,7 +45,7 @@ def reference_section(run: Run | None) -> list[str]:
     """The reference run's rated responses, the ratings behind each prompt, and what they say."""
     if run is None:
         return []
-    responses = rated(run)
+    responses = rated_responses(run)
     given = load_ratings(run.path / RATINGS, responses)
     profile, started = run.about["profile"]["name"], run.record["started"]
     blocks = [
@@ -56,10 +56,10 @@ def reference_section(run: Run | None) -> list[str]:
         blocks.append(prompt_and_responses(responses, prompt_id))
         blocks.append(table(rating_table(responses, given, prompt_id), digits=1).data)
     blocks += ["All prompts together:", table(rating_table(responses, given), digits=2).data]
-    return [*blocks, escape(reading(responses, given)), agreement(given).data]
+    return [*blocks, escape(reading(responses, given)), agreement_table(given).data]
 
 
-def agreement(given: Sequence[Rating]) -> Markdown:
+def agreement_table(given: Sequence[Rating]) -> Markdown:
     """How far every two raters agree, as a table; a sentence where there is one at most."""
     found = rater_agreement(given)
     if found.empty:

@@ -1,4 +1,4 @@
-"""Figures and tables about the reward model, drawn from its run."""
+"""The chapter on the reward model: tables, figures and readings of its run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from experiment_runs.run import Run
-from reporting.figures import BLUE, GREEN, GREY, ORANGE, panels
-from reporting.summaries import interval
-from reporting.tables import escape, quote
+from rlhf_report.style import BLUE, GREEN, GREY, ORANGE, panels, with_interval
+from rlhf_report.tables import escape, quote
 
 PREDICTORS = {
     "model": {"label": "reward model", "color": BLUE, "marker": "o"},
@@ -17,10 +16,10 @@ PREDICTORS = {
     "bag_of_words": {"label": "bag of words", "color": ORANGE, "marker": "^"},
     "untrained": {"label": "untrained head", "color": GREEN, "marker": "D"},
 }
-EXCERPT = 350  # characters of a text that is shown
+LONGEST_EXCERPT = 350  # characters of a text that is shown
 
 
-def learning(run: Run) -> None:
+def learning_figure(run: Run) -> None:
     """Loss and accuracy of training batches and validation pairs, over steps and epochs."""
     metrics = run.metrics()
     validation = metrics.dropna(subset="validation_loss")
@@ -42,7 +41,7 @@ def learning(run: Run) -> None:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
-def trained_reading(run: Run) -> str:
+def trained_weights_reading(run: Run) -> str:
     """What of the model was trained."""
     count, lora = sum(run.summary["parameters"].values()), run.config["lora"]
     if lora is None:
@@ -54,12 +53,12 @@ def trained_reading(run: Run) -> str:
     )
 
 
-def predictors(run: Run) -> dict[str, Mapping[str, Any]]:
+def predictor_results(run: Run) -> dict[str, Mapping[str, Any]]:
     """The accuracies of the reward model and of every baseline."""
     return {"model": run.summary, **run.summary["baselines"]}
 
 
-def groups(own: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+def group_accuracies(own: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     """The accuracies of one predictor: on all pairs, on pairs of like length, and by group."""
     rows = {"all pairs": own["accuracy"]}
     if "accuracy_alike" in own:
@@ -70,17 +69,20 @@ def groups(own: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
 
 def accuracy_table(run: Run) -> pd.DataFrame:
     """Held-out accuracy of every predictor, on all pairs and on groups of them."""
-    columns = {name: groups(own) for name, own in predictors(run).items()}
+    columns = {name: group_accuracies(own) for name, own in predictor_results(run).items()}
     return pd.DataFrame(
         [
             {"pairs": group, "count": one["count"]}
-            | {PREDICTORS[name]["label"]: in_percent(own[group]) for name, own in columns.items()}
+            | {
+                PREDICTORS[name]["label"]: narrow_percent(own[group])
+                for name, own in columns.items()
+            }
             for group, one in columns["model"].items()
         ]
     )
 
 
-def in_percent(own: Mapping[str, float]) -> str:
+def narrow_percent(own: Mapping[str, float]) -> str:
     """A share with its interval, narrow enough for a column of its own."""
     low, value, high = (f"{100 * own[name]:.1f}" for name in ("low", "value", "high"))
     return f"{value} [{low},\N{NO-BREAK SPACE}{high}]"
@@ -88,14 +90,14 @@ def in_percent(own: Mapping[str, float]) -> str:
 
 def accuracy_figure(run: Run) -> None:
     """The same as a picture."""
-    columns = {name: groups(own) for name, own in predictors(run).items()}
+    columns = {name: group_accuracies(own) for name, own in predictor_results(run).items()}
     figure, (ax,) = panels(1, height=min(8.0, 1.1 + 0.5 * len(columns["model"])))
-    points(ax, columns)
+    draw_accuracies(ax, columns)
     ax.set(xlabel="share of pairs ordered as in the data")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
-def points(ax: Axes, columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+def draw_accuracies(ax: Axes, columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     """Estimates with their intervals: a row for each group, a mark for each predictor."""
     rows = list(columns["model"])
     for k, (name, own) in enumerate(columns.items()):
@@ -110,7 +112,7 @@ def points(ax: Axes, columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -
     ax.invert_yaxis()
 
 
-def verdicts(run: Run) -> None:
+def verdict_figure(run: Run) -> None:
     """How far chosen and rejected replies lie apart, and the ROC curve."""
     pairs, roc, auc = run.arrays("test_pairs"), run.arrays("roc"), run.summary["verdicts"]["auc"]
     _, axes = panels(2, height=2.9)
@@ -120,10 +122,10 @@ def verdicts(run: Run) -> None:
     axes[1].plot(roc["false_positive"], roc["true_positive"], color=BLUE)
     axes[1].plot([0, 1], [0, 1], color=GREY, linestyle=":")
     axes[1].set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    axes[1].text(0.98, 0.04, f"AUC {interval(auc, 2)}", ha="right")
+    axes[1].text(0.98, 0.04, f"AUC {with_interval(auc, 2)}", ha="right")
 
 
-def confusion(run: Run) -> pd.DataFrame:
+def confusion_table(run: Run) -> pd.DataFrame:
     """The confusion matrix; rows are the truth."""
     kinds = ("first preferred", "second preferred")
     rows = zip(kinds, run.summary["verdicts"]["confusion"], strict=True)
@@ -135,12 +137,12 @@ def confusion(run: Run) -> pd.DataFrame:
     )
 
 
-def classification(run: Run) -> pd.DataFrame:
+def classification_table(run: Run) -> pd.DataFrame:
     """The classification report."""
     return pd.DataFrame(run.summary["verdicts"]["report"])
 
 
-def reliability(run: Run) -> None:
+def reliability_figure(run: Run) -> None:
     """Accuracy against confidence, before and after the temperature; bars are 95 % intervals."""
     _, axes = panels(2, height=2.9)
     for ax, (when, own) in zip(axes, run.summary["calibration"].items(), strict=True):
@@ -156,7 +158,7 @@ def reliability(run: Run) -> None:
         ax.set_title(f"{when} the temperature", fontsize=9)
 
 
-def calibration(run: Run) -> pd.DataFrame:
+def calibration_table(run: Run) -> pd.DataFrame:
     """How well the confidence can be believed, before and after the temperature."""
     rows = {"as trained": "before", "with the temperature": "after"}
     return pd.DataFrame(
@@ -170,7 +172,7 @@ def calibration(run: Run) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def length(run: Run) -> None:
+def length_figure(run: Run) -> None:
     """Score against length, and accuracy by which reply is the longer one."""
     pairs = run.arrays("test_pairs")
     figure, axes = panels(2, height=3.0)
@@ -182,36 +184,13 @@ def length(run: Run) -> None:
     axes[0].set(xlabel="length of the reply (tokens)", ylabel="raw score")
     for handle in axes[0].legend(markerscale=2).legend_handles:
         handle.set_alpha(1)
-    columns = {name: own["accuracy_by_length"] for name, own in predictors(run).items()}
-    points(axes[1], columns)
+    columns = {name: own["accuracy_by_length"] for name, own in predictor_results(run).items()}
+    draw_accuracies(axes[1], columns)
     axes[1].set(xlabel="accuracy", ylabel="the preferred reply is")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
-def inputs(run: Run, count: int = 5) -> pd.DataFrame:
-    """Pairs exactly as they go into the reward model; their posts alone where there is no text."""
-    rows = [row for row in run.samples() if "mistake" not in row][:count]
-    if not has_texts(run):
-        return pd.DataFrame(rows or [{"post": "not kept"}]).drop(columns="step", errors="ignore")
-    return pd.DataFrame(rows, columns=["input_chosen", "input_rejected"])
-
-
-def has_texts(run: Run) -> bool:
-    """False for a committed run, in which nobody's posts are published."""
-    return any("input_chosen" in row for row in run.samples())
-
-
-def texts_reading(run: Run) -> str:
-    """What to expect where texts are shown."""
-    if has_texts(run):
-        return ""
-    return (
-        "This run was committed without the texts of the posts, which belong to their authors; "
-        "identifiers and numbers stand in their place."
-    )
-
-
-def mistakes(run: Run) -> list[str]:
+def surest_mistakes(run: Run) -> list[str]:
     """Markdown of the pairs on which the model was most sure of the wrong reply."""
     texts = {row["mistake"]: row for row in run.samples() if "prompt" in row}
     blocks = []
@@ -229,10 +208,10 @@ def mistakes(run: Run) -> list[str]:
 
 def excerpt(text: str) -> str:
     """The beginning of a long text."""
-    return text if len(text) <= EXCERPT else f"{text[:EXCERPT]} […]"
+    return text if len(text) <= LONGEST_EXCERPT else f"{text[:LONGEST_EXCERPT]} […]"
 
 
-def gain_reading(own: Mapping[str, Any]) -> str:
+def accuracy_gain_reading(own: Mapping[str, Any]) -> str:
     """Whether the model orders more pairs rightly than a baseline does."""
     low, high = own["gain"]["low"], own["gain"]["high"]
     text = f"{100 * own['gain']['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -11,9 +11,9 @@ from nbclient import NotebookClient
 
 from experiment_runs.errors import UserError
 from experiment_runs.settings import PROJECT
-from reporting import submission
+from rlhf_report import submission
 
-FIXTURE = Path(__file__).parent / "fixture"
+FIXTURE = Path(__file__).parent / "quarto" / "fixture"
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,11 @@ import pytest
 from nbclient import NotebookClient
 
 from experiment_runs.settings import PROJECT
-from reporting import render
-from reporting.document import pandoc
-from reporting.notebook import captions
-from reporting.tables import INVISIBLE, escape, quote, table
+from rlhf_report.quarto import render
+from rlhf_report.quarto.cells import INVISIBLE
+from rlhf_report.quarto.document import pandoc
+from rlhf_report.quarto.notebook import captions
+from rlhf_report.tables import escape, quote, table
 
 FIXTURE = Path(__file__).parent / "fixture"
 OTHER = os.environ.get("QUARTO_FIXTURE")  # a directory with report.qmd and Quarto's expected.json
@@ -263,7 +264,7 @@ def test_generated_text_is_shown_literally_in_both_outputs_whatever_it_contains(
     (tmp_path / "hostile.json").write_text(json.dumps([*HOSTILE, "", " \n"]))
     cell = (
         "```{python}\nimport json, pandas as pd\nfrom IPython.display import Markdown, display\n"
-        "from reporting.tables import escape, quote, table\n"
+        "from rlhf_report.tables import escape, quote, table\n"
         'texts = json.load(open("hostile.json"))\n'
         "for text in texts: display(Markdown(quote(text)))\n```\n\n"
         '```{python}\nfor text in texts: print(text.encode("utf8", "replace").decode())\n```\n\n'
@@ -289,7 +290,7 @@ def test_generated_text_is_shown_literally_in_both_outputs_whatever_it_contains(
 def test_no_word_leaves_the_page(tmp_path):
     columns = ", ".join(f'"column_{k}": ["{"w" * 25}"]' for k in range(12))
     text = f"{'y' * 500}\n\n`{'z' * 500}`\n\n```\n{'v' * 500}\n```\n\n```{{python}}\n"
-    text += "import pandas as pd\nfrom reporting.tables import table\n"
+    text += "import pandas as pd\nfrom rlhf_report.tables import table\n"
     text += f"table(pd.DataFrame({{{columns}}}))\n```"
     (paper,) = render.render(project(tmp_path, HEAD + text), ["pdf"])
     lines = [
@@ -307,7 +308,7 @@ def test_a_small_table_stays_on_one_page_and_a_large_one_may_break(tmp_path):
             f'table(pd.DataFrame({{"a": [*range({rows}), "last-{name}."]}}))\n```\n\n'
         )
 
-    setup = "```{python}\nimport pandas as pd\nfrom reporting.tables import table\n```\n\n"
+    setup = "```{python}\nimport pandas as pd\nfrom rlhf_report.tables import table\n```\n\n"
     small = "".join(cell(f"t{k}", 9) for k in range(10))
     text = HEAD + setup + small + cell("long", 60)
     (paper,) = render.render(project(tmp_path, text), ["pdf"])

@@ -1,4 +1,4 @@
-"""Render a Quarto document where Quarto is not installed: `python -m reporting.render report.qmd`.
+"""Render a Quarto document without Quarto: `python -m rlhf_report.quarto report.qmd`.
 
 The document runs once, in a Jupyter kernel; the self-contained HTML page, the PDF (set by typst)
 and the executed notebook are written from that one run.
@@ -20,9 +20,9 @@ import typst
 import yaml
 
 from experiment_runs.errors import UserError
-from reporting import document, notebook
-from reporting.document import Node, element, pandoc, string, walk, words
-from reporting.notebook import CellError, Source
+from rlhf_report.quarto import document, notebook
+from rlhf_report.quarto.document import Node, element, pandoc, string, walk, words
+from rlhf_report.quarto.notebook import CellError, Source
 
 ASSETS = Path(__file__).parent / "assets"
 FORMATS = {"html": "html", "typst": "pdf", "pdf": "pdf", "ipynb": "ipynb"}
@@ -278,7 +278,7 @@ def automatic_widths(table: Node) -> Node:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m reporting.render", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m rlhf_report.quarto", description=__doc__)
     parser.add_argument("document", type=Path, help="report.qmd, or one chapter")
     parser.add_argument(
         "--to",
@@ -295,7 +295,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, CellError) else 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,9 +8,13 @@ from typing import Any
 from nbformat import NotebookNode
 
 from experiment_runs.errors import UserError
-from reporting.notebook import SHORTCODE
-from reporting.tables import visible
+from rlhf_report.quarto.notebook import SHORTCODE
 
+# Characters that are not allowed in a page, not seen, or that reorder what stands around them.
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+    "\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff]"
+)
 PLOT_REPR = re.compile(r"[<\[({].*[>\])}]|Text\(.*\)", re.DOTALL)
 LARGEST_SVG = 150_000  # characters; a drawing of more lines than this is kept as pixels
 
@@ -69,7 +73,7 @@ def output_markdown(output: dict[str, Any], cell: NotebookNode, path: Path) -> s
     if set(data) != {"text/plain"}:
         raise UserError(
             f"{cell.metadata.place}: this cell shows {', '.join(data)}, which the two outputs do "
-            "not share; show Markdown (of a table: reporting.tables.table)"
+            "not share; show Markdown"
         )
     return fenced(visible(data["text/plain"]), "{.cell-output}")
 
@@ -78,7 +82,7 @@ def generated_markdown(text: str, cell: NotebookNode) -> str:
     if SHORTCODE.search(text):
         raise UserError(
             f"{cell.metadata.place}: this cell writes a shortcode, which Quarto would obey; "
-            "escape generated text (reporting.tables.quote) or write {{{< ... >}}}"
+            "escape generated text or write {{{< ... >}}}"
         )
     return unescape_shortcodes(text)
 
@@ -91,3 +95,8 @@ def unescape_shortcodes(text: str) -> str:
 def fenced(text: str, attributes: str) -> str:
     ticks = "`" * max(3, 1 + max((len(x) for x in re.findall("`+", text)), default=0))
     return f"{ticks} {attributes}\n{text.rstrip()}\n{ticks}"
+
+
+def visible(text: str) -> str:
+    """The text with the number of each control character in its place."""
+    return INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)

@@ -16,8 +16,8 @@ import pypandoc
 from nbformat import NotebookNode
 
 from experiment_runs.errors import UserError
-from reporting.cells import cell_markdown, unescape_shortcodes
-from reporting.notebook import Source
+from rlhf_report.quarto.cells import cell_markdown, unescape_shortcodes
+from rlhf_report.quarto.notebook import Source
 
 KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
 CALLOUTS = [[f"callout-{kind}"] for kind in ("note", "tip", "important", "caution", "warning")]

@@ -17,9 +17,9 @@ import nbformat
 from experiment_runs.errors import UserError
 from experiment_runs.settings import PROJECT
 from gan_jax.data import dataset_for
-from reporting.notebook import CellError
-from reporting.render import render
-from rlhf_jax import experiment
+from rlhf_jax.experiment import from_environment
+from rlhf_report.quarto.notebook import CellError
+from rlhf_report.quarto.render import render
 
 EXAMPLE = "make submission LAST_NAME=Lovelace STUDENT_ID=123456"
 PUNCTUATION = " .'’-"  # in names of people, and harmless in names of files
@@ -83,13 +83,13 @@ def settings_cell() -> nbformat.NotebookNode:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m reporting.submission", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m rlhf_report.submission", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only check the name and the number")
     options = parser.parse_args(arguments)
     try:
         name = asked()
         if not options.check:
-            os.environ["RLHF_PROFILE"] = experiment.from_environment().profile.name
+            os.environ["RLHF_PROFILE"] = from_environment().profile.name
             for path in write(name, PROJECT / "report.qmd"):
                 print(f"wrote {path}")
     except (UserError, CellError) as error:

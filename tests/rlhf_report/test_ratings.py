@@ -4,14 +4,14 @@ import json
 
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
-from reporting import responses
 from rlhf_jax.ratings.store import CRITERIA, RATINGS, load_ratings, response_hash, save_rating
+from rlhf_report import ratings
 
 HOSTILE = "{{< include x >}} <script>alert(1)</script> **bold** | a | b |"
 MODELS = {"pretrained": 0.0, "ppo-full": 0.5, "ppo-lora": -0.5}
 
 
-def evaluation(folder, name="evaluate", text="an answer"):
+def evaluated(folder, name="evaluate", text="an answer"):
     """A finished evaluation whose first two prompts are there to be rated."""
     path = folder / name
     path.mkdir(parents=True)
@@ -39,25 +39,25 @@ def rate(run, rater, kind, score=3):
 
 
 def test_the_committed_run_stands_beside_another_one_only(tmp_path):
-    own = evaluation(tmp_path, "own")
+    own = evaluated(tmp_path, "own")
     committed = tmp_path / "reference"
-    assert responses.reference_evaluation(own, committed) is None
-    assert responses.reference_section(None) == []
-    reference = evaluation(committed)
-    assert responses.reference_evaluation(own, committed).path == reference.path
-    assert responses.reference_evaluation(reference, committed) is None
+    assert ratings.reference_evaluation(own, committed) is None
+    assert ratings.reference_section(None) == []
+    reference = evaluated(committed)
+    assert ratings.reference_evaluation(own, committed).path == reference.path
+    assert ratings.reference_evaluation(reference, committed) is None
 
 
 def test_committed_runs_without_an_evaluation_leave_the_section_out(tmp_path):
-    own = evaluation(tmp_path, "own")
+    own = evaluated(tmp_path, "own")
     (tmp_path / "reference").mkdir()
-    assert responses.reference_evaluation(own, tmp_path / "reference") is None
+    assert ratings.reference_evaluation(own, tmp_path / "reference") is None
 
 
 def test_the_section_is_labelled_and_shows_every_response_with_its_ratings(tmp_path):
-    run = evaluation(tmp_path, text=HOSTILE)
+    run = evaluated(tmp_path, text=HOSTILE)
     rate(run, "model X", "ai", score=4)
-    first, *blocks = responses.reference_section(run)
+    first, *blocks = ratings.reference_section(run)
     assert "committed reference run" in first and "2026" in first
     assert "an AI system" in first and "not a person" in first
     text = "\n".join(blocks)
@@ -70,9 +70,9 @@ def test_the_section_is_labelled_and_shows_every_response_with_its_ratings(tmp_p
 
 
 def test_two_raters_agree_as_far_as_kappa_says(tmp_path):
-    run = evaluation(tmp_path)
+    run = evaluated(tmp_path)
     for rater in ("Anna", "Ben"):
         rate(run, rater, "person")
-    given = load_ratings(run.path / RATINGS, responses.rated(run))
-    rows = responses.agreement(given).data.split("\n")
+    given = load_ratings(run.path / RATINGS, ratings.rated_responses(run))
+    rows = ratings.agreement_table(given).data.split("\n")
     assert len(rows) == 3 and "Anna, Ben" in rows[2].replace("\\", "")

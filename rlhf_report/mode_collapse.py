@@ -1,16 +1,17 @@
-"""What the GAN's chapter says: tables, and sentences that follow from the detectors' calibration.
+"""The DCGAN's detectors of mode collapse: tables, and readings of what they were seen to detect.
 
 In the table of detectors the first scenario is real against real, the last the trained generator;
 between them are planted defects, among which the two collapses are known by their names.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
 from experiment_runs.run import Run
+from rlhf_report.style import BLUE, GREY, ORANGE, listed, mean_with_interval, panels, short
 
-NAMES = {
+DETECTOR_NAMES = {
     "birthday": "birthday size",
     "class_divergence": "class divergence",
     "class_ms_ssim": "MS-SSIM in class",
@@ -30,72 +31,30 @@ BY_CLASS = {
 }
 
 
-def mean_interval(own: Mapping[str, float] | None, digits: int = 3) -> str:
-    """A mean with its 95 % interval; a dash for none."""
-    if own is None:
-        return "–"
-    mean, low, high = (short(own[name], digits) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+def detector_figure(rows: pd.DataFrame) -> None:
+    """Which detector catches what: a triangle where it does, that points where it has moved."""
+    scenarios, detectors = list(rows["scenario"].unique()), list(rows["detector"].unique())
+    _, (ax,) = panels(1, height=0.9 + 0.3 * len(scenarios))
+    x, y = rows["detector"].map(detectors.index), rows["scenario"].map(scenarios.index)
+    above, below = rows["mean"] > rows["real_high"], rows["mean"] < rows["real_low"]
+    ax.scatter(x[above], y[above], s=60, marker="^", color=BLUE)
+    ax.scatter(x[below], y[below], s=60, marker="v", color=ORANGE)
+    ax.scatter(x[~above & ~below], y[~above & ~below], s=12, color=GREY)
+    ax.set(yticks=range(len(scenarios)), yticklabels=scenarios, xticks=range(len(detectors)))
+    ax.set_xticklabels(detectors, rotation=40, ha="right")
+    ax.invert_yaxis()
+    ax.margins(0.06)
 
 
-def short(value: float, digits: int = 3) -> str:
-    """So many digits, and all of those before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in a sentence."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def options(run: Run) -> str:
-    """What the configuration adds to the plain DCGAN."""
-    cfg, found = run.config, []
-    if cfg["label_smoothing"]:
-        found.append(f"real images have the target {1 - cfg['label_smoothing']:g}")
-    if cfg["augmentation"]:
-        found.append(f"the discriminator sees images after random {listed(cfg['augmentation'])}")
-    if cfg["spectral_norm"]:
-        found.append("its kernels have spectral norm 1, in place of BatchNorm")
-    return f"Added to the plain DCGAN: {'; '.join(found)}." if found else "Nothing is added to it."
-
-
-def confusion(run: Run) -> pd.DataFrame:
-    """The discriminator's confusion matrix; rows are the truth."""
-    kinds = ("generated", "real")
-    counts = run.summary["discriminator"]["confusion"]
-    rows = zip(kinds, counts, strict=True)
-    return pd.DataFrame(
-        [{"truth": kind, **dict(zip(kinds, row, strict=True))} for kind, row in rows]
-    )
-
-
-def classification(run: Run) -> pd.DataFrame:
-    """The discriminator's classification report."""
-    return pd.DataFrame(run.summary["discriminator"]["report"])
-
-
-def gap_reading(run: Run) -> str:
-    """Whether the discriminator knows its training images by heart."""
-    gap = run.summary["scores"]["gap"]
-    text = f"The gap is {mean_interval(gap)}: "
-    if gap["low"] > 0:
-        return text + "it knows training images by heart."
-    if gap["high"] < 0:
-        return text + "held-out images seem more real to it than those that it was trained on."
-    return text + "it does not tell the images that it was trained on from new ones."
-
-
-def detector_rows(run: Run) -> pd.DataFrame:
+def detector_results(run: Run) -> pd.DataFrame:
     """One row a detector and scenario."""
     rows = pd.DataFrame(run.summary["detectors"])
-    return rows.assign(detector=rows["detector"].replace(NAMES))
+    return rows.assign(detector=rows["detector"].replace(DETECTOR_NAMES))
 
 
-def detectors(run: Run) -> pd.DataFrame:
+def detector_table(run: Run) -> pd.DataFrame:
     """Every detector on every scenario; a star marks what lies outside real against real."""
-    rows = detector_rows(run)
+    rows = detector_results(run)
     rows["shown"] = [
         f"{short(mean, 2)}{'*' if caught else ''}"
         for mean, caught in zip(rows["mean"], rows["caught"], strict=True)
@@ -106,7 +65,7 @@ def detectors(run: Run) -> pd.DataFrame:
 
 def reactions(run: Run) -> dict[str, dict[str, bool]]:
     """The detectors that catch each scenario, with whether they lie above real against real."""
-    rows = detector_rows(run)
+    rows = detector_results(run)
     rows["above"] = rows["mean"] > rows["real_high"]
     own = rows[rows["caught"]].groupby("scenario")
     caught = {name: dict(zip(x["detector"], x["above"], strict=True)) for name, x in own}
@@ -124,10 +83,10 @@ def collapse_detectors(run: Run) -> list[str]:
     return sorted(name for name, _ in set.intersection(*collapses).difference(*others))
 
 
-def collapse(run: Run) -> pd.DataFrame:
+def collapse_table(run: Run) -> pd.DataFrame:
     """The trained generator between real images and the one collapsed on purpose, by the
     detectors of collapse: means with their intervals, and where draws of real images fall."""
-    rows = detector_rows(run).set_index(["scenario", "detector"])
+    rows = detector_results(run).set_index(["scenario", "detector"])
     found = reactions(run)
     collapsed = next(name for name in found if COLLAPSED[1] in name)
     shown = []
@@ -137,8 +96,8 @@ def collapse(run: Run) -> pd.DataFrame:
             {
                 "detector": name,
                 "draws of real images": f"{own['real_low']:.3g} to {own['real_high']:.3g}",
-                "generated": mean_interval(own),
-                "collapsed on purpose": mean_interval(rows.loc[(collapsed, name)]),
+                "generated": mean_with_interval(own),
+                "collapsed on purpose": mean_with_interval(rows.loc[(collapsed, name)]),
                 "reacts": "yes" if found[GENERATED].get(name) == found[collapsed][name] else "no",
             }
         )
@@ -147,8 +106,8 @@ def collapse(run: Run) -> pd.DataFrame:
 
 def noise_reading(run: Run) -> str:
     """How strong the planted noise is, measured by the FID."""
-    rows = detector_rows(run)
-    fid = rows[rows["detector"] == NAMES["fid"]].set_index("scenario")["mean"]
+    rows = detector_results(run)
+    fid = rows[rows["detector"] == DETECTOR_NAMES["fid"]].set_index("scenario")["mean"]
     noisy = fid[next(name for name in fid.index if NOISE in name)]
     return (
         f"The noise moves the FID from {short(fid[REAL])} to {short(noisy)}; the trained "
@@ -156,7 +115,7 @@ def noise_reading(run: Run) -> str:
     )
 
 
-def planted_reading(run: Run) -> str:
+def planted_defects_reading(run: Run) -> str:
     """What the planted defects say of the detectors."""
     caught = reactions(run)
     planted = [name for name in caught if name not in (REAL, AGAIN, GENERATED)]
@@ -209,25 +168,27 @@ def copying_reading(run: Run) -> str:
     return f"{text} To the trained generator {listed(own)} {verb('do', own)} not react."
 
 
-def birthday(run: Run) -> pd.DataFrame:
+def birthday_table(run: Run) -> pd.DataFrame:
     """The birthday test's estimate of the support, for every scenario."""
     rows = []
     for own in run.summary["birthday"]:
         shown = {"twins among": own["size"], "support": own["support"]}
         texts = {
-            name: f"at least {short(value['mean'])}" if own["bounded"] else mean_interval(value)
+            name: f"at least {short(value['mean'])}"
+            if own["bounded"]
+            else mean_with_interval(value)
             for name, value in shown.items()
         }
         rows.append({"images": own["scenario"], **texts})
     return pd.DataFrame(rows)
 
 
-def by_class(run: Run, name: str) -> pd.DataFrame:
+def class_table(run: Run, name: str) -> pd.DataFrame:
     """What was measured class by class, on real and on generated images: `class_histogram`, the
     shares of the classes, or `class_similarity`, MS-SSIM within each and between them."""
     table = [
         {"class": row["class"]}
-        | {title: mean_interval(row[kind], 2) for kind, title in BY_CLASS.items()}
+        | {title: mean_with_interval(row[kind], 2) for kind, title in BY_CLASS.items()}
         for row in run.summary[name]
     ]
     return pd.DataFrame(table or [{"class": "the images have no labels"}])

@@ -1,4 +1,4 @@
-"""What the chapters say about policies follows from the numbers of the runs."""
+"""What the chapter on PPO says follows from the numbers of the runs."""
 
 import json
 
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from experiment_runs.run import Run
-from reporting import figures, summaries
 from rlhf_jax import config
 from rlhf_jax.experiment import Experiment
+from rlhf_report import ppo
 
 
 @pytest.fixture
@@ -39,39 +39,19 @@ def trained(tmp_path):
     ],
 )
 def test_the_kl_is_read_against_the_protocols_band(trained, kls, words):
-    assert words in summaries.kl_reading(trained(*kls))
+    assert words in ppo.kl_reading(trained(*kls))
 
 
 def test_the_kl_table_says_how_long_and_since_when_each_run_was_inside(trained):
     runs = {"ppo-full": trained(0.0, 0.03, 0.15, 0.06), "ppo-lora-1": trained(0.0, 0.01, stage="b")}
-    full, lora = summaries.kl_control(runs).to_dict("records")
+    full, lora = ppo.kl_table(runs).to_dict("records")
     assert full["steps inside"] == "2 of 4" and full["first inside"] == 2
     assert lora["policy"] == "PPO, LoRA, seed 1" and lora["steps inside"] == "0 of 2"
     assert lora["KL per token at the end"] == 0.01
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "word"), [(0.1, 0.3, "higher"), (-0.3, -0.1, "lower"), (-0.1, 0.1, "not")]
-)
-def test_a_gain_is_one_only_if_its_interval_excludes_zero(low, high, word):
-    own = {"reward": {"value": (low + high) / 2, "low": low, "high": high}}
-    assert summaries.gain_reading(own).startswith(word)
-
-
-def test_seeds_of_a_variant_are_read_together():
-    rows = {"ppo-full": 0.1, "ppo-lora": 0.2, "ppo-full-1": -0.3, "ppo-lora-everywhere": 9.0}
-    mean = {"ppo-full": {"reward": {"value": -0.1, "low": -0.4, "high": 0.2}}}
-    summary = {"gains": {name: {"reward": {"value": value}} for name, value in rows.items()}}
-    assert summaries.seeds_reading(summary | {"variants": mean}) == (
-        "Gains: PPO, full: -0.30 to 0.10 with 2 seeds, -0.10 [-0.40, 0.20] their mean."
-    )
-    assert summaries.seeds_reading(summary | {"variants": {}}) == (
-        "Each variant was trained with one seed."
-    )
-
-
 def test_the_reward_distribution_shows_the_share_of_each_class(trained):
-    figures.reward_distribution({"ppo-full": trained(0.0, 0.1, 0.1)})
+    ppo.reward_distribution_figure({"ppo-full": trained(0.0, 0.1, 0.1)})
     mesh = plt.gcf().axes[0].collections[0]
     shares = np.asarray(mesh.get_array()).reshape(16, 3)
     np.testing.assert_array_equal(shares, np.eye(16)[[1, 2, 3]].T)

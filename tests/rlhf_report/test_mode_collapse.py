@@ -1,14 +1,11 @@
 """What the GAN's chapter says follows from the table of its detectors, whatever stands there."""
 
-import io
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from experiment_runs.run import Run
-from reporting import gan_figures, gan_summaries
+from rlhf_report import mode_collapse
 
 SCENARIOS = (
     "real", "real + noise", "copies of training images", "10 real images repeated",
@@ -46,15 +43,15 @@ def told(tmp_path):
 def test_detectors_of_collapse_move_with_both_collapses_and_so_with_nothing_else(told):
     """FID moves with noise too; the birthday size does, but the other way."""
     run = told(MOVED)
-    assert gan_summaries.collapse_detectors(run) == ["birthday size", "twins"]
-    assert "birthday size and twins" in gan_summaries.planted_reading(run)
-    assert "Of 4 planted defects 4 are caught." in gan_summaries.planted_reading(run)
-    table = gan_summaries.collapse(run)
+    assert mode_collapse.collapse_detectors(run) == ["birthday size", "twins"]
+    assert "birthday size and twins" in mode_collapse.planted_defects_reading(run)
+    assert "Of 4 planted defects 4 are caught." in mode_collapse.planted_defects_reading(run)
+    table = mode_collapse.collapse_table(run)
     assert list(table["reacts"]) == ["no", "yes"]
 
 
 def test_the_reading_names_who_reacts_to_the_trained_generator_and_who_does_not(told):
-    text = gan_summaries.collapse_reading(told(MOVED))
+    text = mode_collapse.collapse_reading(told(MOVED))
     assert text == "Of these, twins reacts to the trained generator, birthday size does not."
 
 
@@ -68,19 +65,19 @@ def test_the_reading_names_who_reacts_to_the_trained_generator_and_who_does_not(
     ],
 )
 def test_the_reading_of_collapse_follows_the_table(told, change, words):
-    assert words in gan_summaries.collapse_reading(told(MOVED | change))
+    assert words in mode_collapse.collapse_reading(told(MOVED | change))
 
 
 def test_a_defect_that_nothing_catches_is_said_to_go_unnoticed(told):
     run = told(MOVED | {"train_nearest": (0, 0, 0, 0, 0, 0)})
-    text = gan_summaries.planted_reading(run)
+    text = mode_collapse.planted_defects_reading(run)
     assert "3 are caught" in text and '"copies of training images": such a defect' in text
-    assert "would go unseen" in gan_summaries.copying_reading(run)
+    assert "would go unseen" in mode_collapse.copying_reading(run)
 
 
 @pytest.mark.parametrize("value, words", [(0, "does not react"), (4, "reacts too")])
 def test_recitation_is_read_from_what_catches_copies(told, value, words):
-    text = gan_summaries.copying_reading(told(MOVED | {"train_nearest": (0, 0, 3, 0, 0, value)}))
+    text = mode_collapse.copying_reading(told(MOVED | {"train_nearest": (0, 0, 3, 0, 0, value)}))
     assert "training share" in text and words in text
 
 
@@ -90,7 +87,7 @@ def test_a_support_without_twins_is_a_bound(told):
         {"scenario": name, "size": numbers, "support": numbers, "bounded": bounded}
         for name, bounded in (("a", True), ("b", False))
     ]
-    bound, exact = gan_summaries.birthday(told(MOVED, birthday=rows))["support"]
+    bound, exact = mode_collapse.birthday_table(told(MOVED, birthday=rows))["support"]
     assert bound == "at least 250" and exact == "250 [200, 300]"
 
 
@@ -102,25 +99,9 @@ def test_only_intervals_that_lie_apart_are_read_as_a_difference(told):
 
     rows = [row("one", 0.2, 0.35), row("two", 0.2, None), row("three", 0.2, 0.6)]
     run = told(MOVED, class_similarity=rows)
-    text = gan_summaries.similarity_reading(run)
+    text = mode_collapse.similarity_reading(run)
     assert text == "Beyond both intervals, generated images are more alike than real ones in three."
-    assert list(gan_summaries.by_class(run, "class_similarity").iloc[1])[1:] == [
+    assert list(mode_collapse.class_table(run, "class_similarity").iloc[1])[1:] == [
         "–", "0.2 [0.1, 0.3]", "–",
     ]  # fmt: skip
-    assert "no labels" in gan_summaries.by_class(told(MOVED, x=[]), "x").to_string()
-
-
-def test_the_growth_plays_its_frames_and_stands_still_as_a_strip():
-    frames = np.zeros((3, 4, 8, 6, 6, 3), np.uint8)
-    frames[1], frames[2] = 128, 255
-    picture = Image.open(io.BytesIO(gan_figures.animated(frames, [10, 20, 30]).data))
-    middle = np.array(picture.size) // 2
-
-    def shades():
-        pixels = np.asarray(picture.convert("L"))
-        return {int(pixels[row, middle[0]]) for row in range(100, picture.size[1] - 100)}
-
-    assert picture.n_frames == 4 and {0, 128, 255} <= shades()
-    for number, shade in enumerate((0, 128, 255), start=1):
-        picture.seek(number)
-        assert shades() == {shade}
+    assert "no labels" in mode_collapse.class_table(told(MOVED, x=[]), "x").to_string()

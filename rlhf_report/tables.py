@@ -2,17 +2,15 @@
 
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-# Characters that are not allowed in a page, not seen, or that reorder what stands around them.
-INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-    "\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff]"
-)
+from rlhf_report.quarto.cells import visible
+
 WIDEST = 60  # dashes under a column: Quarto shares the page's width in their proportion
 
 
@@ -36,11 +34,6 @@ def escape(text: str) -> str:
     return re.sub(r"^ ", "\u00a0", text.replace("  ", "\u00a0 "))
 
 
-def visible(text: str) -> str:
-    """The text with the number of each control character in its place."""
-    return INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
-
-
 def table(frame: pd.DataFrame, *, digits: int = 3) -> Markdown:
     """A data frame as a pipe table: numbers on the right with `digits` decimals, text escaped.
 
@@ -57,6 +50,11 @@ def table(frame: pd.DataFrame, *, digits: int = 3) -> Markdown:
         rules.append(dashes[1:] + ":" if number else ":" + dashes[1:])
     rows = [*zip(*columns, strict=True)]
     return Markdown("\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rules, *rows[1:]]))
+
+
+def first_steps(metrics: pd.DataFrame, columns: Sequence[str], count: int = 8) -> pd.DataFrame:
+    """The beginning of a training log."""
+    return metrics[[name for name in columns if name in metrics]].head(count)
 
 
 def source(function: Any) -> Markdown:

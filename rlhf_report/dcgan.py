@@ -1,4 +1,4 @@
-"""Figures of the GAN: grids of images, also over time, its learning, and what detectors catch."""
+"""The chapter on the DCGAN: grids of images, also over time, and its learning."""
 
 import io
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from matplotlib.axes import Axes
 from PIL import Image as Picture
 
 from experiment_runs.run import Run
-from reporting.figures import BLUE, GREY, ORANGE, panels
+from rlhf_report.style import BLUE, ORANGE, listed, mean_with_interval, panels
 
 DPI = 160  # of animations
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 600, 2400
 STRIP_ROWS = 6  # moments that an animation's still picture shows
 
 
-def grids(run: Run) -> dict[str, np.ndarray]:
+def image_grids(run: Run) -> dict[str, np.ndarray]:
     """All grids of images; those with real ones are missing from committed runs."""
     real = run.arrays("real") if (run.path / "real.npz").exists() else {}
     return run.arrays() | real
 
 
-def image_grid(images: np.ndarray | None, *, width: float = 6.5) -> None:
+def grid_figure(images: np.ndarray | None, *, width: float = 6.5) -> None:
     """Rows and columns of images, or a note in their place.
 
     Args:
@@ -39,10 +39,10 @@ def image_grid(images: np.ndarray | None, *, width: float = 6.5) -> None:
         return
     rows, columns = images.shape[:2]
     _, (ax,) = panels(1, width=width, height=width * rows / columns + 0.1)
-    show_grid(ax, images)
+    draw_grid(ax, images)
 
 
-def show_grid(ax: Axes, images: np.ndarray, labels: Sequence[str] = ()) -> None:
+def draw_grid(ax: Axes, images: np.ndarray, labels: Sequence[str] = ()) -> None:
     """Rows and columns of images on some axes, with labels of the rows, if any."""
     rows, columns, height, width, channels = images.shape
     pasted = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
@@ -56,12 +56,12 @@ def show_grid(ax: Axes, images: np.ndarray, labels: Sequence[str] = ()) -> None:
         spine.set_visible(False)
 
 
-def growth(frames: np.ndarray, steps: Sequence[int]) -> None:
+def growth_figure(frames: np.ndarray, steps: Sequence[int]) -> None:
     """Sample grids over time: an animation where pictures move, a strip of moments where not."""
-    display(animated(frames, steps))
+    display(animation(frames, steps))
 
 
-def animated(frames: np.ndarray, steps: Sequence[int]) -> Image:
+def animation(frames: np.ndarray, steps: Sequence[int]) -> Image:
     """Sample grids over time, as one file for pages and for print.
 
     An animated PNG whose still picture is not one of its frames: browsers play the frames, and
@@ -71,11 +71,11 @@ def animated(frames: np.ndarray, steps: Sequence[int]) -> Image:
       frames: bytes, [frames rows columns height width channels].
       steps: updates after which each frame was drawn.
     """
-    moving = [drawn(grid, f"step {step:,}") for grid, step in zip(frames, steps, strict=True)]
+    moving = [grid_pixels(grid, f"step {step:,}") for grid, step in zip(frames, steps, strict=True)]
     images = frames.reshape(len(frames), -1, *frames.shape[3:])
     moments = np.unique(np.linspace(0, len(frames) - 1, STRIP_ROWS).round().astype(int))
     strip = images[moments, : 2 * STRIP_ROWS]  # as wide as the grids of 4 by 8
-    still = drawn(strip, "after so many steps", [f"{steps[moment]:,}" for moment in moments])
+    still = grid_pixels(strip, "after so many steps", [f"{steps[moment]:,}" for moment in moments])
     durations = [FRAME_MILLISECONDS] * (len(moving) - 1) + [LAST_MILLISECONDS]
     file = io.BytesIO()
     still.save(
@@ -85,10 +85,10 @@ def animated(frames: np.ndarray, steps: Sequence[int]) -> Image:
     return Image(file.getvalue(), format="png", width=still.width * 110 // DPI)
 
 
-def drawn(images: np.ndarray, title: str, labels: Sequence[str] = ()) -> Picture.Image:
+def grid_pixels(images: np.ndarray, title: str, labels: Sequence[str] = ()) -> Picture.Image:
     """A grid as pixels, always of the same size."""
     figure, (ax,) = panels(1, width=6.5, height=3.5)
-    show_grid(ax, images, labels)
+    draw_grid(ax, images, labels)
     ax.set_title(title)
     figure.set_dpi(DPI)
     figure.canvas.draw()
@@ -97,7 +97,7 @@ def drawn(images: np.ndarray, title: str, labels: Sequence[str] = ()) -> Picture
     return Picture.fromarray(np.ascontiguousarray(pixels))
 
 
-def gan_learning(run: Run) -> None:
+def learning_figure(run: Run) -> None:
     """Losses of both networks, and what the discriminator says of real and generated images."""
     metrics = run.metrics()
     smooth = metrics.rolling(max(1, len(metrics) // 60), min_periods=1).mean()
@@ -114,16 +114,39 @@ def gan_learning(run: Run) -> None:
         ax.legend()
 
 
-def detector_chart(rows: pd.DataFrame) -> None:
-    """Which detector catches what: a triangle where it does, that points where it has moved."""
-    scenarios, detectors = list(rows["scenario"].unique()), list(rows["detector"].unique())
-    _, (ax,) = panels(1, height=0.9 + 0.3 * len(scenarios))
-    x, y = rows["detector"].map(detectors.index), rows["scenario"].map(scenarios.index)
-    above, below = rows["mean"] > rows["real_high"], rows["mean"] < rows["real_low"]
-    ax.scatter(x[above], y[above], s=60, marker="^", color=BLUE)
-    ax.scatter(x[below], y[below], s=60, marker="v", color=ORANGE)
-    ax.scatter(x[~above & ~below], y[~above & ~below], s=12, color=GREY)
-    ax.set(yticks=range(len(scenarios)), yticklabels=scenarios, xticks=range(len(detectors)))
-    ax.set_xticklabels(detectors, rotation=40, ha="right")
-    ax.invert_yaxis()
-    ax.margins(0.06)
+def options_reading(run: Run) -> str:
+    """What the configuration adds to the plain DCGAN."""
+    cfg, found = run.config, []
+    if cfg["label_smoothing"]:
+        found.append(f"real images have the target {1 - cfg['label_smoothing']:g}")
+    if cfg["augmentation"]:
+        found.append(f"the discriminator sees images after random {listed(cfg['augmentation'])}")
+    if cfg["spectral_norm"]:
+        found.append("its kernels have spectral norm 1, in place of BatchNorm")
+    return f"Added to the plain DCGAN: {'; '.join(found)}." if found else "Nothing is added to it."
+
+
+def confusion_table(run: Run) -> pd.DataFrame:
+    """The discriminator's confusion matrix; rows are the truth."""
+    kinds = ("generated", "real")
+    counts = run.summary["discriminator"]["confusion"]
+    rows = zip(kinds, counts, strict=True)
+    return pd.DataFrame(
+        [{"truth": kind, **dict(zip(kinds, row, strict=True))} for kind, row in rows]
+    )
+
+
+def classification_table(run: Run) -> pd.DataFrame:
+    """The discriminator's classification report."""
+    return pd.DataFrame(run.summary["discriminator"]["report"])
+
+
+def memorisation_reading(run: Run) -> str:
+    """Whether the discriminator knows its training images by heart."""
+    gap = run.summary["scores"]["gap"]
+    text = f"The gap is {mean_with_interval(gap)}: "
+    if gap["low"] > 0:
+        return text + "it knows training images by heart."
+    if gap["high"] < 0:
+        return text + "held-out images seem more real to it than those that it was trained on."
+    return text + "it does not tell the images that it was trained on from new ones."

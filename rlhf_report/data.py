@@ -1,0 +1,72 @@
+"""The chapter on data: what was read, from where, and what goes into the reward model."""
+
+import pandas as pd
+
+from experiment_runs.run import Run
+
+
+def sources_table(run: Run, gan: Run) -> pd.DataFrame:
+    """Model, texts and images: what was read, and from where."""
+    model = run.about["model"]
+    rows = {"model": f"{model['name']} ({model['file']}, {model['dtype']})"}
+    for what in ("preferences", "prompts"):
+        own = run.about[what]
+        about = filter(None, [f"{own['rows']:,} rows", own["note"]])
+        rows[what] = f"{own['name']} ({own['kind']}): {'; '.join(about)}"
+    rows["images"] = gan.summary["source"]
+    return pd.DataFrame(rows.items(), columns=["what", "which"])
+
+
+def licences_table(run: Run) -> pd.DataFrame:
+    """Under what terms the texts may be used."""
+    rows = {what: run.about[what]["licence"] for what in ("preferences", "prompts")}
+    return pd.DataFrame(rows.items(), columns=["texts", "licence"])
+
+
+def stand_in_reading(run: Run) -> str:
+    """The sentence of the first page that says what is not the protocol's own data."""
+    names = [what for what in ("preferences", "prompts") if run.about[what]["kind"] == "stand-in"]
+    if not names:
+        return "Model and data are those named in the table."
+    return (
+        f"The {' and '.join(names)} are a stand-in made from the documentation of installed Python "
+        "packages, because neither a local copy nor the hub was at hand: real English, but not "
+        "human votes and not people's questions."
+    )
+
+
+def truncation_table(run: Run) -> pd.DataFrame:
+    """How many posts and pairs there are in each part, and what was cut to fit."""
+    rows = []
+    for part, fit in run.summary["fit"].items():
+        rows.append(
+            {
+                "part": part, "posts": fit["posts"], "pairs": fit["pairs"],
+                "prompts cut": fit["prompts_cut"], "tokens cut": fit["tokens_cut"],
+                "replies too long": fit["replies_dropped"], "pairs lost": fit["pairs_dropped"],
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def inputs_table(run: Run, count: int = 5) -> pd.DataFrame:
+    """Pairs exactly as they go into the reward model; their posts alone where there is no text."""
+    rows = [row for row in run.samples() if "mistake" not in row][:count]
+    if not has_texts(run):
+        return pd.DataFrame(rows or [{"post": "not kept"}]).drop(columns="step", errors="ignore")
+    return pd.DataFrame(rows, columns=["input_chosen", "input_rejected"])
+
+
+def has_texts(run: Run) -> bool:
+    """False for a committed run, in which nobody's posts are published."""
+    return any("input_chosen" in row for row in run.samples())
+
+
+def missing_texts_reading(run: Run) -> str:
+    """What to expect where texts are shown."""
+    if has_texts(run):
+        return ""
+    return (
+        "This run was committed without the texts of the posts, which belong to their authors; "
+        "identifiers and numbers stand in their place."
+    )

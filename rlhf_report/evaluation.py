@@ -1,0 +1,184 @@
+"""The chapter on evaluation, and the overview: how the policies compare on unseen prompts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from experiment_runs.run import Run
+from rlhf_report.ppo import draw_kl
+from rlhf_report.style import (
+    GREY,
+    KL_BAND,
+    POLICY_NAMES,
+    VARIANT_STYLES,
+    panels,
+    policy_name,
+    variant_of,
+    with_interval,
+)
+
+
+def overview_figure(evaluation: Run, training: Mapping[str, Run]) -> None:
+    """The first page's picture: mean rewards, and how far from the start the policies went."""
+    _, axes = panels(2, height=2.1)
+    policies = evaluation.summary["policies"]
+    draw_intervals(axes[0], {name: policies[name]["reward"] for name in ("pretrained", *training)})
+    axes[0].set_xlabel("mean reward")
+    draw_kl(axes[1], training)
+
+
+def rewards_figure(run: Run) -> None:
+    """Mean reward of each policy on unseen prompts, and the paired gains, with 95 % intervals."""
+    policies, gains = run.summary["policies"], run.summary["gains"]
+    _, axes = panels(2, height=1.2 + 0.25 * len(policies))
+    draw_intervals(axes[0], {name: own["reward"] for name, own in policies.items()})
+    draw_intervals(axes[1], {name: own["reward"] for name, own in gains.items()})
+    axes[0].set_xlabel("mean reward")
+    axes[1].set_xlabel("gain over pretrained")
+
+
+def draw_intervals(ax: Axes, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Estimates with their intervals, one for each policy."""
+    for y, (name, own) in enumerate(rows.items()):
+        error = [[own["value"] - own["low"]], [own["high"] - own["value"]]]
+        style = VARIANT_STYLES[variant_of(name)] | {"linestyle": ""}
+        ax.errorbar(own["value"], y, xerr=error, markersize=6, capsize=4, **style)
+    ax.axvline(0, color=GREY, linestyle=":")
+    ax.set(
+        yticks=range(len(rows)), yticklabels=map(policy_name, rows), ylim=(len(rows) - 0.5, -0.5)
+    )
+
+
+def reward_against_kl_figure(run: Run, training: Mapping[str, Run]) -> None:
+    """Reward against the square root of the KL per response (Gao et al., 2023)."""
+    _, (ax,) = panels(1, width=5.6)
+    for name, own in training.items():
+        metrics, style = own.metrics(), VARIANT_STYLES[variant_of(name)]
+        ax.scatter(
+            np.sqrt(metrics["kl_sequence"].clip(lower=0)), metrics["reward"], s=10, alpha=0.4,
+            color=style["color"], marker=style["marker"],
+        )  # fmt: skip
+    for name, own in run.summary["policies"].items():
+        style = VARIANT_STYLES[variant_of(name)]
+        place = np.sqrt(max(own["kl_per_sequence"], 0))
+        label = policy_name(name) if name in VARIANT_STYLES else None
+        ax.scatter(place, own["reward"]["value"], s=60, color=style["color"],
+                   marker=style["marker"], edgecolor="black", label=label)  # fmt: skip
+        ax.scatter(place, own["gold"]["value"], s=60, facecolor="none",
+                   marker=style["marker"], edgecolor=style["color"])  # fmt: skip
+    ax.set(xlabel="square root of KL (nats per response)", ylabel="reward")
+    ax.legend(title="unseen prompts", loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def policies_table(run: Run) -> pd.DataFrame:
+    """Every policy on the unseen prompts."""
+    rows = []
+    for name, own in run.summary["policies"].items():
+        rows.append(
+            {
+                "policy": policy_name(name), "mean reward": with_interval(own["reward"], 2),
+                "by the second judge": with_interval(own["gold"], 2),
+                "KL per token": own["kl_per_token"], "KL per response": own["kl_per_sequence"],
+                "tokens": own["tokens"], "ended": f"{own['ended']:.0%}",
+                "empty": f"{own['empty']:.0%}", "distinct-2": own["distinct_2"],
+                "repeated": f"{own['repetition']:.0%}",
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def gains_table(run: Run) -> pd.DataFrame:
+    """The tuned policies against the pretrained one, prompt by prompt, and means over seeds."""
+    rows, summary = [], run.summary
+    named = [(policy_name(name), own) for name, own in summary["gains"].items()]
+    named += [
+        (f"{POLICY_NAMES[name]}, mean of seeds", own) for name, own in summary["variants"].items()
+    ]
+    for name, own in named:
+        rows.append(
+            {
+                "policy": name, "gain": with_interval(own["reward"], 2),
+                "by the second judge": with_interval(own["gold"], 2),
+                "wins / ties / losses": f"{own['wins']} / {own['ties']} / {own['losses']}",
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def length_table(run: Run) -> pd.DataFrame:
+    """How much of each gain is left between responses of like length, and what share length
+    explains, where there is a gain to explain."""
+    rows = []
+    for name, own in run.summary["gains"].items():
+        rows.append(
+            {
+                "policy": policy_name(name), "change in tokens": with_interval(own["tokens"], 1),
+                "gain": own["reward"]["value"],
+                "linear in length": with_interval(own["length_controlled"], 2),
+                "within classes": with_interval(own["stratified"], 2),
+                "explained by length": share_explained_by_length(own),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def share_explained_by_length(own: Mapping[str, Mapping[str, float]]) -> str:
+    """The share of a gain that is gone at equal length; a dash where the gain may be zero."""
+    gain = own["reward"]
+    if gain["low"] <= 0 <= gain["high"]:
+        return "–"
+    return f"{1 - own['length_controlled']['value'] / gain['value']:.0%}"
+
+
+def gain_reading(own: Mapping[str, Any]) -> str:
+    """What an interval of a gain allows to say."""
+    low, high = own["reward"]["low"], own["reward"]["high"]
+    if low > 0:
+        return "higher than the pretrained policy's, beyond what chance explains"
+    if high < 0:
+        return "lower than the pretrained policy's, beyond what chance explains"
+    return "not distinguishable from the pretrained policy's with so many prompts"
+
+
+def seeds_reading(summary: Mapping[str, Any]) -> str:
+    """What the runs of each variant with different seeds say together, from an evaluation."""
+    parts = []
+    for name, own in summary["variants"].items():
+        values = [
+            gain["reward"]["value"]
+            for run, gain in summary["gains"].items()
+            if variant_of(run) == name
+        ]
+        parts.append(
+            f"{POLICY_NAMES[name]}: {min(values):.2f} to {max(values):.2f} with {len(values)} "
+            f"seeds, {with_interval(own['reward'], 2)} their mean"
+        )
+    return f"Gains: {'; '.join(parts)}." if parts else "Each variant was trained with one seed."
+
+
+def uncertain_runs_reading(runs: Mapping[str, Run], gains: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of each run that gained nothing for certain or left the band: what its log shows of why."""
+    texts = []
+    for name, run in runs.items():
+        metrics, gain = run.metrics(), gains[name]["reward"]
+        final = metrics.iloc[-1]
+        if gain["low"] > 0 and KL_BAND[0] <= final["kl"] <= KL_BAND[1]:
+            continue
+        text = (
+            f"{policy_name(name)}: gain {with_interval(gain, 2)}, KL {final['kl']:.3f} nats a token"
+        )
+        above = metrics["kl"] > KL_BAND[1]
+        text += (
+            f", above the band from step {metrics['step'][above.idxmax()]}" if above.any() else ""
+        )
+        price, spread = final["kl_weight"] * final["kl_sequence"], final["reward_std"]
+        text += (
+            f". At the end a response paid {price:.2f} for its KL, where the rewards of a batch "
+            f"had a standard deviation of {spread:.2f}"
+        )
+        text += ": the penalty outweighs the reward." if price > spread else "."
+        texts.append(text)
+    return "\n".join(f"* {text}" for text in texts) or "None did."

@@ -1,0 +1,152 @@
+"""The chapter on PPO: tables, figures and readings of its runs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from experiment_runs.run import Run
+from rlhf_jax.ppo.rollout import REWARD_EDGES
+from rlhf_report.style import GREY, KL_BAND, line_style, panels, policy_name
+
+
+def kl_figure(runs: Mapping[str, Run]) -> None:
+    """KL to the reference with its band, the coefficient, and the reward that was got for it."""
+    figure, axes = panels(3)
+    draw_kl(axes[0], runs)
+    axes[0].get_legend().remove()
+    shown = {"kl_weight": "coefficient (reward per nat)", "reward": "reward of the episodes"}
+    for ax, (column, label) in zip(axes[1:], shown.items(), strict=True):
+        for name, run in runs.items():
+            metrics = run.metrics()
+            ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
+        ax.set(xlabel="step", ylabel=label)
+    axes[1].set(yscale="log")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+
+
+def draw_kl(ax: Axes, runs: Mapping[str, Run]) -> None:
+    """KL to the reference against training steps, and the protocol's band."""
+    ax.axhspan(*KL_BAND, color=GREY, alpha=0.15, label="band {} to {}".format(*KL_BAND))
+    for name, run in runs.items():
+        metrics = run.metrics()
+        ax.plot(metrics["step"], metrics["kl"], **line_style(name, len(metrics)))
+    ax.set(xlabel="step", ylabel="KL (nats per token)", ylim=(0, None))
+    ax.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=min(3, len(ax.get_legend_handles_labels()[0])),
+        columnspacing=1,
+        handlelength=1.7,
+    )
+
+
+def learning_figure(runs: Mapping[str, Run]) -> None:
+    """Entropy of the policy, and what the critic explains."""
+    shown = {
+        "entropy": "entropy (nats per token)",
+        "explained_variance": "critic's explained variance",
+    }
+    step_figure(runs, shown)
+
+
+def update_health_figure(runs: Mapping[str, Run]) -> None:
+    """How far each update moved the policy, how much was clipped, how long responses are."""
+    shown = {
+        "approx_kl": "approximate KL of an update",
+        "clip_fraction": "clipped share",
+        "response_tokens": "tokens per response",
+    }
+    step_figure(runs, shown, ylim=(0, None))
+
+
+def step_figure(runs: Mapping[str, Run], shown: Mapping[str, str], **limits) -> None:
+    """A panel for each logged column, a line for each variant."""
+    figure, axes = panels(len(shown))
+    for ax, (column, label) in zip(axes, shown.items(), strict=True):
+        for name, run in runs.items():
+            metrics = run.metrics()
+            ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
+        ax.set(xlabel="step", ylabel=label, **limits)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+
+
+def reward_distribution_figure(runs: Mapping[str, Run]) -> None:
+    """How the rewards of a step's episodes are distributed, step by step, with their mean."""
+    figure, axes = panels(len(runs))
+    for ax, (name, run) in zip(axes, runs.items(), strict=True):
+        metrics = run.metrics()
+        counts = np.array(metrics["reward_histogram"].to_list())
+        steps = np.append(metrics["step"], metrics["step"].iloc[-1] + 1) - 0.5
+        shares = counts.T / counts.sum(axis=1)
+        mesh = ax.pcolormesh(steps, REWARD_EDGES, shares, cmap="Greys", vmin=0)
+        ax.plot(metrics["step"], metrics["reward"], **line_style(name, len(metrics)))
+        ax.set(xlabel="step", ylabel="reward", title=policy_name(name))
+        ax.grid(visible=False)
+        figure.colorbar(mesh, ax=ax, label="share of the episodes")
+
+
+def last_samples(run: Run, count: int = 3) -> list[dict[str, Any]]:
+    """The episodes that were kept last."""
+    return run.samples()[-count:]
+
+
+def missing_end_reading(run: Run) -> str:
+    """What a response pays for being cut off."""
+    penalty = run.config["missing_end_penalty"]
+    if penalty == 0:
+        return "A response that was cut off pays nothing for it here."
+    return (
+        f"A response that was cut off, without an end token, has its $r(x, y)$ cut by {penalty:g}."
+    )
+
+
+def kl_table(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Where each run's KL per token ended and how long it was inside the band."""
+    rows = []
+    for name, run in runs.items():
+        metrics = run.metrics()
+        inside = metrics["kl"].between(*KL_BAND)
+        rows.append(
+            {
+                "policy": policy_name(name), "KL per token at the end": metrics["kl"].iloc[-1],
+                "steps inside": f"{inside.sum()} of {len(metrics)}",
+                "first inside": metrics["step"][inside.idxmax()] if inside.any() else None,
+                "coefficient at the end": metrics["kl_weight"].iloc[-1],
+                "reward, last quarter": run.summary["reward_last_quarter"],
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows).astype({"first inside": "Int64"})
+
+
+def kl_reading(run: Run) -> str:
+    """Where the KL per token stood against its band, from the numbers."""
+    metrics = run.metrics()
+    inside = metrics["kl"].between(*KL_BAND)
+    last = metrics["kl"].iloc[-1]
+    where = "below" if last < KL_BAND[0] else "above" if last > KL_BAND[1] else "inside"
+    text = f"it ended {where} the band at {last:.4f} nats per token"
+    stretch = inside[::-1].cumprod()[::-1].astype(bool)  # the steps at the end without a break
+    if stretch.any():
+        text += f", inside without a break since step {metrics['step'][stretch.idxmax()]}"
+    elif inside.any():
+        text += f", first inside at step {metrics['step'][inside.idxmax()]}"
+    text += f", and was inside for {inside.mean():.0%} of the steps"
+    first, now = metrics["kl_weight"].iloc[0], metrics["kl_weight"].iloc[-1]
+    if where != "inside":
+        text += f"; the coefficient had gone from {first:.3g} to {now:.3g}"
+    return text
+
+
+def dropout_reading(run: Run) -> str:
+    """What dropout in the updates does to ratios that would be 1."""
+    later = run.metrics().iloc[1:]
+    error, kl = later["first_ratio_error"].median(), later["first_approx_kl"].median()
+    return (
+        f"the ratios of an update's first pass differ from 1 by {error:.3f} "
+        f"(an approximate KL of {kl:.1e})"
+    )

@@ -1,0 +1,25 @@
+"""What the chapter on evaluation says follows from the numbers of the runs."""
+
+import pytest
+
+from rlhf_report import evaluation
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.1, 0.3, "higher"), (-0.3, -0.1, "lower"), (-0.1, 0.1, "not")]
+)
+def test_a_gain_is_one_only_if_its_interval_excludes_zero(low, high, word):
+    own = {"reward": {"value": (low + high) / 2, "low": low, "high": high}}
+    assert evaluation.gain_reading(own).startswith(word)
+
+
+def test_seeds_of_a_variant_are_read_together():
+    rows = {"ppo-full": 0.1, "ppo-lora": 0.2, "ppo-full-1": -0.3, "ppo-lora-everywhere": 9.0}
+    mean = {"ppo-full": {"reward": {"value": -0.1, "low": -0.4, "high": 0.2}}}
+    summary = {"gains": {name: {"reward": {"value": value}} for name, value in rows.items()}}
+    assert evaluation.seeds_reading(summary | {"variants": mean}) == (
+        "Gains: PPO, full: -0.30 to 0.10 with 2 seeds, -0.10 [-0.40, 0.20] their mean."
+    )
+    assert evaluation.seeds_reading(summary | {"variants": {}}) == (
+        "Each variant was trained with one seed."
+    )
