@@ -1,19 +1,46 @@
 """The chapter on ratings: responses that are there to be rated, with their ratings."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from IPython.display import Markdown
 
 from experiment_runs.run import Run, find
 from experiment_runs.settings import PROJECT
-from rlhf_jax.ratings.rater_agreement import rater_agreement, reading
-from rlhf_jax.ratings.store import RATINGS, Rating, load_ratings, rating_state, rating_table
-from rlhf_report.style import POLICY_NAMES
+from rlhf_jax.ratings.rater_agreement import mean_scores, rater_agreement
+from rlhf_jax.ratings.store import (
+    CRITERIA,
+    RATINGS,
+    Rating,
+    Response,
+    label,
+    load_ratings,
+    mean,
+    rating_state,
+    rating_table,
+    response_hash,
+)
+from rlhf_report.style import POLICY_NAMES, listed
 from rlhf_report.tables import escape, quote, table
 
 REFERENCE = PROJECT / "results" / "reference"  # committed runs
+# What it means that reward and rating moved by these signs, from the baseline to a tuned policy.
+MOVED = {
+    (1, -1): "Reward up and rating down, as in over-optimisation: the reward model is pleased, the "
+    "reader is not.",
+    (1, 1): "Both rose: the reward model asked for what the raters want.",
+    (-1, -1): "Both fell: the training made these responses worse by either measure.",
+    (-1, 1): "Rating up without reward: the raters like what the reward model does not.",
+    (1, 0): "The rise in reward shows in no rating.",
+    (-1, 0): "The fall in reward shows in no rating.",
+    (0, 1): "The rating rose at the same reward.",
+    (0, -1): "The rating fell at the same reward.",
+    (0, 0): "Neither moved.",
+}
 
 
 def reference_evaluation(shown: Run, folder: Path = REFERENCE) -> Run | None:
@@ -32,17 +59,112 @@ def rated_responses(run: Run) -> list[dict[str, Any]]:
     return [row | {"model": POLICY_NAMES[row["model"]]} for row in run.samples() if row["rated"]]
 
 
-def prompt_and_responses(responses: Sequence[Mapping[str, Any]], prompt_id: int) -> str:
-    """One prompt and what each policy answered."""
-    own = [row for row in responses if row["prompt_id"] == prompt_id]
-    blocks = [f"**Prompt {prompt_id + 1}.** {escape(own[0]['prompt'])}"]
-    for row in own:
-        blocks += [f"*{row['model']}* (reward {row['reward']:.2f})", quote(row["response"])]
+def prompts_block(responses: Sequence[Response]) -> Markdown:
+    """The prompts whose responses are rated, whole."""
+    prompts = {row["prompt_id"]: row["prompt"] for row in responses}
+    return Markdown("\n\n".join(f"**Prompt {k + 1}.** {escape(x)}" for k, x in prompts.items()))
+
+
+def model_table(responses: Sequence[Response], given: Sequence[Rating], model: str) -> pd.DataFrame:
+    """The form of the assignment: what one model answered to each prompt, and its mean ratings."""
+    rows = []
+    for row in responses:
+        if row["model"] != model:
+            continue
+        own = given_to(row, given)
+        scores = {label(c): mean(getattr(rating, c) for rating in own) for c in CRITERIA}
+        rows.append(
+            {"prompt": str(row["prompt_id"] + 1), "generated response": row["response"]} | scores
+        )
+    return pd.DataFrame(rows)
+
+
+def given_to(response: Response, given: Sequence[Rating]) -> list[Rating]:
+    """The ratings of one response."""
+    key = response_hash(response["prompt"], response["response"])
+    return [rating for rating in given if rating.response_hash == key]
+
+
+def criteria_table(responses: Sequence[Response], given: Sequence[Rating]) -> pd.DataFrame:
+    """Mean ratings by criterion, a column for each model, and who is rated highest and lowest."""
+    means = rating_table(responses, given).set_index("model")
+    rows = []
+    for criterion in [*map(label, CRITERIA), "mean"]:
+        own = means[criterion]
+        rows.append({"criterion": criterion, **own, "highest": best(own), "lowest": best(-own)})
+    return pd.DataFrame(rows)
+
+
+def best(means: pd.Series) -> str:
+    """The models with the highest mean; a dash where all have the same, or none is rated."""
+    means = means.dropna()
+    if means.nunique() < 2:
+        return "–"
+    return listed(means.index[means == means.max()])
+
+
+def reward_table(responses: Sequence[Response], given: Sequence[Rating]) -> pd.DataFrame:
+    """Reward and rating of the same responses: a row for each model, means over what is rated."""
+    scored = pd.DataFrame(
+        [
+            {"model": row["model"], "reward": row["reward"], "rating": score}
+            for row, score in mean_scores(responses, given)
+        ],
+        columns=["model", "reward", "rating"],
+    )
+    return scored.groupby("model", sort=False).mean().reset_index()
+
+
+def over_optimisation_reading(responses: Sequence[Response], given: Sequence[Rating]) -> str:
+    """For each tuned model, whether reward and rating moved together; the first is the baseline."""
+    rows = reward_table(responses, given).to_dict("records")
+    base = responses[0]["model"]
+    if not rows or rows[0]["model"] != base or len(rows) < 2:
+        return f"Until responses of {base} and of a tuned policy are rated, nothing can be said."
+    texts = []
+    for row in rows[1:]:
+        reward, rating = (row[x] - rows[0][x] for x in ("reward", "rating"))
+        texts.append(
+            f"{row['model']}: mean reward {rows[0]['reward']:.2f} to {row['reward']:.2f} "
+            f"({reward:+.2f}), mean rating {rows[0]['rating']:.2f} to {row['rating']:.2f} "
+            f"({rating:+.2f}). {MOVED[np.sign(reward), np.sign(round(rating, 6))]}"
+        )
+    return "\n".join(f"* {text}" for text in texts)
+
+
+def telling_example(responses: Sequence[Response], given: Sequence[Rating]) -> str:
+    """The two responses to one prompt on which reward model and raters are most at odds; where
+    they never are, those that the raters set farthest apart."""
+    pairs = [
+        (*sorted(pair, key=lambda x: x[0]["reward"]),)
+        for pair in itertools.combinations(mean_scores(responses, given), 2)
+        if pair[0][0]["prompt_id"] == pair[1][0]["prompt_id"]
+    ]
+    pairs = [(low, high) for low, high in pairs if low[1] != high[1]]
+    if not pairs:
+        return "No two responses to one prompt differ in their ratings: there is no example."
+
+    def odds(pair):
+        (less, low), (more, high) = pair
+        return low > high, abs(low - high), more["reward"] - less["reward"]
+
+    (less, low), (more, high) = max(pairs, key=odds)
+    prefer = f"the response of {more['model']}, at {more['reward']:.2f} to {less['reward']:.2f}"
+    name = less["model"] if low > high else more["model"]
+    raters = f"{max(low, high):.1f} to {min(low, high):.1f}"
+    verdict = "that of " + name if low > high else "the same one"
+    head = (
+        f"On prompt {less['prompt_id'] + 1} the reward model prefers {prefer}; the raters prefer "
+        f"{verdict}, at {raters}."
+    )
+    blocks = [head]
+    for row in (more, less):
+        blocks += [f"*{row['model']}*", quote(row["response"])]
     return "\n\n".join(blocks)
 
 
 def reference_section(run: Run | None) -> list[str]:
-    """The reference run's rated responses, the ratings behind each prompt, and what they say."""
+    """The reference run's rated responses in the same tables, and what their ratings say."""
     if run is None:
         return []
     responses = rated_responses(run)
@@ -50,13 +172,14 @@ def reference_section(run: Run | None) -> list[str]:
     profile, started = run.about["profile"]["name"], run.record["started"]
     blocks = [
         f"**The responses of the committed reference run** (profile *{profile}*, made on "
-        f"{escape(started)}). {escape(rating_state(responses, given))}"
+        f"{escape(started)}). {escape(rating_state(responses, given))}",
+        prompts_block(responses).data,
     ]
-    for prompt_id in dict.fromkeys(row["prompt_id"] for row in responses):
-        blocks.append(prompt_and_responses(responses, prompt_id))
-        blocks.append(table(rating_table(responses, given, prompt_id), digits=1).data)
-    blocks += ["All prompts together:", table(rating_table(responses, given), digits=2).data]
-    return [*blocks, escape(reading(responses, given)), agreement_table(given).data]
+    for model in dict.fromkeys(row["model"] for row in responses):
+        rows = table(model_table(responses, given, model), digits=1).data
+        blocks += [f"*{model}*", rows]
+    blocks += ["All prompts together:", table(criteria_table(responses, given), digits=2).data]
+    return [*blocks, over_optimisation_reading(responses, given), agreement_table(given).data]
 
 
 def agreement_table(given: Sequence[Rating]) -> Markdown:

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
 from rlhf_jax.ratings.store import CRITERIA, RATINGS, load_ratings, response_hash, save_rating
@@ -63,7 +65,7 @@ def test_the_section_is_labelled_and_shows_every_response_with_its_ratings(tmp_p
     text = "\n".join(blocks)
     assert "<script>" not in text and "{{<" not in text
     assert text.count("alert") == 6  # two prompts, three models; the third prompt is not rated
-    assert text.count("by 1 AI system") == 3 * 3  # each prompt, and both together
+    assert text.count("4.0 |") >= 3 * 2 * len(CRITERIA)  # every response has its ratings
     assert "question 2" not in text
     assert "PPO, full" in text and "ppo-full" not in text.replace("ppo\\-full\\:", "")
     assert "fewer than two raters" in blocks[-1]
@@ -76,3 +78,65 @@ def test_two_raters_agree_as_far_as_kappa_says(tmp_path):
     given = load_ratings(run.path / RATINGS, ratings.rated_responses(run))
     rows = ratings.agreement_table(given).data.split("\n")
     assert len(rows) == 3 and "Anna, Ben" in rows[2].replace("\\", "")
+
+
+def test_a_table_of_one_model_has_a_prompt_a_row_and_the_five_ratings(tmp_path):
+    run = evaluated(tmp_path)
+    rate(run, "Anna", "person", score=2)
+    rate(run, "Ben", "person", score=5)
+    rated = ratings.rated_responses(run)
+    given = load_ratings(run.path / RATINGS, rated)
+    for name, model in (("ppo-full", "PPO, full"), ("pretrained", "pretrained")):
+        rows = ratings.model_table(rated, given, model)
+        assert list(rows["generated response"]) == [f"{name}: an answer"] * 2
+        assert list(rows.columns[2:]) == [c.replace("_", " / ") for c in CRITERIA]
+        assert (rows.iloc[:, 2:] == 3.5).all(axis=None)
+    assert ratings.model_table(rated, [], "pretrained").iloc[:, 2:].isna().all(axis=None)
+
+
+def scored(run, **scores):
+    """The responses of a run, and one person's ratings: a score for each model."""
+    rated = ratings.rated_responses(run)
+    for row in run.samples():
+        if row["rated"] and row["model"].replace("-", "_") in scores:
+            key = response_hash(row["prompt"], row["response"])
+            score = scores[row["model"].replace("-", "_")]
+            save_rating(run.path / RATINGS, key, "A", "person", dict.fromkeys(CRITERIA, score))
+    return rated, load_ratings(run.path / RATINGS, rated)
+
+
+@pytest.mark.parametrize(
+    ("full", "lora", "words"),
+    [
+        (2, 3, ("as in over-optimisation", "shows in no rating")),
+        (4, 2, ("Both rose", "Both fell")),
+        (3, 4, ("shows in no rating", "Rating up without reward")),
+    ],
+)
+def test_reward_and_rating_are_read_together_whichever_way_they_moved(tmp_path, full, lora, words):
+    """The reward of full PPO is above the pretrained policy's, that of LoRA below."""
+    own = scored(evaluated(tmp_path), pretrained=3, ppo_full=full, ppo_lora=lora)
+    for line, word in zip(ratings.over_optimisation_reading(*own).split("\n"), words, strict=True):
+        assert word in line
+
+
+def test_unrated_responses_are_compared_with_nothing(tmp_path):
+    own = scored(evaluated(tmp_path), ppo_full=2)
+    assert "nothing can be said" in ratings.over_optimisation_reading(*own)
+    assert "there is no example" in ratings.telling_example(*own)
+    assert set(ratings.criteria_table(*own)["highest"]) == {"–"}
+
+
+def test_the_example_is_one_on_which_reward_model_and_raters_disagree(tmp_path):
+    own = scored(evaluated(tmp_path), pretrained=4, ppo_full=2, ppo_lora=1)
+    head = ratings.telling_example(*own).split("\n")[0]
+    assert "prefers the response of PPO, full, at 0.50 to 0.00" in head
+    assert "the raters prefer that of pretrained, at 4.0 to 2.0" in head
+
+
+def test_the_comparison_names_the_best_and_the_worst_of_each_criterion(tmp_path):
+    rows = ratings.criteria_table(
+        *scored(evaluated(tmp_path), pretrained=4, ppo_full=4, ppo_lora=1)
+    )
+    assert set(rows["highest"]) == {"pretrained and PPO, full"}
+    assert set(rows["lowest"]) == {"PPO, LoRA"}
