@@ -3,6 +3,7 @@
 #   make report PROFILE=tiny|cpu|study|assignment   how much is trained
 #               DATA_DIR=folder   MODEL=folder-or-hub-id   STUDENT_ID=number   RUN=reference
 #   make submission LAST_NAME=name STUDENT_ID=number   the files that are handed in
+#               FORCE=1   although something in them would not count
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -13,6 +14,7 @@ export RLHF_MODEL := $(MODEL)
 export RLHF_STUDENT_ID := $(STUDENT_ID)
 export RLHF_LAST_NAME := $(LAST_NAME)
 export RLHF_RUN := $(RUN)
+export RLHF_FORCE := $(FORCE)
 # On a Linux CPU large pages take a third off the time of a step, fewer arenas a tenth off the memory;
 # of what a step frees, pieces below 2 GiB are kept for the next one, until the stage ends
 # (runs.release_memory). Larger ones, of other sizes every time, would nearly double the memory.

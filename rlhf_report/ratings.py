@@ -1,6 +1,7 @@
 """The chapter on ratings: responses that are there to be rated, with their ratings."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,10 @@ MOVED = {
 def reference_evaluation(shown: Run, folder: Path = REFERENCE) -> Run | None:
     """The committed evaluation whose responses stand beside another run's own.
 
-    None where no evaluation was committed, or where the run that is shown is that one.
+    None where no evaluation was committed, where the run that is shown is that one, and in a
+    submission, which shows its own run alone.
     """
-    if not any(folder.glob("evaluate*/summary.json")):
+    if os.environ.get("RLHF_SUBMISSION") or not any(folder.glob("evaluate*/summary.json")):
         return None
     reference = find("evaluate", folder)
     return None if reference.path == shown.path else reference
@@ -57,6 +59,19 @@ def reference_evaluation(shown: Run, folder: Path = REFERENCE) -> Run | None:
 def rated_responses(run: Run) -> list[dict[str, Any]]:
     """The responses of an evaluation that are there to be rated."""
     return [row | {"model": POLICY_NAMES[row["model"]]} for row in run.samples() if row["rated"]]
+
+
+def given_ratings(run: Run) -> list[Rating]:
+    """The ratings that the report shows: in a submission, those by people alone."""
+    if os.environ.get("RLHF_SUBMISSION"):
+        return people_ratings(run)
+    return load_ratings(run.path / RATINGS, rated_responses(run))
+
+
+def people_ratings(run: Run) -> list[Rating]:
+    """The ratings that people gave."""
+    every = load_ratings(run.path / RATINGS, rated_responses(run))
+    return [rating for rating in every if rating.rater_kind == "person"]
 
 
 def prompts_block(responses: Sequence[Response]) -> Markdown:

@@ -1,30 +1,45 @@
-"""The two files that are handed in: `make submission LAST_NAME=Lovelace STUDENT_ID=123456`.
+"""What is handed in: `make submission LAST_NAME=Lovelace STUDENT_ID=123456`.
 
-The report as PDF, and the executed notebook that it was made from. The last digit of the student
-ID chooses the images of the DCGAN.
+The report as PDF and as a page, and the executed notebook that it was made from, in a folder that
+holds nothing else. The last digit of the student ID chooses the images of the DCGAN. What would
+not count is refused: another profile than the protocol's, data that stand in, responses that no
+person has rated, somebody else's run. FORCE=1 turns the refusal into a warning.
 """
 
 import argparse
 import os
 import shutil
 import sys
+import tempfile
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
 
+import gan_jax
 from experiment_runs.errors import UserError
+from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
-from gan_jax.data import dataset_for
-from rlhf_jax.experiment import from_environment
+from gan_jax.data import HISTOLOGY, ImageSet, dataset_for, load
+from rlhf_jax.experiment import Experiment, from_environment
+from rlhf_jax.ratings.store import by_hash
 from rlhf_report.quarto.notebook import CellError
 from rlhf_report.quarto.render import render
+from rlhf_report.ratings import people_ratings, rated_responses
 
 EXAMPLE = "make submission LAST_NAME=Lovelace STUDENT_ID=123456"
 PUNCTUATION = " .'’-"  # in names of people, and harmless in names of files
 LONGEST = 200  # bytes of a name; a file's name holds 255
-SETTINGS = ("RLHF_PROFILE", "RLHF_MODEL", "RLHF_DATA_DIR", "RLHF_STUDENT_ID", "RLHF_RUN")
+PROTOCOL = "assignment"  # the profile that keeps to the protocol
+SETTINGS = (
+    "RLHF_PROFILE", "RLHF_MODEL", "RLHF_DATA_DIR", "RLHF_STUDENT_ID", "RLHF_RUN", "RLHF_SUBMISSION",
+)  # fmt: skip
+REMEDY = {
+    "preferences": "put SHP's files into DATA_DIR/shp, or run where the hub can be reached",
+    "prompts": "put OASST1's file into DATA_DIR/oasst, or run where the hub can be reached",
+    "images": "put MedMNIST's file into DATA_DIR/medmnist, or run where it can be fetched",
+}
 
 
 def asked() -> str:
@@ -56,15 +71,83 @@ def file_name(last_name: str) -> str:
     return name.replace(" ", "_")
 
 
-def write(name: str, document: Path) -> list[Path]:
-    """Renders a document and writes the files to be handed in beside the outputs."""
-    paper, cells = render(document, ["pdf", "ipynb"])
-    handed_in = [
-        paper.with_name(f"{name}_HW2.pdf"),
-        cells.with_name(f"{name}_HW2_source_code.ipynb"),
+def objections(experiment: Experiment) -> list[str]:
+    """What keeps the runs that the environment asks for from counting, before any is trained."""
+    found = []
+    if experiment.profile.name != PROTOCOL:
+        found.append(
+            f"PROFILE={experiment.profile.name}: the protocol is the profile {PROTOCOL}; "
+            f"say PROFILE={PROTOCOL}"
+        )
+    if os.environ.get("RLHF_RUN"):
+        return [*found, "RUN: these are committed runs; leave RUN out to hand in runs of your own"]
+    for name, source in experiment.sources.items():
+        if source.kind == "stand-in":
+            found.append(f"{name}: {source.name} stands in for the data; {REMEDY[name]}")
+    images = gan_images()
+    if images.name == HISTOLOGY:
+        found.append(f"images: {images.source}; {REMEDY['images']}")
+    return found
+
+
+def gan_images() -> ImageSet:
+    """The images that the DCGAN is asked to learn."""
+    asked_for = gan_jax.experiment.asked()
+    cfg = gan_jax.experiment.named(asked_for.pop("profile"))
+    return load(cfg.dataset, side=cfg.side, **asked_for)
+
+
+def unrated(evaluation_run: Run) -> list[str]:
+    """An objection where responses are there to be rated and no person has rated them."""
+    responses = rated_responses(evaluation_run)
+    done = {rating.response_hash for rating in people_ratings(evaluation_run)}
+    missing = len(set(by_hash(responses)) - done)
+    if not missing:
+        return []
+    return [
+        f"ratings: {missing} of {len(by_hash(responses))} responses are not rated by a person; run "
+        "`.venv/bin/python -m rlhf_jax rate --rater 'your name' --browser` with the same PROFILE, "
+        "MODEL and DATA_DIR (as RLHF_PROFILE ... in the environment), then this again"
     ]
-    shutil.copyfile(paper, handed_in[0])
-    notebook = nbformat.read(cells, as_version=4)
+
+
+def refuse(found: Sequence[str]) -> None:
+    """Raises what was found as one message, or prints it where FORCE says to go on."""
+    if not found:
+        return
+    if os.environ.get("RLHF_FORCE"):
+        for objection in found:
+            print(f"warning: {objection}", file=sys.stderr)
+        return
+    listed = "".join(f"\n  {objection}" for objection in found)
+    raise UserError(f"this would not count as a submission:{listed}\n  or hand it in with FORCE=1")
+
+
+def write(name: str, document: Path, runs: Mapping[str, Run]) -> list[Path]:
+    """Renders a document of some runs and writes the files to be handed in.
+
+    Args:
+      name: of the student, as part of a file's name.
+      document: the report.
+      runs: those that it shows, by stage; their identities are in every file's metadata.
+
+    Returns:
+      The PDF, the notebook and the page: all that their folder holds.
+    """
+    student = f"{name.replace('_', ' ')}, student ID {os.environ['RLHF_STUDENT_ID']}"
+    identities = [f"{stage}={run.identity}" for stage, run in runs.items()]
+    with tempfile.TemporaryDirectory() as scratch:
+        front_matter = {"author": [student], "keywords": identities}
+        formats = ["pdf", "ipynb", "html"]
+        written = render(document, formats, Path(scratch), front_matter=front_matter)
+        folder = document.parent / "_output" / "submission"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        endings = ("_HW2.pdf", "_HW2_source_code.ipynb", "_HW2.html")
+        handed_in = [folder / f"{name}{ending}" for ending in endings]
+        for one, other in zip(written, handed_in, strict=True):
+            shutil.move(one, other)
+    notebook = nbformat.read(handed_in[1], as_version=4)
     notebook.cells.insert(1, settings_cell())
     nbformat.write(notebook, handed_in[1])
     return handed_in
@@ -82,15 +165,26 @@ def settings_cell() -> nbformat.NotebookNode:
     return nbformat.v4.new_code_cell(code, id="settings", execution_count=0)
 
 
+def shown_runs(experiment: Experiment) -> dict[str, Run]:
+    """Every run that the report shows, by stage."""
+    runs = {stage: experiment.run(stage) for stage in experiment.stages}
+    return runs | {"gan": gan_jax.from_environment()}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rlhf_report.submission", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only check the name and the number")
+    parser.add_argument(
+        "--check", action="store_true", help="only check what can be known before the training"
+    )
     options = parser.parse_args(arguments)
     try:
         name = asked()
+        experiment = from_environment()
+        refuse(objections(experiment))
         if not options.check:
-            os.environ["RLHF_PROFILE"] = from_environment().profile.name
-            for path in write(name, PROJECT / "report.qmd"):
+            os.environ |= {"RLHF_PROFILE": experiment.profile.name, "RLHF_SUBMISSION": "1"}
+            refuse(unrated(experiment.run("evaluate")))
+            for path in write(name, PROJECT / "report.qmd", shown_runs(experiment)):
                 print(f"wrote {path}")
     except (UserError, CellError) as error:
         print(f"error: {error}", file=sys.stderr)

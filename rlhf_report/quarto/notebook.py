@@ -17,6 +17,7 @@ import ast
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,18 +96,19 @@ class Source:
         return next((x.place for x in self.lines if pattern.search(x.text)), shown)
 
 
-def read(path: Path) -> Source:
-    """The document at `path` with every `{{< include file >}}` replaced by the file's lines."""
+def read(path: Path, front_matter: Mapping[str, Any] | None = None) -> Source:
+    """The document at `path` with every `{{< include file >}}` replaced by the file's lines, and
+    with what `front_matter` adds to its own or puts in its place."""
     text = file_lines(path)
-    front_matter: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     if text and text[0].text.rstrip() == "---":
         end = next((i for i, x in enumerate(text) if i and x.text.rstrip() == "---"), None)
         if end is None:
             raise UserError(f"{text[0].place}: the front matter has no closing ---")
         block = "\n".join(line.text for line in text[1:end])
-        front_matter = parse_yaml(block, text[0].place)
+        own = parse_yaml(block, text[0].place)
         text = text[end + 1 :]
-    return Source(path, front_matter, expand(text))
+    return Source(path, own | dict(front_matter or {}), expand(text))
 
 
 def expand(lines: list[Line]) -> list[Line]:
@@ -268,8 +270,13 @@ def captions(kind: str, path: Path) -> str:
 def publish(notebook: NotebookNode, source: Source, names: dict[str, str]) -> str:
     """The executed notebook as a file for readers: no messages, figures as pixels, named labels."""
     public = nbformat.v4.new_notebook(metadata=notebook.metadata)
+    if keywords := source.front_matter.get("keywords"):
+        public.metadata["keywords"] = list(keywords)
     if title := source.front_matter.get("title"):
-        public.cells.append(nbformat.v4.new_markdown_cell(f"# {title}"))
+        authors = source.front_matter.get("author", [])
+        byline = [authors] if isinstance(authors, str) else authors
+        heading = "\n\n".join([f"# {title}", *byline])
+        public.cells.append(nbformat.v4.new_markdown_cell(heading))
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             text = in_words(cell.source, names)

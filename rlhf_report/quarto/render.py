@@ -11,9 +11,10 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import typst
@@ -45,11 +46,26 @@ SETTINGS: Node = {
     "jupyter": "python3",
     "lang": ANY,
 }
-FRONT_MATTER = {key: ANY for key in ("title", "subtitle", "author", "date", "abstract", "lang")}
+FRONT_MATTER = {
+    key: ANY for key in ("title", "subtitle", "author", "date", "abstract", "lang", "keywords")
+}
 
 
-def render(path: Path, formats: Sequence[str], output: Path | None = None) -> list[Path]:
+def render(
+    path: Path,
+    formats: Sequence[str],
+    output: Path | None = None,
+    *,
+    front_matter: Mapping[str, Any] | None = None,
+) -> list[Path]:
     """Execute the document at `path` once and write it in each of `formats`.
+
+    Args:
+      path: the document.
+      formats: names in `FORMATS`.
+      output: folder to write to, instead of the one in _quarto.yml.
+      front_matter: what is added to the document's own, or takes its place. `keywords` are in
+        the metadata of every output, where a program finds them.
 
     Raises:
       UserError: the document says something that is not known here; names file and line.
@@ -60,7 +76,7 @@ def render(path: Path, formats: Sequence[str], output: Path | None = None) -> li
     if root is None:
         raise UserError(f"{path}: there is no _quarto.yml beside or above it")
     settings = project_settings(root / "_quarto.yml")
-    source = notebook.read(path)
+    source = notebook.read(path, front_matter or {})
     check_known(source.front_matter, FRONT_MATTER, path)
     fold = settings.get("format", {}).get("html", {}).get("code-fold", False)
     defaults = {"echo": settings.get("execute", {}).get("echo", True), "code-fold": fold}
@@ -75,6 +91,7 @@ def render(path: Path, formats: Sequence[str], output: Path | None = None) -> li
         folder = Path(name)
         tree, names = document.compose(cells, source, bibliography, folder)
         arguments = pandoc_arguments(source, settings, bibliography, folder)
+        arguments += keyword_variables(source)
         options = settings.get("format", {})
         contents = {
             "html": lambda: html(tree, options.get("html", {}), folder, arguments).encode(),
@@ -203,6 +220,11 @@ def typst_variables(options: Node) -> list[str]:
         "numbering": '"1.1"' if options.get("number-sections") else "none",
     }
     return [f"--variable={key}:{value}" for key, value in variables.items()]
+
+
+def keyword_variables(source: Source) -> list[str]:
+    """The keywords as they are: a template writes them where no markup is understood."""
+    return [f"--variable=keyword:{x}" for x in source.front_matter.get("keywords", [])]
 
 
 def typst_block(node: Node) -> Node | list[Node] | None:

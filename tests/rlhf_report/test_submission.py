@@ -1,8 +1,10 @@
 """The files that are handed in: named as asked, complete, and executable again."""
 
+import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pypdf
@@ -10,8 +12,12 @@ import pytest
 from nbclient import NotebookClient
 
 from experiment_runs.errors import UserError
+from experiment_runs.files import write_text
+from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
-from rlhf_report import submission
+from rlhf_jax.experiment import from_environment
+from rlhf_jax.ratings.store import CRITERIA, RATINGS, response_hash, save_rating
+from rlhf_report import ratings, submission
 
 FIXTURE = Path(__file__).parent / "quarto" / "fixture"
 
@@ -19,7 +25,7 @@ FIXTURE = Path(__file__).parent / "quarto" / "fixture"
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     """What is asked for comes from the test alone, and kernels find the project."""
-    for name in ("LAST_NAME", *(x.removeprefix("RLHF_") for x in submission.SETTINGS)):
+    for name in ("LAST_NAME", "FORCE", *(x.removeprefix("RLHF_") for x in submission.SETTINGS)):
         monkeypatch.delenv(f"RLHF_{name}", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT), prepend=os.pathsep)
     return monkeypatch
@@ -85,10 +91,19 @@ def test_the_files_are_named_as_asked_and_the_notebook_runs_again_with_the_same_
     )
     environment.setenv("RLHF_PROFILE", "tiny")
     environment.setenv("RLHF_STUDENT_ID", "123457")
-    paper, cells = submission.write("Müller", folder / "report.qmd")
-    assert paper == folder / "_output" / "Müller_HW2.pdf"
-    assert cells == folder / "_output" / "Müller_HW2_source_code.ipynb"
-    assert "See Section 1" in pypdf.PdfReader(paper).pages[0].extract_text().replace("\xa0", " ")
+    other = folder / "_output" / "submission" / "Other_HW2.pdf"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    runs = {"evaluate": SimpleNamespace(identity="0123abcd")}
+    paper, cells, page = submission.write("Müller", folder / "report.qmd", runs)
+    assert paper.name == "Müller_HW2.pdf" and page.name == "Müller_HW2.html"
+    assert cells.name == "Müller_HW2_source_code.ipynb"
+    assert set(other.parent.iterdir()) == {paper, cells, page}  # no report of another run
+    first = pypdf.PdfReader(paper).pages[0].extract_text().replace("\xa0", " ")
+    assert "Müller, student ID 123457" in first and "See Section 1" in first
+    assert "Müller, student ID 123457" in page.read_text()
+    assert pypdf.PdfReader(paper).metadata["/Keywords"] == "evaluate=0123abcd"
+    assert '<meta name="keywords" content="evaluate=0123abcd">' in page.read_text()
 
     environment.delenv("RLHF_PROFILE")
     environment.setenv("RLHF_STUDENT_ID", "2")
@@ -99,7 +114,96 @@ def test_the_files_are_named_as_asked_and_the_notebook_runs_again_with_the_same_
     NotebookClient(notebook, resources={"metadata": {"path": str(cells.parent)}}).execute()
     assert notebook.cells[-1].outputs[0].text == before
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    assert prose[0] == "# Handed in" and "See Section\xa01." in prose[1]
+    assert notebook.metadata.keywords == ["evaluate=0123abcd"]
+    assert (
+        prose[0] == "# Handed in\n\nMüller, student ID 123457" and "See Section\xa01." in prose[1]
+    )
+
+
+def asked_for(monkeypatch, **changes):
+    """What would be objected to, were everything else in order."""
+    values = {"profile": "assignment", "kind": "local", "images": "dermamnist"} | changes
+    source = SimpleNamespace(name="SHP", kind=values["kind"])
+    images = SimpleNamespace(name=values["images"], source="its source")
+    monkeypatch.setattr(submission, "gan_images", lambda: images)
+    return submission.objections(
+        SimpleNamespace(
+            profile=SimpleNamespace(name=values["profile"]), sources={"preferences": source}
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"profile": "cpu"}, "PROFILE=assignment"),
+        ({"kind": "stand-in"}, "DATA_DIR/shp"),
+        ({"images": "histology"}, "DATA_DIR/medmnist"),
+    ],
+)
+def test_what_would_not_count_is_told_with_its_remedy(monkeypatch, changes, named):
+    assert asked_for(monkeypatch) == []
+    (objection,) = asked_for(monkeypatch, **changes)
+    assert named in objection
+
+
+def test_somebody_elses_run_is_not_handed_in(environment):
+    environment.setenv("RLHF_RUN", "reference")
+    (objection,) = asked_for(environment)
+    assert "leave RUN out" in objection
+
+
+def test_an_objection_refuses_unless_it_is_forced(environment, capsys):
+    submission.refuse([])
+    with pytest.raises(UserError, match="(?s)one.*two.*FORCE=1"):
+        submission.refuse(["one", "two"])
+    environment.setenv("RLHF_FORCE", "1")
+    submission.refuse(["one", "two"])
+    assert capsys.readouterr().err == "warning: one\nwarning: two\n"
+
+
+def test_responses_count_as_rated_when_a_person_has_rated_them(tmp_path):
+    run = rated_run(tmp_path)
+    rows = run.samples()
+    (objection,) = submission.unrated(run)
+    assert "2 of 2 responses" in objection and "rlhf_jax rate" in objection
+    scores = dict.fromkeys(CRITERIA, 3)
+    for rater, kind, row in (("A", "ai", rows[0]), ("A", "ai", rows[1]), ("P", "person", rows[0])):
+        save_rating(run.path / RATINGS, key_of(row), rater, kind, scores)
+    (objection,) = submission.unrated(run)
+    assert "1 of 2 responses" in objection
+    save_rating(
+        run.path / RATINGS,
+        response_hash(rows[1]["prompt"], rows[1]["response"]),
+        "P",
+        "person",
+        scores,
+    )
+    assert submission.unrated(run) == []
+
+
+def key_of(row):
+    return response_hash(row["prompt"], row["response"])
+
+
+def rated_run(folder):
+    """An evaluation with two responses that are there to be rated."""
+    write_text(folder / "config.json", json.dumps({"stage": "evaluate"}))
+    run = Run(folder)
+    for model in ("pretrained", "ppo-full"):
+        run.sample(step=0, prompt_id=0, model=model, prompt="p", response=model, rated=True)
+    return run
+
+
+def test_a_submission_shows_no_ratings_by_an_ai_system_and_no_committed_run(environment, tmp_path):
+    run = rated_run(tmp_path)
+    key = response_hash("p", "pretrained")
+    save_rating(run.path / RATINGS, key, "A", "ai", dict.fromkeys(CRITERIA, 3))
+    assert len(ratings.given_ratings(run)) == 1
+    assert ratings.reference_evaluation(run) is not None
+    environment.setenv("RLHF_SUBMISSION", "1")
+    assert ratings.given_ratings(run) == []
+    assert ratings.reference_evaluation(run) is None
 
 
 @pytest.mark.slow
@@ -110,7 +214,8 @@ def test_the_whole_report_is_handed_in_and_its_notebook_runs_again(environment, 
     shutil.copytree(PROJECT / "chapters", tmp_path / "chapters")
     for name in ("report.qmd", "_quarto.yml", "references.bib"):
         shutil.copyfile(PROJECT / name, tmp_path / name)
-    _, cells = submission.write("Test", tmp_path / "report.qmd")
+    runs = submission.shown_runs(from_environment())
+    _, cells, _ = submission.write("Test", tmp_path / "report.qmd", runs)
     notebook = nbformat.read(cells, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count is not None for cell in code)
