@@ -16,6 +16,7 @@ data, upstream runs). That is all the caching there is.
 
 import dataclasses
 import functools
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiment_runs import settings
 from experiment_runs.errors import UserError
 from experiment_runs.files import (
     append_jsonl,
@@ -38,6 +38,7 @@ from experiment_runs.files import (
 )
 from experiment_runs.process import forget_peak_memory, release_memory
 from experiment_runs.provenance import code_fingerprint, provenance
+from experiment_runs.settings import LOCAL
 
 
 class Run:
@@ -143,7 +144,7 @@ def ensure(
     Raises:
       UserError: the results directory cannot be written.
     """
-    root = Path(root or settings.results())
+    root = Path(root or os.environ.get("RLHF_RESULTS") or LOCAL)
     config = to_plain(dataclasses.asdict(config))
     identity = fingerprint(stage, config, dict(sorted(inputs.items())))
     path = root / f"{stage}-{identity[:10]}"
