@@ -15,7 +15,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from experiment_runs.errors import UserError
 from rlhf_jax.config import LoRAConfig
-from rlhf_jax.language_model.attention import attend, attend_cached, grown_cache, rotary, rotate
+from rlhf_jax.language_model.attention import (
+    attend,
+    attend_cached,
+    filled_cache,
+    grown_cache,
+    rotary,
+    rotate,
+)
+from rlhf_jax.language_model.layer_loop import Layers, arranged, through
 from rlhf_jax.language_model.layers import Linear, RMSNorm, gated, logits
 
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -182,25 +190,35 @@ class Decoder(nnx.Module):
         dropout_key: Array | None = None,
     ) -> Float[Array, "batch time embed"]:
         """Hidden states after the last norm."""
-        return self.forward(tokens, positions, mask, dropout_key)[0]
-
-    def forward(self, tokens, positions, mask, dropout_key=None):
-        """Hidden states, and each block's keys and values [batch time kv_heads head_dim]."""
-        x = self.embedding[...][tokens].astype(self.cfg.dtype)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, len(self.blocks))
         rope = self.rope(positions, positions.shape[1])
-        cache = []
-        for block, key in zip(self.blocks, split_key(dropout_key, len(self.blocks)), strict=True):
-            x, block_cache = block(x, rope, mask, key)
-            cache.append(block_cache)
+
+        def passed(block, x, key):
+            return block(x, rope, mask, key)[0], None
+
+        x = self.embedding[...][tokens].astype(self.cfg.dtype)
+        return self.norm(through(arranged(self.blocks), passed, x, keys)[0])
+
+    def prefill(self, tokens, positions, mask, time: int, layers: Layers):
+        """Hidden states, and each block's cache with room for `time` tokens."""
+        rope = self.rope(positions, positions.shape[1])
+
+        def passed(block, x, _):
+            x, (key, value) = block(x, rope, mask)
+            return x, filled_cache(key, value, time)
+
+        x = self.embedding[...][tokens].astype(self.cfg.dtype)
+        x, cache = through(layers, passed, x, None)
         return self.norm(x), cache
 
-    def step(self, tokens, rope, visible, cache, index):
+    def step(self, tokens, rope, visible, cache, index, layers: Layers):
         """Hidden states [embed batch] of one new token per column, and the grown cache."""
+
+        def passed(block, x, own):
+            return block.step(x, rope, visible, own, index)
+
         x = self.embedding[...][tokens].astype(self.cfg.dtype).T
-        grown = []
-        for block, block_cache in zip(self.blocks, cache, strict=True):
-            x, block_cache = block.step(x, rope, visible, block_cache, index)
-            grown.append(block_cache)
+        x, grown = through(layers, passed, x, cache)
         return self.norm.columns(x), grown
 
     def rope(self, positions: Int[Array, "batch time"], length: int):
