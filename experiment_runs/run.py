@@ -10,8 +10,19 @@ A run is a directory:
     times.jsonl     seconds of each attempt that ended well
     checkpoints/    never in git
 
-What identifies a run is its stage, its configuration and the fingerprints of its inputs (model,
-data, upstream runs). That is all the caching there is.
+What identifies a run is its stage, its configuration, the fingerprints of its inputs (model, data,
+upstream runs) and the two numbers below. That is all the caching there is.
+
+The code itself is not part of the identity, or every comment would train everything again. Two
+numbers stand for it, which are raised by hand:
+
+* FORMAT, when the files of a run hold something else than before, so that older ones can no longer
+  be read or continued: a field of a configuration is renamed, a checkpoint gets another tree.
+* NUMERICS, when the same configuration on the same inputs gives other results than before beyond
+  rounding: a repaired loss, another default of an optimizer, another stream of random numbers.
+
+A run of other numbers is another run: never continued, never taken for one of the present code.
+Runs made before there were numbers count as 0. They stay readable, and are shown as older.
 """
 
 import dataclasses
@@ -39,6 +50,9 @@ from experiment_runs.files import (
 from experiment_runs.process import forget_peak_memory, release_memory
 from experiment_runs.provenance import code_fingerprint, provenance
 from experiment_runs.settings import LOCAL
+
+FORMAT = 1
+NUMERICS = 1
 
 
 class Run:
@@ -70,6 +84,13 @@ class Run:
     def about(self) -> dict[str, Any]:
         """Profile, model and data in words."""
         return self.record["about"]
+
+    @property
+    def older(self) -> str:
+        """Which of its numbers are below those of the present code, in words; "" for none."""
+        present = {"format": FORMAT, "numerics": NUMERICS}
+        below = [name for name, number in present.items() if self.record.get(name, 0) < number]
+        return f"older {' and '.join(below)}" if below else ""
 
     @property
     def finished(self) -> bool:
@@ -146,7 +167,8 @@ def ensure(
     """
     root = Path(root or os.environ.get("RLHF_RESULTS") or LOCAL)
     config = to_plain(dataclasses.asdict(config))
-    identity = fingerprint(stage, config, dict(sorted(inputs.items())))
+    numbers = {"format": FORMAT, "numerics": NUMERICS}
+    identity = fingerprint(stage, config, dict(sorted(inputs.items())), numbers)
     path = root / f"{stage}-{identity[:10]}"
     if not (path / "config.json").exists():
         try:
@@ -157,7 +179,7 @@ def ensure(
                 "config": config,
                 "inputs": dict(inputs),
             }
-            record |= {"about": dict(about or {})} | provenance()
+            record |= numbers | {"about": dict(about or {})} | provenance()
             write_text(path / "config.json", encode(record, indent=1) + "\n")
         except OSError as error:
             raise UserError(
@@ -195,6 +217,10 @@ def available(root: Path) -> str:
     return ", ".join(sorted(p.parent.name for p in Path(root).glob("*/config.json"))) or "none"
 
 
-def code_changed_since(run: Run) -> bool:
-    """True when the libraries' sources differ from those that made the run."""
-    return run.record.get("code") != code_fingerprint()
+def code_since(run: Run) -> str:
+    """What has become of the libraries' sources since they made a run, in words.
+
+    "the same"; "changed", which should give the same results; or which of the run's numbers are
+    older, after which the same configuration gives other results.
+    """
+    return run.older or ("the same" if run.record.get("code") == code_fingerprint() else "changed")

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from experiment_runs.files import read_json
-from experiment_runs.run import Run, code_changed_since
+from experiment_runs.run import Run, code_since
 from experiment_runs.settings import PROJECT
 from rlhf_report.style import policy_name
 
@@ -32,7 +32,7 @@ def runs_table(runs: Mapping[str, Run]) -> pd.DataFrame:
             {
                 "stage": name, "run": run.path.name, "code": record["git"],
                 "made on": record["device"], "started": record["started"],
-                "code since": "changed" if code_changed_since(run) else "the same",
+                "code since": code_since(run),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)

@@ -10,6 +10,7 @@ from experiment_runs import files, process, provenance
 from experiment_runs import run as runs
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
+from experiment_runs.settings import PROJECT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +104,40 @@ def test_the_record_says_what_made_the_run(tmp_path):
 
 def test_changed_sources_are_noticed(tmp_path):
     run = ensured(tmp_path)
-    assert not runs.code_changed_since(run)
+    assert runs.code_since(run) == "the same"
     record = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps(record | {"code": "older"}))
-    assert runs.code_changed_since(Run(run.path))
+    assert runs.code_since(Run(run.path)) == "changed"
+
+
+@pytest.mark.parametrize("name", ["FORMAT", "NUMERICS"])
+def test_a_run_of_an_older_number_is_neither_continued_nor_taken_for_the_present_one(
+    name, tmp_path, monkeypatch
+):
+    def cut_off(run):
+        run.log(step=1, loss=1.0)
+        raise KeyboardInterrupt
+
+    older = ensured(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        ensured(tmp_path, train=cut_off, inputs={"data": "d2"})
+    monkeypatch.setattr(runs, name, getattr(runs, name) + 1)
+    again = ensured(tmp_path)
+    assert again.path != older.path and again.record[name.lower()] == older.record[name.lower()] + 1
+    fresh = ensured(tmp_path, inputs={"data": "d2"})
+    assert list(fresh.metrics()["loss"]) == [2.0]  # and no row of the run that was cut off
+    assert runs.code_since(older) == f"older {name.lower()}"
+    assert runs.code_since(again) == "the same"
+
+
+def test_committed_runs_stay_readable_and_are_shown_as_older():
+    """They were made before there were numbers."""
+    committed = [Run(path.parent) for path in (PROJECT / "results/reference").glob("*/config.json")]
+    assert len(committed) > 10
+    for run in committed:
+        assert run.finished and run.summary and run.config
+        if "numerics" not in run.record:
+            assert runs.code_since(run) == "older format and numerics"
 
 
 def test_arrays_come_back_as_they_were(tmp_path):
