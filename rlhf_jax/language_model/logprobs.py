@@ -69,14 +69,14 @@ def _target_forward(states, matrix, targets, temperature):
 
 def _target_backward(temperature, saved, d_out):
     states, matrix, targets, total = saved
-    d_out = d_out[:, None] / temperature
-    probabilities = jnp.exp(logits(states, matrix) / temperature - total[:, None])
-    d_others, d_chosen = ((x * d_out).astype(states.dtype) for x in (probabilities, 1.0))
-    narrow = matrix.astype(states.dtype)
-    d_states = d_chosen * narrow[targets] - d_others @ narrow
-    d_matrix = -jnp.matmul(d_others.T, states, preferred_element_type=jnp.float32)
-    d_matrix = d_matrix.at[targets].add((d_chosen * states).astype(jnp.float32))
-    return d_states, d_matrix.astype(matrix.dtype), None
+    scores = logits(states, matrix) / temperature
+    # 1 - p of a target that is nearly certain has few digits left: it is taken before any rounding.
+    target = jnp.arange(scores.shape[1])[None] == targets[:, None]
+    d_scores = (target - jnp.exp(scores - total[:, None])) * (d_out[:, None] / temperature)
+    d_scores = d_scores.astype(states.dtype)
+    d_states = jnp.matmul(d_scores, matrix.astype(states.dtype), preferred_element_type=jnp.float32)
+    d_matrix = jnp.matmul(d_scores.T, states, preferred_element_type=jnp.float32)
+    return d_states.astype(states.dtype), d_matrix.astype(matrix.dtype), None
 
 
 target_logprobs.defvjp(_target_forward, _target_backward)
@@ -114,16 +114,21 @@ def compare(
 
 
 def over_chunks(function, *arrays):
-    """Applies a function of rows to [batch time ...] arrays, a few hundred rows at a time."""
+    """Applies a function of rows to [batch time ...] arrays, a few hundred rows at a time.
+
+    A chunk is a few columns of every row, so that of rows on several devices each works on its own.
+    """
     batch, time = arrays[0].shape[:2]
-    rows = batch * time
-    size = min(CHUNK, rows)
-    count = -(-rows // size)
+    count = min(-(-batch * time // CHUNK), time)
+    columns = -(-time // count)
 
     def divide(x):
-        x = x.reshape(rows, *x.shape[2:])
-        x = jnp.pad(x, [(0, count * size - rows)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(count, size, *x.shape[1:])
+        x = jnp.pad(x, [(0, 0), (0, count * columns - time)] + [(0, 0)] * (x.ndim - 2))
+        x = x.reshape(batch, count, columns, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(count, batch * columns, *x.shape[3:])
 
-    results = jax.lax.map(function, tuple(divide(x) for x in arrays))
-    return jax.tree.map(lambda x: x.reshape(-1)[:rows].reshape(batch, time), results)
+    def join(x):
+        x = x.reshape(count, batch, columns).swapaxes(0, 1)
+        return x.reshape(batch, count * columns)[:, :time]
+
+    return jax.tree.map(join, jax.lax.map(function, tuple(divide(x) for x in arrays)))

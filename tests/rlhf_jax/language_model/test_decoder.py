@@ -45,7 +45,7 @@ def plainly_normalized(x, scale):
     )
 
 
-@pytest.mark.parametrize(
+OWN_GRADIENTS = pytest.mark.parametrize(
     ("function", "plain", "other", "size"),
     [
         (matmul, lambda x, kernel: x @ kernel.T, (4, 5), 4),
@@ -54,6 +54,9 @@ def plainly_normalized(x, scale):
     ],
     ids=["product", "gate", "norm"],
 )
+
+
+@OWN_GRADIENTS
 def test_a_gradient_of_our_own_is_the_one_that_jax_finds(function, plain, other, size):
     x, other, direction = (
         jax.random.normal(jax.random.key(seed), shape)
@@ -66,6 +69,28 @@ def test_a_gradient_of_our_own_is_the_one_that_jax_finds(function, plain, other,
     )
     for ours, theirs in pairs:
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@OWN_GRADIENTS
+@pytest.mark.parametrize("peak", [0.1, 1, 10])
+def test_in_bfloat16_a_gradient_of_our_own_errs_as_one_rounding_does(
+    function, plain, other, size, peak
+):
+    """Against float32 on the same inputs; the gradient of parameters is not rounded at all."""
+    parameters = other != (2, 3, size)
+    x, other, direction = (
+        jax.random.normal(jax.random.key(seed), shape).astype("bfloat16")
+        for seed, shape in enumerate([(2, 3, 5), other, (2, 3, size)])
+    )
+    x, wide = (peak * x).astype("bfloat16"), (x.astype("float32") for x in (peak * x, other))
+    other = other.astype("float32") if parameters else other
+    _, pull_back = jax.vjp(function, x, other)
+    _, plain_pull_back = jax.vjp(plain, *wide)
+    found, expected = pull_back(direction), plain_pull_back(direction.astype("float32"))
+    for ours, truth, given in zip(found, expected, (x, other), strict=True):
+        assert ours.dtype == given.dtype
+        limit = 1e-5 if given.dtype == jnp.float32 else 4e-3
+        assert float(jnp.linalg.norm(ours - truth)) <= limit * float(jnp.linalg.norm(truth))
 
 
 def test_no_token_changes_what_stands_before_it(model):
