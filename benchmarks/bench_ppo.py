@@ -136,7 +136,8 @@ def jax_side(args: argparse.Namespace):
         draws, dropout = jax.random.split(jax.random.key(int(state.step)))
         began = time.perf_counter()
         actor = actor_critic.Policy(tuned.definition, state.trainable, frozen.policy)
-        responses = jax.block_until_ready(draw(actor, batch, draws, cfg, model.tokenizer))
+        keys = draw_keys(draws, range(len(prompts)))
+        responses = jax.block_until_ready(draw(actor, batch, keys, cfg, model.tokenizer))
         sampled = time.perf_counter()
         arguments = (state, frozen, *batch, responses, cfg.kl_weight, dropout)
         program = program or compiled(ppo_training.update, *arguments, static=static)
@@ -161,7 +162,7 @@ def jax_generation(model) -> turns.Answer:
     import jax
     import numpy as np
 
-    from rlhf_jax.language_model.sampling import sample
+    from rlhf_jax.language_model.sampling import draw_keys, sample
 
     prompts = np.random.default_rng(0).integers(100, model.tokenizer.vocab_size, GENERATION)
     inputs = (prompts.astype(np.int32), np.ones(GENERATION, bool))
@@ -169,9 +170,8 @@ def jax_generation(model) -> turns.Answer:
 
     def seconds(length: int) -> float:
         began = time.perf_counter()
-        responses = sample(
-            model.state, *inputs, jax.random.key(length), 1.0, length=length, **settings
-        )
+        keys = draw_keys(jax.random.key(length), range(len(prompts)))
+        responses = sample(model.state, *inputs, keys, 1.0, length=length, **settings)
         assert responses.mask.sum() == len(prompts) * length
         return time.perf_counter() - began
 

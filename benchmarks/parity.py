@@ -24,7 +24,7 @@ from gan_jax import GANConfig
 from gan_jax import training as gan_training
 from rlhf_jax.experiment import from_environment
 from rlhf_jax.language_model.logprobs import response_states, token_logprobs
-from rlhf_jax.language_model.sampling import sample
+from rlhf_jax.language_model.sampling import draw_keys, sample
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 
@@ -44,8 +44,9 @@ def main() -> int:
     cpu, device = jax.devices("cpu")[0], jax.devices()[0]
     prompts = ["Why is the sky blue?", "What is a tax?", "How do bees fly?", "Who reads maps?"]
     rows, masks, _ = prompt_rows(prompts * 4, pretrained.tokenizer, length=WIDTH)
+    keys = draw_keys(jax.random.key(0), range(len(rows)))
     responses = sample(
-        pretrained.state, rows, masks, jax.random.key(0), 1.0, decoder_def=pretrained.definition,
+        pretrained.state, rows, masks, keys, 1.0, decoder_def=pretrained.definition,
         length=LENGTH, end=pretrained.tokenizer.end, pad=pretrained.tokenizer.pad,
     )  # fmt: skip
     reads = functools.partial(read, pretrained, rows, masks, jax.device_get(responses))

@@ -1,6 +1,5 @@
 """Checkpoints of a training and whole trees of weights, by orbax."""
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from experiment_runs.errors import UserError
+from experiment_runs.settings import checkpoint_seconds
 
 
 class Checkpoints:
@@ -19,7 +19,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        self.every_seconds = float(os.environ.get("RLHF_CHECKPOINT_SECONDS", "180"))
+        self.every_seconds = checkpoint_seconds()
         self.saved_at = time.monotonic()
         # In the background from an accelerator. On a CPU the writer would hold the very arrays that
         # the next update is to reuse, and the state would be in memory twice.

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import gc
-import os
 import platform
 import resource
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import jax
 from tqdm import tqdm
+
+from experiment_runs.settings import progress_wanted
 
 
 def release_memory() -> None:
@@ -30,7 +31,7 @@ def forget_peak_memory() -> None:
 
 def progress(items: Iterable | None = None, *, label: str, total: int | None = None, initial=0):
     """A bar on standard error with the remaining time; silent where nobody watches."""
-    watched = sys.stderr.isatty() or bool(os.environ.get("RLHF_PROGRESS"))
+    watched = sys.stderr.isatty() or progress_wanted()
     return tqdm(
         items,
         desc=label,

@@ -27,7 +27,6 @@ Runs made before there were numbers count as 0. They stay readable, and are show
 
 import dataclasses
 import functools
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +36,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiment_runs import settings
 from experiment_runs.errors import UserError
 from experiment_runs.files import (
     append_jsonl,
@@ -49,7 +49,6 @@ from experiment_runs.files import (
 )
 from experiment_runs.process import forget_peak_memory, release_memory
 from experiment_runs.provenance import code_fingerprint, provenance
-from experiment_runs.settings import LOCAL
 
 FORMAT = 1
 NUMERICS = 1
@@ -165,7 +164,7 @@ def ensure(
     Raises:
       UserError: the results directory cannot be written.
     """
-    root = Path(root or os.environ.get("RLHF_RESULTS") or LOCAL)
+    root = Path(root or settings.results())
     config = to_plain(dataclasses.asdict(config))
     numbers = {"format": FORMAT, "numerics": NUMERICS}
     identity = fingerprint(stage, config, dict(sorted(inputs.items())), numbers)

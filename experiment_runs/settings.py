@@ -1,9 +1,133 @@
-"""Where sources and results lie."""
+"""Where sources and results lie, and what the environment asks for.
 
+The command line, the chapters and Quarto agree on what is shown because all of them ask here. The
+Makefile sets the variables from its own: `make report PROFILE=tiny` sets RLHF_PROFILE.
+
+    RLHF_PROFILE             how much is trained: tiny, cpu, study or assignment
+    RLHF_MODEL               folder or hub id of the model to start from
+    RLHF_DATA_DIR            folder with local copies of the data
+    RLHF_STUDENT_ID          its last digit chooses the images of the DCGAN
+    RLHF_LAST_NAME           names the files that are handed in
+    RLHF_RUN                 a folder in results/: its committed runs are shown, nothing is trained
+    RLHF_RESULTS             folder to train into; results/local by default
+    RLHF_CHECKPOINT_SECONDS  seconds between the checkpoints of a training; 180 by default
+    RLHF_PROGRESS            any text: progress bars even where no terminal shows them
+    RLHF_FORCE               any text: hand in what would not count
+    RLHF_SUBMISSION          set while the report is handed in: the student's own run alone is shown
+"""
+
+import os
 from pathlib import Path
+
+import jax
+
+from experiment_runs.errors import UserError
 
 SOURCES = Path(__file__).resolve().parent.parent  # a checkout, or site-packages
 # An installed package writes into the working directory, never beside itself.
 PROJECT = SOURCES if (SOURCES / "report.qmd").is_file() else Path.cwd()
 LOCAL = PROJECT / "results" / "local"
 LIBRARIES = ("experiment_runs", "rlhf_jax", "gan_jax")  # whose code makes a run's numbers
+SHOWN = (
+    "RLHF_PROFILE", "RLHF_MODEL", "RLHF_DATA_DIR", "RLHF_STUDENT_ID", "RLHF_RUN", "RLHF_SUBMISSION",
+)  # fmt: skip
+
+
+def data_dir() -> Path | None:
+    """The folder of local data that RLHF_DATA_DIR names, if it names one.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    named = os.environ.get("RLHF_DATA_DIR")
+    return folder_of_data(Path(named), f"DATA_DIR={named}") if named else None
+
+
+def folder_of_data(path: Path, asked: str) -> Path:
+    """The path, which must be a folder; `asked` is how the user named it."""
+    if not path.is_dir():
+        raise UserError(f"{asked}: no such folder; see README.md for its layout")
+    return path
+
+
+def checkpoint_seconds() -> float:
+    """Seconds between the checkpoints of a training, from RLHF_CHECKPOINT_SECONDS.
+
+    Raises:
+      UserError: not a number of seconds.
+    """
+    named = os.environ.get("RLHF_CHECKPOINT_SECONDS") or "180"
+    try:
+        seconds = float(named)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UserError(f"RLHF_CHECKPOINT_SECONDS={named}: write a number of seconds, 0 or more")
+    return seconds
+
+
+def profile() -> str:
+    """The profile that RLHF_PROFILE names, else the machine's own."""
+    machine = "cpu" if jax.default_backend() == "cpu" else "assignment"
+    return os.environ.get("RLHF_PROFILE") or machine
+
+
+def hand_in(profile: str) -> None:
+    """Lets this process and the kernels that it starts show a submission of this profile."""
+    os.environ |= {"RLHF_PROFILE": profile, "RLHF_SUBMISSION": "1"}
+
+
+def model() -> str | None:
+    """The model that RLHF_MODEL names, if it names one."""
+    return os.environ.get("RLHF_MODEL") or None
+
+
+def student_id() -> str | None:
+    """The student ID, if one is given."""
+    return os.environ.get("RLHF_STUDENT_ID", "").strip() or None
+
+
+def last_name() -> str | None:
+    """The last name of who hands in, if one is given."""
+    return os.environ.get("RLHF_LAST_NAME", "").strip() or None
+
+
+def results() -> Path:
+    """The folder that runs are trained into."""
+    return Path(os.environ.get("RLHF_RESULTS") or LOCAL)
+
+
+def committed() -> Path | None:
+    """The folder of committed runs that RLHF_RUN names, if it names one.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    named = os.environ.get("RLHF_RUN")
+    if not named:
+        return None
+    folder = PROJECT / "results" / named
+    if not folder.is_dir():
+        known = ", ".join(sorted(path.name for path in folder.parent.glob("*/")))
+        raise UserError(f"RUN={named}: no folder results/{named}; there are: {known or 'none'}")
+    return folder
+
+
+def submission() -> bool:
+    """Whether the report is being handed in, so that it must show one student's run alone."""
+    return bool(os.environ.get("RLHF_SUBMISSION"))
+
+
+def forced() -> bool:
+    """Whether to hand in what would not count."""
+    return bool(os.environ.get("RLHF_FORCE"))
+
+
+def progress_wanted() -> bool:
+    """Whether progress is shown even where no terminal is."""
+    return bool(os.environ.get("RLHF_PROGRESS"))
+
+
+def shown() -> dict[str, str]:
+    """The variables that decide which runs are shown, as far as they are set."""
+    return {name: os.environ[name] for name in SHOWN if os.environ.get(name)}

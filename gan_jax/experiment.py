@@ -1,15 +1,12 @@
 """The whole GAN part of the report as one stage: train or load, with all evidence."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from experiment_runs import settings
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run, ensure, find
-from experiment_runs.settings import PROJECT
 from gan_jax import data, evaluation, export, model_card, training
 from gan_jax.config import PROFILES, GANConfig
 from gan_jax.training import GRID_SHAPE
@@ -72,17 +69,15 @@ def from_environment() -> Run:
 
 
 def asked() -> dict[str, Any]:
-    """Arguments of `run` that RLHF_PROFILE, RLHF_DATA_DIR and RLHF_STUDENT_ID name."""
-    default = "cpu" if jax.default_backend() == "cpu" else "assignment"
-    data_dir = os.environ.get("RLHF_DATA_DIR")
+    """Arguments of `run` that the environment gives; see `experiment_runs.settings`."""
     return {
-        "profile": os.environ.get("RLHF_PROFILE") or default,
-        "data_dir": Path(data_dir) if data_dir else None,
-        "student_id": os.environ.get("RLHF_STUDENT_ID") or None,
+        "profile": settings.profile(),
+        "data_dir": settings.data_dir(),
+        "student_id": settings.student_id(),
     }
 
 
 def committed() -> Run | None:
     """The committed run that RLHF_RUN names, if it names one."""
-    folder = os.environ.get("RLHF_RUN")
-    return find("gan", PROJECT / "results" / folder) if folder else None
+    folder = settings.committed()
+    return find("gan", folder) if folder else None

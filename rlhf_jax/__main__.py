@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
+from experiment_runs import settings
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 from rlhf_jax.chat import chat
@@ -36,15 +37,15 @@ class Command:
 
     @property
     def experiment(self) -> Experiment:
-        if self.data_dir is not None and not self.data_dir.is_dir():
-            raise UserError(f"--data-dir {self.data_dir}: no such folder")
-        profile, committed = self.cfg, from_environment().committed
+        if self.data_dir is not None:
+            settings.folder_of_data(self.data_dir, f"--data-dir {self.data_dir}")
+        profile = self.cfg
         if self.reward_lora_rank:
             adapted = dataclasses.replace(
                 profile.reward, lora=LoRAConfig(rank=self.reward_lora_rank)
             )
             profile = dataclasses.replace(profile, reward=adapted)
-        return Experiment(profile=profile, data_dir=self.data_dir, committed=committed)
+        return Experiment(profile=profile, data_dir=self.data_dir, committed=settings.committed())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,9 +195,7 @@ def parsed(arguments: list[str]) -> Command:
     """The command; what the environment or the named profile says are its options' defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--profile")
-    if named := first.parse_known_args(arguments)[0].profile:
-        os.environ["RLHF_PROFILE"] = named
-    experiment = from_environment()
+    experiment = from_environment(first.parse_known_args(arguments)[0].profile)
     default = {
         "profile": experiment.profile.name,
         "data_dir": experiment.data_dir,

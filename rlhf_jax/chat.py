@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
-from rlhf_jax.language_model.sampling import sample
+from rlhf_jax.language_model.sampling import draw_keys, sample
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.ratings.plain_text import block
@@ -74,7 +74,7 @@ def answer(
     rows, masks, _ = prompt_rows([question], tokenizer, length=prompt_tokens)
     prompt = jax.numpy.asarray(rows), jax.numpy.asarray(masks)
     responses = sample(
-        state, *prompt, key, temperature,
+        state, *prompt, draw_keys(key, [0]), temperature,
         decoder_def=definition, length=response_tokens, end=tokenizer.end, pad=tokenizer.pad,
     )  # fmt: skip
     reward = response_rewards(

@@ -1,22 +1,15 @@
-"""The stages of the report and what each depends on: run or load.
-
-What is asked for comes from the environment, so that the command line, the chapters and Quarto
-agree: RLHF_PROFILE, RLHF_MODEL, RLHF_DATA_DIR, and RLHF_RUN to show committed runs instead.
-"""
+"""The stages of the report and what each depends on: run or load."""
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from experiment_runs import run as runs
+from experiment_runs import settings
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from experiment_runs.run import Run, ensure
-from experiment_runs.settings import PROJECT
 from rlhf_jax import config
 from rlhf_jax.config import PPOConfig, Profile, RewardConfig
 from rlhf_jax.data.preferences import Post, load_preferences, posts
@@ -195,30 +188,17 @@ class Experiment:
         )  # fmt: skip
 
 
-def default_profile() -> str:
-    """The profile of a machine: `assignment` where there is an accelerator."""
-    return "cpu" if jax.default_backend() == "cpu" else "assignment"
-
-
 @functools.cache
-def from_environment() -> Experiment:
-    """The experiment that the environment asks for.
+def from_environment(profile: str | None = None) -> Experiment:
+    """The experiment that the environment asks for; see `experiment_runs.settings`.
+
+    Args:
+      profile: its name, in place of the environment's.
 
     Raises:
       UserError: a profile, folder or run does not exist.
     """
-    profile = config.profile(os.environ.get("RLHF_PROFILE") or default_profile())
-    if model := os.environ.get("RLHF_MODEL"):
-        profile = dataclasses.replace(profile, model=model)
-    data_dir = os.environ.get("RLHF_DATA_DIR")
-    if data_dir and not Path(data_dir).is_dir():
-        raise UserError(f"DATA_DIR={data_dir}: no such folder; see README.md for its layout")
-    committed = os.environ.get("RLHF_RUN")
-    if committed and not (PROJECT / "results" / committed).is_dir():
-        known = ", ".join(sorted(p.name for p in (PROJECT / "results").iterdir() if p.is_dir()))
-        raise UserError(f"RUN={committed}: no folder results/{committed}; there are: {known}")
-    return Experiment(
-        profile=profile,
-        data_dir=Path(data_dir) if data_dir else None,
-        committed=PROJECT / "results" / committed if committed else None,
-    )
+    chosen = config.profile(profile or settings.profile())
+    if model := settings.model():
+        chosen = dataclasses.replace(chosen, model=model)
+    return Experiment(profile=chosen, data_dir=settings.data_dir(), committed=settings.committed())

@@ -1,7 +1,6 @@
 """The chapter on ratings: responses that are there to be rated, with their ratings."""
 
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
+from experiment_runs import settings
 from experiment_runs.run import Run, find
 from experiment_runs.settings import PROJECT
 from rlhf_jax.ratings.rater_agreement import mean_scores, rater_agreement
@@ -50,7 +50,7 @@ def reference_evaluation(shown: Run, folder: Path = REFERENCE) -> Run | None:
     None where no evaluation was committed, where the run that is shown is that one, and in a
     submission, which shows its own run alone.
     """
-    if os.environ.get("RLHF_SUBMISSION") or not any(folder.glob("evaluate*/summary.json")):
+    if settings.submission() or not any(folder.glob("evaluate*/summary.json")):
         return None
     reference = find("evaluate", folder)
     return None if reference.path == shown.path else reference
@@ -63,7 +63,7 @@ def rated_responses(run: Run) -> list[dict[str, Any]]:
 
 def given_ratings(run: Run) -> list[Rating]:
     """The ratings that the report shows: in a submission, those by people alone."""
-    if os.environ.get("RLHF_SUBMISSION"):
+    if settings.submission():
         return people_ratings(run)
     return load_ratings(run.path / RATINGS, rated_responses(run))
 

@@ -7,7 +7,6 @@ person has rated, somebody else's run. FORCE=1 turns the refusal into a warning.
 """
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 import nbformat
 
 import gan_jax
+from experiment_runs import settings
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
@@ -32,9 +32,6 @@ EXAMPLE = "make submission LAST_NAME=Lovelace STUDENT_ID=123456"
 PUNCTUATION = " .'’-"  # in names of people, and harmless in names of files
 LONGEST = 200  # bytes of a name; a file's name holds 255
 PROTOCOL = "assignment"  # the profile that keeps to the protocol
-SETTINGS = (
-    "RLHF_PROFILE", "RLHF_MODEL", "RLHF_DATA_DIR", "RLHF_STUDENT_ID", "RLHF_RUN", "RLHF_SUBMISSION",
-)  # fmt: skip
 REMEDY = {
     "preferences": "put SHP's files into DATA_DIR/shp, or run where the hub can be reached",
     "prompts": "put OASST1's file into DATA_DIR/oasst, or run where the hub can be reached",
@@ -48,8 +45,8 @@ def asked() -> str:
     Raises:
       UserError: it or the student ID is missing, or is not what it should be.
     """
-    values = {name: os.environ.get(f"RLHF_{name}", "") for name in ("LAST_NAME", "STUDENT_ID")}
-    if missing := [name for name, value in values.items() if not value.strip()]:
+    values = {"LAST_NAME": settings.last_name(), "STUDENT_ID": settings.student_id()}
+    if missing := [name for name, value in values.items() if not value]:
         raise UserError(f"{' and '.join(missing)} missing: {EXAMPLE}")
     dataset_for(values["STUDENT_ID"])
     return file_name(values["LAST_NAME"])
@@ -79,7 +76,7 @@ def objections(experiment: Experiment) -> list[str]:
             f"PROFILE={experiment.profile.name}: the protocol is the profile {PROTOCOL}; "
             f"say PROFILE={PROTOCOL}"
         )
-    if os.environ.get("RLHF_RUN"):
+    if settings.committed():
         return [*found, "RUN: these are committed runs; leave RUN out to hand in runs of your own"]
     for name, source in experiment.sources.items():
         if source.kind == "stand-in":
@@ -115,7 +112,7 @@ def refuse(found: Sequence[str]) -> None:
     """Raises what was found as one message, or prints it where FORCE says to go on."""
     if not found:
         return
-    if os.environ.get("RLHF_FORCE"):
+    if settings.forced():
         for objection in found:
             print(f"warning: {objection}", file=sys.stderr)
         return
@@ -134,7 +131,7 @@ def write(name: str, document: Path, runs: Mapping[str, Run]) -> list[Path]:
     Returns:
       The PDF, the notebook and the page: all that their folder holds.
     """
-    student = f"{name.replace('_', ' ')}, student ID {os.environ['RLHF_STUDENT_ID']}"
+    student = f"{name.replace('_', ' ')}, student ID {settings.student_id()}"
     identities = [f"{stage}={run.identity}" for stage, run in runs.items()]
     with tempfile.TemporaryDirectory() as scratch:
         front_matter = {"author": [student], "keywords": identities}
@@ -155,8 +152,7 @@ def write(name: str, document: Path, runs: Mapping[str, Run]) -> list[Path]:
 
 def settings_cell() -> nbformat.NotebookNode:
     """What the environment asked for, as code: executed again, the notebook shows the same runs."""
-    values = {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
-    lines = [f"    {name}={value!r}," for name, value in values.items()]
+    lines = [f"    {name}={value!r}," for name, value in settings.shown().items()]
     code = "\n".join([
         "import os", "", "from experiment_runs.settings import PROJECT", "",
         "os.chdir(PROJECT)  # wherever this notebook lies",
@@ -182,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         experiment = from_environment()
         refuse(objections(experiment))
         if not options.check:
-            os.environ |= {"RLHF_PROFILE": experiment.profile.name, "RLHF_SUBMISSION": "1"}
+            settings.hand_in(experiment.profile.name)
             refuse(unrated(experiment.run("evaluate")))
             for path in write(name, PROJECT / "report.qmd", shown_runs(experiment)):
                 print(f"wrote {path}")

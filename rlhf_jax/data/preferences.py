@@ -1,7 +1,10 @@
-"""Preference pairs: SHP's (Ethayarajh et al., 2022), a local copy, or the stand-in."""
+"""Preference pairs: SHP's (Ethayarajh et al., 2022), those of other data sets, or the stand-in."""
 
 import dataclasses
+import hashlib
 import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,20 @@ import pandas as pd
 
 from experiment_runs.errors import UserError
 from rlhf_jax.data import documentation, tables
+from rlhf_jax.data.dialogues import Turn, question, spoken, turns
 from rlhf_jax.data.documentation import STANDIN_LICENCE, STANDIN_NAME, standin_note
-from rlhf_jax.data.tables import Source, file_names, is_text
+from rlhf_jax.data.locations import locate, rows
+from rlhf_jax.data.tables import Source, file_names, is_text, is_text_or_empty, normalised
 
 SHP = "stanfordnlp/SHP"
-SPLITS = ("train", "validation", "test")
+FOLDERS = ("shp", "preferences")  # of a local copy
 
 PAIR_TEXTS = ["post_id", "domain", "history", "human_ref_A", "human_ref_B"]
 PAIR_COLUMNS = [*PAIR_TEXTS, "score_A", "score_B", "labels"]
+KEPT = [*PAIR_COLUMNS, "score_ratio", "split", "grade"]
+QUESTION_AND_REPLIES = ("history", "human_ref_A", "human_ref_B")
+PROMPT_COLUMNS = ("prompt", "question", "instruction")
+KNOWN_COLUMNS = [*KEPT, *PROMPT_COLUMNS, "system", "chosen", "rejected"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,78 +37,198 @@ class Post:
     domain: str
     prompt: str
     replies: tuple[str, ...]
-    scores: tuple[int, ...]  # votes of each reply
+    scores: tuple[int | float, ...]  # votes of each reply, where the data have them
     pairs: tuple[tuple[int, int], ...]  # (chosen, rejected), indices of replies
     grades: tuple[str, ...] = ()  # difficulty of each pair, where the data know it
     split: str = ""  # the official one, where the data have one
 
 
-def load_preferences(data_dir: Path | None) -> tuple[pd.DataFrame, Source]:
-    """One row a comparison, in SHP's columns, with `score_ratio`.
+def load_preferences(data_dir: Path | None, given: str = "") -> tuple[pd.DataFrame, Source]:
+    """One row a comparison in SHP's columns, with `score_ratio` where replies have votes.
 
-    Column `split` is there where the data come with official splits (the hub; files called
-    train, validation and test), `grade` in the stand-in.
+    Column `split` is there where the data come with official splits (those of the hub; files or
+    folders called train, validation and test), `grade` in the stand-in.
 
     Args:
-      data_dir: folder with a local copy in shp/; None for the hub or, without it, the stand-in.
+      data_dir: folder with a local copy in shp/ or preferences/; None for the hub or, without it,
+        the stand-in.
+      given: a folder, a file or an id on the hub, which goes before `data_dir`.
 
     Raises:
       UserError: the data cannot be used.
     """
-    note = ""
-    if data_dir is not None:
-        kind, location = "local", str(Path(data_dir, "shp"))
-        frame, name = local_preferences(Path(data_dir, "shp"))
-        licence = "the owners' of the files; SHP's texts are by Reddit's users, for research"
-    elif tables.on_hub(SHP):
-        kind, name, location = "hub", SHP, SHP
-        frame = tables.hub_frame(SHP, [*PAIR_COLUMNS, "score_ratio"])
-        frame["domain"] = frame["domain"].str.replace(r"_(train|validation|test)$", "", regex=True)
-        whole = frame[PAIR_TEXTS].apply(is_text).all(axis=1)
-        frame = frame[whole].reset_index(drop=True)
-        note = f"{(~whole).sum()} rows with an empty text left out" if not whole.all() else ""
-        licence = "texts by Reddit's users, for research; see the data set's card"
+    kind, location = locate(given, data_dir, FOLDERS, SHP)
+    if kind == "stand-in":
+        frame, notes = documentation.preferences(), Counter()
+        name, location, licence = STANDIN_NAME, "built here", STANDIN_LICENCE
     else:
-        kind, name, location, licence = "stand-in", STANDIN_NAME, "built here", STANDIN_LICENCE
-        frame = documentation.preferences()
-        note = standin_note()
-    if "score_ratio" not in frame:
+        parts = rows(kind, location, KNOWN_COLUMNS)
+        name = location if kind == "hub" else file_names(Path(where) for where, _ in parts)
+        frame, notes = comparisons(parts)
+        licence = (
+            "texts by Reddit's users, for research" if location == SHP else "see the data set's"
+        )
+    if "score_A" in frame and "score_ratio" not in frame:
         scores = frame[["score_A", "score_B"]].clip(lower=1)
         frame["score_ratio"] = scores.max(axis=1) / scores.min(axis=1)
+    note = standin_note() if kind == "stand-in" else said(notes)
     return frame, Source(
         kind=kind, name=name, location=location, licence=licence, rows=len(frame),
         fingerprint=tables.content_fingerprint(frame), note=note,
     )  # fmt: skip
 
 
-def local_preferences(folder: Path) -> tuple[pd.DataFrame, str]:
-    """The pairs of all files in a folder and the names of the files."""
-    frames = dict(tables.tables(folder, PAIR_COLUMNS))
-    for path, frame in frames.items():
-        check_pairs(path, frame)
-    stems = {path: path.name.partition(".")[0] for path in frames}
-    if set(stems.values()) <= set(SPLITS):
-        frames = {path: frame.assign(split=stems[path]) for path, frame in frames.items()}
-    kept = [*PAIR_COLUMNS, "score_ratio", "split", "grade"]
-    pairs = pd.concat([frame[frame.columns.intersection(kept)] for frame in frames.values()])
+def preference_posts(
+    pairs: pd.DataFrame | Iterable[Mapping[str, Any]],
+    *,
+    max_pairs_per_post: int | None = None,
+    seed: int = 0,
+) -> list[Post]:
+    """The posts of preference pairs that are in memory.
+
+    Args:
+      pairs: a frame, or an iterable of mappings, in any columns that a file may have: prompt,
+        chosen, rejected, each a text or a list of messages; chosen, rejected alone, whole
+        dialogues; or SHP's.
+      max_pairs_per_post: of a post with more, this many are drawn; None keeps all.
+      seed: for the draw.
+
+    Raises:
+      UserError: the columns are others, or a value cannot be used.
+    """
+    frame = pairs if isinstance(pairs, pd.DataFrame) else pd.DataFrame(list(pairs))
+    frame = frame.set_axis(pd.RangeIndex(1, len(frame) + 1, name="row"))
+    return posts(
+        comparisons([("pairs", frame)])[0], max_pairs_per_post=max_pairs_per_post, seed=seed
+    )
+
+
+def comparisons(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[pd.DataFrame, Counter]:
+    """The rows of several frames in SHP's columns, and how many were left out, by reason.
+
+    Args:
+      parts: (where it is from, frame), the columns of each those that one kind of data set has.
+
+    Raises:
+      UserError: the columns tell no comparison, a value cannot be used, or no row is left.
+    """
+    notes: Counter = Counter()
+    frames = []
+    for where, frame in parts:
+        frame = in_shp_columns(where, frame, notes)
+        check_pairs(where, frame)
+        whole = frame[[*QUESTION_AND_REPLIES]].apply(is_text).all(axis=1)
+        notes["rows without a question or an answer left out"] += int((~whole).sum())
+        frames.append(frame[whole])
+    pairs = pd.concat(frames, ignore_index=True)
+    if pairs.empty:
+        raise UserError(
+            f"{parts[0][0]}: no row has a question and two answers ({said(notes)}). Without a "
+            "'prompt', 'chosen' and 'rejected' are whole dialogues: lists of messages, or texts "
+            "with 'Human:' and 'Assistant:' before the turns"
+        )
+    votes = [name for name in ("score_A", "score_B") if name in pairs]
+    if pairs[votes].isna().any(axis=None):  # some files have none
+        pairs = pairs.drop(columns=votes)
     if "score_ratio" in pairs and pairs["score_ratio"].isna().any():
-        del pairs["score_ratio"]
-    pairs = pairs.astype({"post_id": str, "score_A": float, "score_B": float, "labels": int})
-    return pairs.reset_index(drop=True), file_names(frames)
+        pairs = pairs.drop(columns="score_ratio")
+    pairs["domain"] = pairs["domain"].fillna("all")
+    pairs["domain"] = pairs["domain"].str.replace(r"_(train|validation|test)$", "", regex=True)
+    numeric = {name: float for name in ("score_A", "score_B", "score_ratio") if name in pairs}
+    return pairs.astype({"post_id": str, "labels": int, **numeric}), notes
 
 
-def check_pairs(path: Path, frame: pd.DataFrame) -> None:
+def in_shp_columns(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFrame:
+    """The comparisons of a frame, whatever columns they come in."""
+    if {"chosen", "rejected"} <= {*frame.columns}:
+        frame = chosen_and_rejected(where, frame, notes)
+    lacking = [name for name in (*QUESTION_AND_REPLIES, "labels") if name not in frame]
+    if lacking:
+        raise UserError(
+            f"{where}: no preferences in its columns, {', '.join(map(str, frame.columns))}. They "
+            "must be 'chosen' and 'rejected' (whole dialogues, or replies beside a 'prompt'), or "
+            "'history', 'human_ref_A', 'human_ref_B' and 'labels' as SHP has them"
+        )
+    if "post_id" not in frame:
+        frame = frame.assign(post_id=frame["history"].map(digest))
+    if "domain" not in frame:
+        frame = frame.assign(domain="all")
+    return frame[[name for name in KEPT if name in frame]]
+
+
+def chosen_and_rejected(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFrame:
+    """In SHP's columns: A is the chosen reply.
+
+    Without a prompt, or with replies that are whole dialogues, the question is all that comes
+    before the last answer.
+    """
+    prompt = next((name for name in PROMPT_COLUMNS if name in frame), None)
+    texts = []
+    for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
+        place = f"{where}, {frame.index.name} {number}"
+        texts.append(("", "", ""))  # left out, unless there is a comparison
+        if not all(is_there(row[name]) for name in ("chosen", "rejected", prompt) if name):
+            continue
+        before = turns(row[prompt], f"{place}: '{prompt}'") if prompt else []
+        if prompt and isinstance(row.get("system"), str):
+            before = [("system", row["system"].strip()), *before]
+        (asked, chosen), (other, rejected) = (
+            answer(row[name], before, f"{place}: '{name}'") for name in ("chosen", "rejected")
+        )
+        if asked != other:
+            notes["pairs of dialogues part before the last answer"] += bool(chosen and rejected)
+        elif chosen and rejected:
+            notes["questions are dialogues, written as one text"] += len(spoken(asked)) > 1
+            texts[-1] = (question(asked), chosen, rejected)
+    columns = pd.DataFrame(texts, frame.index, QUESTION_AND_REPLIES)
+    others = frame[[name for name in ("domain", "split") if name in frame]]
+    return pd.concat([columns, others], axis=1).assign(labels=1)
+
+
+def answer(value: Any, before: list[Turn], where: str) -> tuple[list[Turn], str]:
+    """The turns before the answer, and the answer; it is empty where a dialogue has none."""
+    if isinstance(value, str) and before:
+        return before, value.strip()
+    dialogue = turns(value, where)
+    if not dialogue or dialogue[-1][0] != "assistant":
+        return before, ""
+    return dialogue[:-1] or before, dialogue[-1][1]
+
+
+def is_there(value: Any) -> bool:
+    """False for what data sets put where a text is missing."""
+    return value is not None and not (isinstance(value, float) and np.isnan(value))
+
+
+def said(notes: Counter) -> str:
+    return "; ".join(f"{count} {what}" for what, count in notes.items() if count)
+
+
+def digest(text: Any) -> str:
+    """An identifier of a question that comes without one."""
+    return hashlib.blake2b(normalised(str(text)).encode(), digest_size=8).hexdigest()
+
+
+def check_pairs(where: str, frame: pd.DataFrame) -> None:
     """Raises UserError for the first text, score or label that cannot be used."""
-    rules = {column: (is_text, "a text that is not empty") for column in PAIR_TEXTS[1:]}
+    rules = {column: (is_text_or_empty, "a text") for column in PAIR_TEXTS[1:]}
     for column in ("score_A", "score_B"):
-        rules[column] = (lambda s: pd.to_numeric(s, errors="coerce") % 1 == 0, "a number of votes")
+        rules[column] = (
+            lambda s: np.isfinite(pd.to_numeric(s, errors="coerce")),
+            "a number of votes",
+        )
     rules["post_id"] = (lambda s: s.notna(), "the identifier of the post")
-    rules["labels"] = (lambda s: s.isin([0, 1]), "1 where A is preferred and 0 where B is")
+    rules["labels"] = (
+        lambda s: pd.to_numeric(s, errors="coerce").isin([0, 1]),
+        "1 where A is preferred and 0 where B is",
+    )
     for column, (is_right, expected) in rules.items():
+        if column not in frame:
+            continue
         wrong = frame[column][~is_right(frame[column])]
         if len(wrong):
             raise UserError(
-                f"{path}, {frame.index.name} {wrong.index[0]}: '{column}' is {wrong.iloc[0]!r}, "
+                f"{where}, {frame.index.name} {wrong.index[0]}: '{column}' is {wrong.iloc[0]!r}, "
                 f"it must be {expected}; correct or remove the row ({len(wrong)} in all)"
             )
 
@@ -119,10 +248,19 @@ def posts(
       seed: for the draw, which does not depend on the other posts.
     """
     by_post: dict[tuple[str, str], list] = {}
-    for row in frame[frame["score_ratio"] >= min_score_ratio].itertuples(index=False):
+    if min_score_ratio > 1:
+        if "score_ratio" not in frame:
+            raise UserError(f"min_score_ratio={min_score_ratio}: the replies have no votes; give 1")
+        frame = frame[frame["score_ratio"] >= min_score_ratio]
+    for row in frame.itertuples(index=False):
         by_post.setdefault((row.post_id, row.history.strip()), []).append(row)
     assembled = (assembled_post(rows, max_pairs_per_post, seed) for rows in by_post.values())
     return [post for post in assembled if post.pairs]
+
+
+def votes(score: int | float) -> int | float:
+    """A whole number of votes as one."""
+    return int(score) if score == int(score) else float(score)
 
 
 def assembled_post(rows: list[Any], max_pairs: int | None, seed: int) -> Post:
@@ -130,8 +268,9 @@ def assembled_post(rows: list[Any], max_pairs: int | None, seed: int) -> Post:
     compared: dict[tuple[str, str], str] = {}  # (chosen, rejected) -> grade
     for row in rows:
         a, b = row.human_ref_A.strip(), row.human_ref_B.strip()
-        scores.setdefault(a, int(row.score_A))
-        scores.setdefault(b, int(row.score_B))
+        if hasattr(row, "score_A"):
+            scores.setdefault(a, votes(row.score_A))
+            scores.setdefault(b, votes(row.score_B))
         compared[(a, b) if row.labels == 1 else (b, a)] = getattr(row, "grade", "")
     pairs = [(x, y) for x, y in compared if (y, x) not in compared]
     if max_pairs is not None and len(pairs) > max_pairs:
@@ -144,7 +283,7 @@ def assembled_post(rows: list[Any], max_pairs: int | None, seed: int) -> Post:
         domain=rows[0].domain,
         prompt=rows[0].history.strip(),
         replies=tuple(replies),
-        scores=tuple(scores[reply] for reply in replies),
+        scores=tuple(scores[reply] for reply in replies if reply in scores),
         pairs=tuple((position[x], position[y]) for x, y in pairs),
         grades=tuple(compared[pair] for pair in pairs) if hasattr(rows[0], "grade") else (),
         split=getattr(rows[0], "split", ""),

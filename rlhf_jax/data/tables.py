@@ -26,6 +26,7 @@ from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
+DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def content_fingerprint(frame: pd.DataFrame) -> str:
 
 
 def tables(folder: Path, columns: Sequence[str]) -> Iterator[tuple[Path, pd.DataFrame]]:
-    """The files of a folder and of the folders in it, in order of their names.
+    """The files of a folder and of the folders in it, in order of their names; or one file.
 
     The index is the line of a JSON file, the row of a CSV or Parquet one (counted from 1), and is
     named so.
@@ -56,7 +57,9 @@ def tables(folder: Path, columns: Sequence[str]) -> Iterator[tuple[Path, pd.Data
     Raises:
       UserError: no folder, no file, nothing in a file, a column missing, a file that is broken.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.name.endswith(SUFFIXES))
+    paths = sorted(path for path in folder.rglob("*") if is_data(path.relative_to(folder)))
+    if folder.is_file() and folder.name.endswith(SUFFIXES):
+        paths = [folder]
     if not paths:
         raise UserError(
             f"{folder}: no data file ({', '.join(SUFFIXES)}); the data directory must hold "
@@ -74,6 +77,12 @@ def tables(folder: Path, columns: Sequence[str]) -> Iterator[tuple[Path, pd.Data
                 f"{', '.join(map(str, frame.columns))}. Rename or add what is missing"
             )
         yield path, frame
+
+
+def is_data(path: Path) -> bool:
+    """False for what git, macOS and the data sets' own library leave beside the data."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.name.endswith(SUFFIXES) and path.name not in DESCRIPTIONS and not hidden
 
 
 def json_lines(path: Path) -> pd.DataFrame:
@@ -145,15 +154,23 @@ def hub_reachable(seconds: float = 3.0) -> bool:
 def hub_frame(repository: str, columns: Sequence[str]) -> pd.DataFrame:
     """All splits of a data set on the hub; column `split` says which.
 
+    Args:
+      repository: "owner/name", or "owner/name:configuration".
+      columns: those of interest; a split that has none of them is read with all that it has.
+
     Raises:
-      UserError: the hub answers, but the data set cannot be loaded or lacks a column.
+      UserError: the data set cannot be loaded.
     """
     if not hub_reachable():
         datasets.config.HF_HUB_OFFLINE = True  # read the cache at once, not after 25 s of retries
     try:
-        parts = datasets.load_dataset(repository)
+        parts = datasets.load_dataset(*repository.split(":"))
         frames = [
-            part.select_columns(list(columns)).to_pandas().assign(split=name)
+            part.select_columns(
+                [column for column in columns if column in part.column_names] or part.column_names
+            )
+            .to_pandas()
+            .assign(split=name)
             for name, part in parts.items()
         ]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -166,6 +183,10 @@ def hub_frame(repository: str, columns: Sequence[str]) -> pd.DataFrame:
 
 def is_text(column: pd.Series) -> pd.Series:
     return column.map(lambda value: isinstance(value, str) and bool(value.strip())).astype(bool)
+
+
+def is_text_or_empty(column: pd.Series) -> pd.Series:
+    return column.map(lambda value: isinstance(value, str)).astype(bool) | column.isna()
 
 
 def normalised(text: str) -> str:

@@ -15,7 +15,7 @@ from experiment_runs.run import Run
 from rlhf_jax.config import EvaluationConfig, PPOConfig
 from rlhf_jax.evaluation.response_statistics import Columns, describe, gain
 from rlhf_jax.language_model import logprobs
-from rlhf_jax.language_model.sampling import Responses, sample
+from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.reward_model.model import Judge, response_rewards
@@ -57,9 +57,9 @@ def evaluate(
         parts, texts[name] = [], []
         for start in starts:
             batch = rows[start : start + cfg.batch], masks[start : start + cfg.batch]
-            key = jax.random.fold_in(jax.random.key(cfg.seed), start)
+            keys = draw_keys(jax.random.key(cfg.seed), range(start, start + len(batch[0])))
             responses = sample(
-                decoder[1], *batch, key, cfg.temperature, decoder_def=decoder[0],
+                decoder[1], *batch, keys, cfg.temperature, decoder_def=decoder[0],
                 length=lengths.response_tokens, end=tokenizer.end, pad=tokenizer.pad,
             )  # fmt: skip
             tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)

@@ -1,12 +1,14 @@
 """Compiled sampling with an explicit cache."""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.language_model.attention import block_mask, blocked
 from rlhf_jax.language_model.layer_loop import Stacked, arranged
@@ -28,7 +30,7 @@ def sample(
     decoder_state: nnx.State,
     prompts: Int[Array, "batch prompt"],
     prompt_mask: Bool[Array, "batch prompt"],
-    key: Array,
+    keys: Key[Array, "batch"],
     temperature: float,
     *,
     decoder_def: nnx.GraphDef,
@@ -44,7 +46,7 @@ def sample(
       decoder_state: the policy's decoder, adapters included.
       prompts: padded on the left.
       prompt_mask: True on the prompt's tokens.
-      key: the draws; the same key gives the same responses.
+      keys: one a row, see `draw_keys`: what is drawn in a row depends on no other row.
       temperature: 0 takes the most likely token.
       decoder_def: the static half of the decoder.
       length: the longest response, in tokens.
@@ -59,6 +61,7 @@ def sample(
     slots, readable = (
         blocked(x, prompt + length) for x in (jnp.arange(prompt + length)[None], prompt_mask)
     )
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (length,), jnp.float32))(keys)
     empty = Responses(
         jnp.full((batch, length), pad, prompts.dtype),
         jnp.zeros((batch, length), bool),
@@ -72,7 +75,7 @@ def sample(
     def emit(carry):
         index, hidden, cache, done, responses = carry
         logits = decoder.logit_columns(hidden)
-        token, logprob = pick(jax.random.fold_in(key, index), logits, temperature)
+        token, logprob = pick(draws[:, index], logits, temperature)
         column = Responses(jnp.where(done, pad, token), ~done, jnp.where(done, 0.0, logprob))
         responses = jax.tree.map(
             lambda all_, one: all_.at[:, index].set(one.astype(all_.dtype)), responses, column
@@ -84,6 +87,18 @@ def sample(
 
     carry = (0, hidden.T, cache, jnp.zeros(batch, bool), empty)
     return jax.lax.while_loop(running, emit, carry)[-1]
+
+
+def draw_keys(
+    key: Key[Array, ""], numbers: Sequence[int] | Int[np.ndarray, "batch"]
+) -> Key[Array, "batch"]:
+    """A key for each row of a batch: that of the stream, folded with the row's own number.
+
+    Args:
+      key: of the stream and the step.
+      numbers: of each row's prompt and sample, whatever batch they stand in.
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, np.asarray(numbers, np.uint32))
 
 
 def prefill(decoder, blocks, prompts, prompt_mask, length):
@@ -104,23 +119,42 @@ def prefill(decoder, blocks, prompts, prompt_mask, length):
     if isinstance(blocks, Stacked):  # an accelerator takes all rows at once
         return some((prompts, prompt_mask))
     size = max(n for n in range(1, PREFILL + 1) if len(prompts) % n == 0)
-    filled = jax.lax.map(some, divided((prompts, prompt_mask), size))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), filled)
+    return in_parts(some, (prompts, prompt_mask), size)
 
 
-def divided(tree: Any, size: int) -> Any:
-    """Every array with its leading axis divided into parts of `size`."""
-    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
+def in_parts(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """A function of rows, applied to `size` of them at a time; the results row by row."""
+    parts = divided(rows, size)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+    count = len(jax.tree.leaves(parts)[0])
+
+    def part(number, results):
+        found = function(jax.tree.map(lambda x: x[number], parts))
+        return jax.tree.map(lambda all_, some: all_.at[:, number].set(some), results, found)
+
+    empty = jax.tree.map(lambda x: jnp.zeros((size, count, *x.shape[1:]), x.dtype), shapes)
+    results = jax.lax.fori_loop(0, count, part, empty)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+
+def divided(rows: Any, size: int) -> Any:
+    """Every array in parts of `size` rows, [part size ...], for loops over the parts.
+
+    A part takes every n-th row, so that of rows that lie on several devices every device works on
+    its own ones of every part. A part of neighbours would lie on one device, and a loop over such
+    parts is one that every device goes through for all of them.
+    """
+    return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]).swapaxes(0, 1), rows)
 
 
 def pick(
-    key: Array, logits: Float[Array, "vocab batch"], temperature: float
+    draws: Float[Array, "batch"], logits: Float[Array, "vocab batch"], temperature: float
 ) -> tuple[Int[Array, "batch"], Float[Array, "batch"]]:
     """One exact draw per column from softmax(logits / temperature), and its log-probability, nats.
 
     Inverts the distribution function in two levels, a block of words first, then the word in its
-    block: one uniform number is drawn a column, not one a word. At temperature 0 it is the most
-    likely word, with its log-probability at temperature 1.
+    block: one uniform number below 1 is used a column, not one a word. At temperature 0 it is the
+    most likely word, with its log-probability at temperature 1.
     """
     vocab, batch = logits.shape
     logits = logits / (temperature if temperature > 0 else 1.0)
@@ -130,7 +164,7 @@ def pick(
     sums = jnp.cumsum(jnp.exp(blocks - top[None]).sum(axis=1), axis=0)
     if temperature > 0:
         # 1 - u lies in (0, 1], so that a block or word of weight zero is never drawn
-        target = (1 - jax.random.uniform(key, (1, batch))) * sums[-1:]
+        target = (1 - draws[None]) * sums[-1:]
         block = jnp.minimum((sums < target).sum(axis=0), len(sums) - 1)
         before = jnp.where(block > 0, taken(sums, jnp.maximum(block - 1, 0)), 0.0)
         inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]

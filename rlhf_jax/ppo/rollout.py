@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,7 +12,7 @@ from experiment_runs.process import peak_memory_gb
 from rlhf_jax import objectives
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.language_model import logprobs
-from rlhf_jax.language_model.sampling import Responses, divided, sample
+from rlhf_jax.language_model.sampling import Responses, in_parts, sample
 from rlhf_jax.ppo.actor_critic import Policy
 from rlhf_jax.reward_model.model import with_end
 
@@ -53,11 +52,11 @@ class Episodes(NamedTuple):
     reward: Float[Array, "batch"]  # of the reward model, normalised; nothing added
 
 
-def draw(tuned: Policy, batch, key: Array, cfg, tokenizer) -> Responses:
+def draw(tuned: Policy, batch, keys: Array, cfg, tokenizer) -> Responses:
     """One response per prompt from the policy as it is."""
     definition, state = tuned.decoder()
     return sample(
-        state, *batch, key, cfg.temperature, decoder_def=definition,
+        state, *batch, keys, cfg.temperature, decoder_def=definition,
         length=cfg.response_tokens, end=tokenizer.end, pad=tokenizer.pad,
     )  # fmt: skip
 
@@ -85,9 +84,7 @@ def score(trainable, frozen, prompts, prompt_mask, responses, *, static) -> Epis
 
     tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
     token_mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
-    parts = divided((tokens, token_mask, responses.mask), cfg.forward_batch)
-    scored = jax.lax.map(some, parts)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
+    return in_parts(some, (tokens, token_mask, responses.mask), cfg.forward_batch)
 
 
 def episode_metrics(episodes: Episodes, responses: Responses, returns, cut_off) -> dict[str, Array]:

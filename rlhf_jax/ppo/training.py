@@ -24,7 +24,7 @@ from rlhf_jax import objectives
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.devices import over_devices, replicated
 from rlhf_jax.language_model.logprobs import token_logprobs
-from rlhf_jax.language_model.sampling import Responses, divided
+from rlhf_jax.language_model.sampling import Responses, divided, draw_keys
 from rlhf_jax.optimization.optimizer import linear_schedule, optimizer_for
 from rlhf_jax.optimization.state import (
     TrainState,
@@ -82,10 +82,11 @@ def train(
     bar = progress(label=run.stage, total=cfg.steps, initial=start)
     for step in range(start, cfg.steps):
         chosen = episode_prompts(cfg, len(prompts), step)
-        batch = over_devices((rows[chosen], masks[chosen]))
+        keys = draw_keys(step_key(key, ROLLOUT, step), chosen)
+        *batch, keys = over_devices((rows[chosen], masks[chosen], keys))
         began = time.perf_counter()
         responses = draw(Policy(tuned.definition, state.trainable, frozen.policy), batch,
-                         step_key(key, ROLLOUT, step), cfg, tokenizer)  # fmt: skip
+                         keys, cfg, tokenizer)  # fmt: skip
         jax.block_until_ready(responses)
         sampled = time.perf_counter()
         arguments = (

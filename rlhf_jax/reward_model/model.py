@@ -16,7 +16,7 @@ from rlhf_jax.config import LoRAConfig, RewardConfig, lora_config
 from rlhf_jax.language_model.attention import block_mask
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.language_model.layers import Linear
-from rlhf_jax.language_model.sampling import Responses, sample
+from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tensor_names import leaf_name
@@ -141,8 +141,9 @@ def scale_on_reference(
     """Centre and gain that give the pretrained policy's responses mean 0 and deviation 1 (N+)."""
     tokenizer = pretrained.tokenizer
     rows, masks, _ = prompt_rows(prompts, tokenizer, length=cfg.reference_prompt_tokens)
+    keys = draw_keys(jax.random.key(cfg.seed), range(len(rows)))
     responses = sample(
-        pretrained.state, rows, masks, jax.random.key(cfg.seed), 1.0,
+        pretrained.state, rows, masks, keys, 1.0,
         decoder_def=pretrained.definition, length=cfg.reference_response_tokens,
         end=tokenizer.end, pad=tokenizer.pad,
     )  # fmt: skip

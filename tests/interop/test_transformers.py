@@ -103,7 +103,8 @@ def test_decoding_with_our_cache_samples_from_their_logits(both):
     definition, state, theirs = both
     tokens, mask = rows("left")
     responses = sampling.sample(
-        state, jnp.asarray(tokens), jnp.asarray(mask), jax.random.key(0), 1.0,
+        state, jnp.asarray(tokens), jnp.asarray(mask),
+        jax.random.split(jax.random.key(0), len(tokens)), 1.0,
         decoder_def=definition, length=8, end=2, pad=0,
     )  # fmt: skip
     whole = np.concatenate([tokens, responses.tokens], axis=1)

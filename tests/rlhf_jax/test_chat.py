@@ -6,6 +6,7 @@ from flax import nnx
 
 from rlhf_jax.chat import answer, chat
 from rlhf_jax.config import LoRAConfig
+from rlhf_jax.language_model import logprobs
 from rlhf_jax.ppo import actor_critic
 from rlhf_jax.reward_model import model as reward_models
 
@@ -60,7 +61,7 @@ def test_every_model_answers_with_the_reward_of_its_own_answer(model, monkeypatc
     def next_token(state):
         tokens = jnp.asarray([[*words, 0]])
         decoder = nnx.merge(definition, state)
-        states = policy.response_states(decoder, tokens, jnp.ones_like(tokens, bool), len(words))
+        states = logprobs.response_states(decoder, tokens, jnp.ones_like(tokens, bool), len(words))
         return decoder.logits(states)[0, 0].argmax()
 
     assert likely == model.tokenizer.decode([int(next_token(state))])

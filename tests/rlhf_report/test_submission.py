@@ -11,6 +11,7 @@ import pypdf
 import pytest
 from nbclient import NotebookClient
 
+from experiment_runs import settings
 from experiment_runs.errors import UserError
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
@@ -25,7 +26,7 @@ FIXTURE = Path(__file__).parent / "quarto" / "fixture"
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     """What is asked for comes from the test alone, and kernels find the project."""
-    for name in ("LAST_NAME", "FORCE", *(x.removeprefix("RLHF_") for x in submission.SETTINGS)):
+    for name in ("LAST_NAME", "FORCE", *(x.removeprefix("RLHF_") for x in settings.SHOWN)):
         monkeypatch.delenv(f"RLHF_{name}", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT), prepend=os.pathsep)
     return monkeypatch

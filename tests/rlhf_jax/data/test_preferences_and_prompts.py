@@ -95,11 +95,10 @@ def test_file_names_of_the_official_splits_are_kept_as_splits(tmp_path):
         ("labels", 2, "1 where A is preferred"),
         ("labels", None, "1 where A is preferred"),
         ("labels", "A", "1 where A is preferred"),
-        ("human_ref_A", "  ", "a text that is not empty"),
-        ("human_ref_B", None, "a text that is not empty"),
-        ("history", 7, "a text that is not empty"),
+        ("human_ref_A", ["a", "list"], "a text"),
+        ("history", 7, "a text"),
         ("score_B", "many", "a number of votes"),
-        ("score_A", 1.5, "a number of votes"),
+        ("score_A", float("inf"), "a number of votes"),
         ("post_id", None, "the identifier"),
     ],
 )
@@ -111,7 +110,8 @@ def test_unusable_value_is_named_with_file_line_and_remedy(tmp_path, field, valu
 def test_renamed_column_is_an_error(tmp_path):
     row = {key.replace("labels", "label"): value for key, value in PAIR.items()}
     write(tmp_path / "shp", "pairs", [row])
-    with pytest.raises(UserError, match=r"pairs\.jsonl\.gz: no column 'labels'; it has .*label"):
+    needed = r"pairs\.jsonl\.gz: no preferences in its columns, .*label\. .*chosen.*human_ref_A"
+    with pytest.raises(UserError, match=needed):
         preferences.load_preferences(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_hub_keeps_its_splits_and_leaves_out_empty_texts(tmp_path, offline, monk
     assert list(frame["split"]) == ["train", "test"]
     assert set(frame["domain"]) == {"baking"}
     assert (origin.kind, origin.location) == ("hub", "stanfordnlp/SHP")
-    assert origin.note == "2 rows with an empty text left out"
+    assert origin.note == "2 rows without a question or an answer left out"
 
 
 def test_stand_in_is_used_and_named_when_the_hub_is_out_of_reach(offline):

@@ -144,8 +144,8 @@ def test_the_kl_of_a_response_is_that_of_the_whole_distributions_at_its_tokens(t
     tokens, mask, _ = prompt_rows(PROMPTS, toy.tokenizer, length=16)
     definition, state = tuned[name]
     responses = sampling.sample(
-        state, tokens, mask, jax.random.key(2), 1.0, decoder_def=definition, length=5,
-        end=toy.tokenizer.end, pad=toy.tokenizer.pad,
+        state, tokens, mask, jax.random.split(jax.random.key(2), len(PROMPTS)), 1.0,
+        decoder_def=definition, length=5, end=toy.tokenizer.end, pad=toy.tokenizer.pad,
     )  # fmt: skip
     found = evaluation.sequence_kl(
         state, toy.state, tokens, mask, responses, LENGTHS.temperature,

@@ -77,7 +77,14 @@ def test_the_same_key_draws_the_same_responses(decoder, both_ways):
 
     def sample(state, key):
         return sampling.sample.__wrapped__(
-            state, *rows(), key, 1.0, decoder_def=definition, length=9, end=257, pad=256
+            state,
+            *rows(),
+            sampling.draw_keys(key, range(4)),
+            1.0,
+            decoder_def=definition,
+            length=9,
+            end=257,
+            pad=256,
         )
 
     responses = both_ways(sample, state, jax.random.key(5))

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from scipy import stats
 
+from rlhf_jax.devices import over_devices
 from rlhf_jax.language_model import logprobs, sampling
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
@@ -26,10 +27,12 @@ def prompts(model):
 def sampled(model, prompts):
     """A function that samples with the random model."""
 
-    def sample(key, temperature=1.0, state=model.state, end=model.tokenizer.end):
+    def sample(key, temperature=1.0, end=model.tokenizer.end, rows=range(4), place=lambda x: x):
+        rows = np.asarray(rows)
+        keys = sampling.draw_keys(key, rows)
         return sampling.sample(
-            state, *prompts, key, temperature, decoder_def=model.definition, length=LENGTH,
-            end=end, pad=model.tokenizer.pad,
+            model.state, *place((*(x[rows] for x in prompts), keys)), temperature,
+            decoder_def=model.definition, length=LENGTH, end=end, pad=model.tokenizer.pad,
         )  # fmt: skip
 
     return sample
@@ -86,6 +89,23 @@ def test_the_same_key_draws_the_same_and_another_key_others(sampled, measured):
     assert bool((first.tokens[0] != first.tokens[1]).any())  # rows draw on their own
 
 
+@pytest.mark.parametrize(
+    ("rows", "devices"), [([2], 1), ([3, 1, 2], 1), ([1, 2, 2], 1), ([2, 0], 2), ([0, 1, 2, 3], 2)]
+)
+def test_what_is_drawn_for_a_prompt_is_the_same_whatever_stands_beside_it(
+    model, sampled, rows, devices
+):
+    """In any place of a batch of any size, on one device or two, and beside rows that end."""
+    endless = np.asarray(sampled(jax.random.key(4), end=-1).tokens)
+    end = int(endless[1, 2])
+    place = over_devices if devices == 2 else lambda batch: batch
+    responses = sampled(jax.random.key(4), rows=rows, end=end, place=place)
+    for number, tokens, mask in zip(rows, responses.tokens, responses.mask, strict=True):
+        count = int(mask.sum())
+        assert count == (LENGTH if end not in endless[number] else 3)
+        np.testing.assert_array_equal(tokens[:count], endless[number, :count])
+
+
 def test_the_end_token_counts_and_only_padding_follows_it(model, sampled):
     endless = np.asarray(sampled(jax.random.key(4)).tokens)
     end = int(endless[1, 2])
@@ -110,8 +130,8 @@ def test_decoding_stops_when_every_response_has_ended(model, prompts, monkeypatc
     monkeypatch.setattr(Decoder, "step", counted)
     state = jax.tree.map(jnp.zeros_like, model.state)  # equal logits: the first word is taken
     responses = sampling.sample(
-        state, *prompts, jax.random.key(0), 0.0, decoder_def=model.definition, length=LENGTH + 1,
-        end=0, pad=model.tokenizer.pad,
+        state, *prompts, jax.random.split(jax.random.key(0), 4), 0.0, length=LENGTH + 1, end=0,
+        decoder_def=model.definition, pad=model.tokenizer.pad,
     )  # fmt: skip
     jax.block_until_ready(responses)
     jax.effects_barrier()
@@ -126,7 +146,8 @@ def test_draws_follow_the_distribution_and_weightless_words_are_never_drawn():
     logits[rng.choice(vocab, 300, replace=False)] = -np.inf
     logits[256:300] = logits[-1] = -np.inf
     columns = jnp.broadcast_to(logits[:, None], (vocab, draws))
-    drawn, _ = jax.jit(lambda key: sampling.pick(key, columns, 1.0))(jax.random.key(0))
+    numbers = jax.random.uniform(jax.random.key(0), draws)
+    drawn, _ = jax.jit(sampling.pick, static_argnums=2)(numbers, columns, 1.0)
     counts = np.bincount(np.asarray(drawn), minlength=vocab)
     assert len(counts) == vocab and not counts[np.isneginf(logits)].any()
     weights = np.exp(logits.astype(np.float64))
@@ -139,6 +160,7 @@ def test_draws_follow_the_distribution_and_weightless_words_are_never_drawn():
 def test_a_draw_hits_a_certain_word_wherever_it_stands():
     words = jnp.asarray([0, 255, 256, 511, 512, 599])
     logits = jnp.where(jnp.arange(600)[:, None] == words[None], 0.0, -jnp.inf)
-    drawn, logprobs = jax.jit(lambda key: sampling.pick(key, logits, 1.0))(jax.random.key(0))
+    numbers = jnp.linspace(0, 1, 6, endpoint=False)
+    drawn, logprobs = jax.jit(sampling.pick, static_argnums=2)(numbers, logits, 1.0)
     np.testing.assert_array_equal(drawn, words)
     np.testing.assert_array_equal(logprobs, 0.0)

@@ -38,8 +38,9 @@ def episodes(toy):
         ["a", "bc", "dab", "", "h", "gg", "fade", "c"], toy.tokenizer, length=16
     )
     responses = sampling.sample(
-        toy.state, jnp.asarray(tokens), jnp.asarray(mask), jax.random.key(0), CFG.temperature,
-        decoder_def=toy.definition, length=5, end=toy.tokenizer.end, pad=toy.tokenizer.pad,
+        toy.state, jnp.asarray(tokens), jnp.asarray(mask), jax.random.split(jax.random.key(0), 8),
+        CFG.temperature, decoder_def=toy.definition, length=5, end=toy.tokenizer.end,
+        pad=toy.tokenizer.pad,
     )  # fmt: skip
     assert not bool(responses.mask.all()) and bool(responses.mask[:, 0].all())
     return jnp.asarray(tokens), jnp.asarray(mask), responses
@@ -283,7 +284,7 @@ def test_the_optimum_is_found(toy_run, toy, toy_judge, best_token, measured):
     tokens, mask, _ = prompt_rows(["ab", "hd"], toy.tokenizer, length=cfg.prompt_tokens)
     definition, state = ppo_training.tuned_decoder(run, cfg, toy)
     responses = sampling.sample(
-        state, jnp.asarray(tokens), jnp.asarray(mask), jax.random.key(0), 0.0,
+        state, jnp.asarray(tokens), jnp.asarray(mask), jax.random.split(jax.random.key(0), 2), 0.0,
         decoder_def=definition, length=cfg.response_tokens, end=toy.tokenizer.end,
         pad=toy.tokenizer.pad,
     )  # fmt: skip

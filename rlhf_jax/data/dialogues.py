@@ -1,0 +1,87 @@
+"""Dialogues as data sets write them: lists of messages, or a text with a mark before every turn."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiment_runs.errors import UserError
+
+Turn = tuple[str, str]  # (role, text)
+
+ROLES = {
+    "system": "system",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant",
+}  # fmt: skip
+LABELS = {"user": "Human", "assistant": "Assistant"}
+MARKED = re.compile(r"\s*(Human|Assistant): ?")
+MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+
+
+def is_messages(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def turns(value: Any, where: str) -> list[Turn]:
+    """The turns of a dialogue: a list of messages, or text as HH-RLHF writes it.
+
+    Messages are {"role", "content"} or {"from", "value"}; a content may be a list of text parts.
+    A text without marks is one turn of the user's.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if isinstance(value, str):
+        if not MARKED.match(value):
+            return [("user", value.strip())]
+        _, *parts = MARK.split(value)
+        return [(ROLES[m.lower()], t.strip()) for m, t in zip(parts[::2], parts[1::2], strict=True)]
+    if is_messages(value):
+        return [message(item, where) for item in value]
+    raise UserError(
+        f"{where} is {value!r:.80}; it must be a text or a list of messages with role and content"
+    )
+
+
+def message(item: Any, where: str) -> Turn:
+    role, content = None, None
+    if isinstance(item, dict):
+        role = ROLES.get(str(item.get("role", item.get("from"))).lower())
+        content = item.get("content", item.get("value"))
+        if is_messages(content):  # text parts, as of multimodal models
+            parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+            content = "\n".join(parts) if all(isinstance(p, str) for p in parts) else None
+    if role is None or not isinstance(content, str):
+        raise UserError(
+            f"{where} holds the message {item!r:.80}; a message is "
+            '{"role": "system", "user" or "assistant", "content": a text}'
+        )
+    return role, content.strip()
+
+
+def question(asked: Sequence[Turn]) -> str:
+    """What the turns before an answer ask, as one text.
+
+    A single question stays as it is. The turns of a longer dialogue are written one after the
+    other with the speaker before each, behind the system message, if there is one.
+    """
+    system = [text for role, text in asked if role == "system" and text]
+    return "\n\n".join(system + spoken(asked))
+
+
+def spoken(asked: Sequence[Turn]) -> list[str]:
+    """The turns of user and assistant as text, with the speaker where there are several."""
+    kept = [(role, text) for role, text in asked if role != "system" and text]
+    if len(kept) == 1:
+        return [kept[0][1]]
+    return [f"{LABELS[role]}: {text}" for role, text in kept]
+
+
+def first_question(dialogue: Sequence[Turn]) -> list[Turn]:
+    """All turns of a dialogue that ends with the user, else those before its first answer."""
+    if not dialogue or dialogue[-1][0] == "user":
+        return list(dialogue)
+    roles = [role for role, _ in dialogue]
+    return list(dialogue[: roles.index("assistant")]) if "assistant" in roles else []

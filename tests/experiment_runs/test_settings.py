@@ -1,0 +1,53 @@
+import re
+
+import pytest
+
+from experiment_runs import settings
+from experiment_runs.errors import UserError
+
+PACKAGES = ("experiment_runs", "rlhf_jax", "gan_jax", "rlhf_report")
+
+
+def test_the_environment_is_read_in_one_place():
+    """The one other use keeps transformers quiet and reads nothing of ours."""
+    readers = {
+        str(path.relative_to(settings.SOURCES))
+        for name in PACKAGES
+        for path in settings.SOURCES.glob(f"{name}/**/*.py")
+        if re.search(r"\benviron\[|\benviron\.get|\bgetenv\b", path.read_text())
+    }
+    assert readers == {"experiment_runs/settings.py"}
+
+
+def test_every_variable_is_explained_and_none_is_explained_that_is_not_read():
+    text = (settings.SOURCES / "experiment_runs" / "settings.py").read_text()
+    read = set(re.findall(r'environ(?:\.get\(|\[)"(RLHF_[A-Z_]+)"', text))
+    assert set(re.findall(r"^    (RLHF_[A-Z_]+) ", settings.__doc__, re.MULTILINE)) == read
+    assert set(settings.SHOWN) <= read
+
+
+def test_an_empty_variable_asks_for_nothing(monkeypatch):
+    """The Makefile exports all of them."""
+    for name in re.findall(r"RLHF_[A-Z_]+", settings.__doc__):
+        monkeypatch.setenv(name, "")
+    assert settings.profile() == "cpu" and settings.results() == settings.LOCAL
+    for ask in (settings.model, settings.data_dir, settings.student_id, settings.last_name):
+        assert ask() is None
+    assert settings.committed() is None and settings.shown() == {}
+    assert settings.checkpoint_seconds() == 180
+    assert not (settings.progress_wanted() or settings.submission() or settings.forced())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "ask", "message"),
+    [
+        ("RLHF_DATA_DIR", "nowhere", settings.data_dir, "DATA_DIR=nowhere: no such folder"),
+        ("RLHF_RUN", "nothing", settings.committed, "RUN=nothing: .*there are: .*reference"),
+        ("RLHF_CHECKPOINT_SECONDS", "soon", settings.checkpoint_seconds, "soon: write a number"),
+        ("RLHF_CHECKPOINT_SECONDS", "-1", settings.checkpoint_seconds, "-1: write a number"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_remedy(name, value, ask, message, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        ask()

@@ -1,0 +1,208 @@
+"""Data as their owners publish them: other columns, other files, whole repositories."""
+
+import json
+
+import datasets
+import pandas as pd
+import pytest
+
+from experiment_runs.errors import UserError
+from rlhf_jax.data import dialogues, locations, preferences
+
+USER = {"role": "user", "content": "Why does bread rise?"}
+GOOD = {"role": "assistant", "content": "Yeast makes gas."}
+BAD = {"role": "assistant", "content": "Magic."}
+SHAREGPT = [{"from": "human", "value": "Why does bread rise?"}]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "Why does bread rise?"}]}]
+HH = "\n\nHuman: Why does bread rise?\n\nAssistant: "
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": USER["content"], "chosen": "Yeast makes gas.", "rejected": "Magic."},
+        {"question": USER["content"], "chosen": "Yeast makes gas.", "rejected": "Magic."},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": USER["content"], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": USER["content"], "chosen": [GOOD], "rejected": [BAD]},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"chosen": HH + "Yeast makes gas.", "rejected": HH + "Magic."},
+        {"prompt": HH, "chosen": " Yeast makes gas.", "rejected": " Magic."},
+        {"prompt": SHAREGPT, "chosen": "Yeast makes gas.", "rejected": "Magic."},
+        {"prompt": PARTS, "chosen": [GOOD], "rejected": [BAD]},
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_every_way_to_write_a_comparison_gives_the_same_post(tmp_path, row, suffix):
+    (tmp_path / "preferences").mkdir()
+    path = tmp_path / "preferences" / f"pairs.{suffix}"
+    frame = pd.DataFrame([row])
+    frame.to_parquet(path) if suffix == "parquet" else path.write_text(json.dumps(row))
+    loaded, source = preferences.load_preferences(tmp_path)
+    for found in (
+        preferences.posts(loaded, max_pairs_per_post=None, seed=0),
+        preferences.preference_posts(frame),
+        preferences.preference_posts(row for _ in range(2)),
+    ):
+        [post] = found
+        assert (post.prompt, post.replies) == (USER["content"], ("Yeast makes gas.", "Magic."))
+        assert post.pairs == ((0, 1),)
+    assert (source.kind, source.note) == ("local", "")
+
+
+def test_pairs_of_one_question_are_one_post():
+    rows = [{"prompt": "Why?", "chosen": f"Answer {i}", "rejected": "None"} for i in range(3)]
+    [post] = preferences.preference_posts([*rows, {**rows[0], "prompt": " why? "}][:3])
+    assert len(post.replies) == 4 and len(post.pairs) == 3
+
+
+def test_dialogues_of_several_turns_are_told_with_their_speakers():
+    turns = [
+        {"role": "system", "content": "Be brief."}, USER, GOOD,
+        {"role": "user", "content": "And where does the yeast come from?"},
+    ]  # fmt: skip
+    row = {"chosen": [*turns, GOOD], "rejected": [*turns, BAD]}
+    [post] = preferences.preference_posts([row])
+    assert post.prompt == (
+        "Be brief.\n\nHuman: Why does bread rise?\n\nAssistant: Yeast makes gas.\n\n"
+        "Human: And where does the yeast come from?"
+    )
+    _, notes = preferences.comparisons([("pairs", pd.DataFrame([row]).rename_axis("row"))])
+    assert preferences.said(notes) == "1 questions are dialogues, written as one text"
+
+
+def test_dialogues_that_cannot_be_compared_are_left_out_and_counted(tmp_path):
+    other = {"role": "user", "content": "Why does steel rust?"}
+    rows = [
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"chosen": [USER, GOOD], "rejected": [other, BAD]},
+        {"chosen": [USER, GOOD], "rejected": [USER]},
+        {"chosen": [USER, GOOD], "rejected": None},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frame, source = preferences.load_preferences(None, str(path))
+    assert len(frame) == 1
+    assert source.note == (
+        "1 pairs of dialogues part before the last answer; "
+        "3 rows without a question or an answer left out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text_a": "x", "text_b": "y"}, "no preferences in its columns, text_a, text_b.*chosen"),
+        ({"prompt": "x", "chosen": 3, "rejected": "y"}, "row 1: 'chosen' is 3; it must be a text"),
+        ({"prompt": "x", "chosen": [{"text": "y"}], "rejected": "y"}, "row 1: 'chosen' holds the"),
+        ({"chosen": "Yeast.", "rejected": "Magic."}, "no row has a question.*'Human:'"),
+    ],
+)
+def test_what_is_no_comparison_is_told_with_what_would_be(row, message):
+    with pytest.raises(UserError, match=message):
+        preferences.preference_posts([row])
+
+
+def test_a_filter_by_votes_needs_votes():
+    rows = [{"prompt": "Why?", "chosen": "A", "rejected": "B"}]
+    frame, _ = preferences.comparisons([("pairs", pd.DataFrame(rows).rename_axis("row"))])
+    with pytest.raises(UserError, match="min_score_ratio=2.0: the replies have no votes"):
+        preferences.posts(frame, max_pairs_per_post=None, min_score_ratio=2.0, seed=0)
+
+
+def test_a_dialogue_gives_the_question_that_is_to_be_answered():
+    asked, answered = ("user", "Why?"), ("assistant", "So.")
+    assert dialogues.first_question([asked]) == [asked]
+    assert dialogues.first_question([asked, answered]) == [asked]
+    assert dialogues.first_question([asked, answered, asked, answered]) == [asked]
+    assert dialogues.first_question([asked, answered, asked]) == [asked, answered, asked]
+    assert dialogues.first_question([]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl.gz", "train"),
+        ("data/train-00000-of-00001-42e8b.parquet", "train"),
+        ("default/test/0000.parquet", "test"),
+        ("askbaking/validation.json", "validation"),
+        ("data/test_prefs-00000-of-00002.parquet", "test"),
+        ("test-tasks/train.csv", "train"),
+        ("dev.csv", "validation"),
+        ("trainer_pairs.csv", ""),
+        ("latest.jsonl", ""),
+        ("eli5_pairs.jsonl.gz", ""),
+    ],
+)
+def test_official_splits_are_told_by_the_names_of_files_and_folders(name, split):
+    assert locations.official_split(name) == split
+
+
+COLUMNS = ["post_id", "domain", "history", "human_ref_A", "human_ref_B", "labels"]
+
+
+def shp_row(post, domain, split, **changes):
+    texts = {
+        "history": f"Question {post}?",
+        "human_ref_A": f"{post} yes",
+        "human_ref_B": f"{post} no",
+    }
+    votes = {"score_A": 3, "score_B": 12, "labels": 0, "score_ratio": 4.0, "upvote_ratio": 0.98}
+    return {"post_id": post, "domain": f"{domain}_{split}", **texts, **votes, **changes}
+
+
+def clone_of_shp(folder):
+    """The folders and files of stanfordnlp/SHP as git brings them."""
+    domains = ("askacademia", "askbaking", "legaladvice")
+    for domain in domains:
+        (folder / domain).mkdir(parents=True)
+        for split in ("train", "test", "validation"):
+            rows = [shp_row(f"{domain}-{split}-{i}", domain, split) for i in range(2)]
+            rows.append(shp_row(f"{domain}-{split}-e", domain, split, human_ref_A=""))
+            path = folder / domain / f"{split}.json"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "README.md").write_text("# SHP")
+    (folder / "dataset_infos.json").write_text(json.dumps({"default": {"features": {}}}, indent=1))
+    (folder / ".git").mkdir()
+    (folder / ".git" / "shallow.json").write_text("{}")
+    (folder / "askbaking" / "._train.json").write_bytes(b"\0\5\26\7")
+    return domains
+
+
+def test_a_clone_of_shp_gives_what_the_hub_gives(tmp_path, monkeypatch):
+    domains = clone_of_shp(tmp_path / "shp")
+    frame, source = preferences.load_preferences(tmp_path)
+    assert {*frame["domain"]} == {*domains}
+    assert source.note == "9 rows without a question or an answer left out"
+    assert frame.groupby("split", sort=False).size().to_dict() == {
+        "train": 6, "validation": 6, "test": 6,
+    }  # fmt: skip
+    hub = datasets.load_dataset("json", data_files={
+        split: sorted(str(path) for path in (tmp_path / "shp").glob(f"*/{split}.json"))
+        for split in ("train", "validation", "test")
+    }, cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: hub)
+    from_hub, hub_source = preferences.load_preferences(None, "stanfordnlp/SHP")
+    assert hub_source.kind == "hub" and hub_source.note == source.note
+    pd.testing.assert_frame_equal(from_hub, frame)
+    assert hub_source.fingerprint == source.fingerprint
+
+
+def test_a_hub_id_goes_before_the_folder_and_may_name_a_configuration(tmp_path, monkeypatch):
+    clone_of_shp(tmp_path / "shp")
+    rows = [{"chosen": [USER, GOOD], "rejected": [USER, BAD], "score_chosen": 8.5}]
+    parts = {
+        "train_prefs": datasets.Dataset.from_list(rows),
+        "test_prefs": datasets.Dataset.from_list(rows),
+    }
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or parts)
+    frame, source = preferences.load_preferences(tmp_path, "owner/pairs:default")
+    assert asked == [("owner/pairs", "default")]
+    assert (source.kind, source.name, source.rows) == ("hub", "owner/pairs:default", 2)
+    assert [*frame["split"]] == ["train", "test"] and {*frame["domain"]} == {"all"}
+
+
+def test_what_is_neither_a_folder_nor_an_id_is_told():
+    with pytest.raises(UserError, match="no/such/folder: no such folder or file, and no id"):
+        preferences.load_preferences(None, "no/such/folder")
