@@ -73,7 +73,6 @@ class PPOConfig:
     """
 
     lora: LoRAConfig | None = None  # None trains every weight
-    critic: Literal["shared", "separate"] = "shared"  # whether it has a trunk of its own
     learning_rate: float = 1e-5
     value_learning_rate: float = 1e-4  # the value head starts at zero and has little time
     warmup_fraction: float = 0.05  # of the optimizer's steps; the rates then fall linearly to zero
@@ -188,6 +187,15 @@ def positive(config, *fields: str) -> None:
 def lora_config(stored: Mapping[str, Any] | None) -> LoRAConfig | None:
     """The adapters' part of a configuration that was read from a run."""
     return stored and LoRAConfig(**stored | {"targets": tuple(stored["targets"])})
+
+
+def ppo_config(stored: Mapping[str, Any]) -> PPOConfig:
+    """A PPO configuration that was read from a run.
+
+    Older ones also say that the critic reads the policy's hidden states, as it always does now.
+    """
+    kept = {name: value for name, value in stored.items() if name != "critic"}
+    return PPOConfig(**kept | {"lora": lora_config(stored["lora"])})
 
 
 def with_lora(cfg: PPOConfig, **changes) -> PPOConfig:

@@ -18,7 +18,7 @@ from flax import nnx
 from experiment_runs.errors import UserError
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
-from rlhf_jax.config import LINEAR_LAYERS, LoRAConfig, PPOConfig, lora_config
+from rlhf_jax.config import LINEAR_LAYERS, LoRAConfig, PPOConfig, lora_config, ppo_config
 from rlhf_jax.export import model_card
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.ppo import training as ppo_training
@@ -73,7 +73,7 @@ def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = Fa
         model.decoder = merged_adapters(decoder) if merged else decoder
         export_reward_model(Judge(*nnx.split(model)), pretrained, plain)
     else:
-        cfg, card = ppo_config(run), model_card.policy_card
+        cfg, card = ppo_config(run.config), model_card.policy_card
         decoder, head = nnx.merge(*ppo_training.tuned_decoder(run, cfg, pretrained)), None
         whole = merged_adapters(decoder) if merged else decoder
         export_policy(whole, pretrained, plain, generation_settings(cfg))
@@ -92,11 +92,6 @@ def merged_adapters(decoder: Decoder) -> Decoder:
                 layer.kernel[...] += layer.scale * (layer.lora_b[...] @ layer.lora_a[...])
                 layer.lora_a = layer.lora_b = nnx.data(None)
     return decoder
-
-
-def ppo_config(run: Run) -> PPOConfig:
-    """The configuration of a PPO run."""
-    return PPOConfig(**run.config | {"lora": lora_config(run.config["lora"])})
 
 
 def generation_settings(cfg: PPOConfig) -> dict[str, Any]:

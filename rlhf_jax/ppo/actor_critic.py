@@ -16,11 +16,10 @@ from rlhf_jax.pretrained.tensor_names import leaf_name
 
 
 class ActorCritic(nnx.Module):
-    """A policy and its critic, on one trunk or on a trunk each."""
+    """A policy and its critic, a linear layer on the policy's hidden states."""
 
-    def __init__(self, decoder: Decoder, critic: Decoder | None = None, *, rngs: nnx.Rngs):
+    def __init__(self, decoder: Decoder, *, rngs: nnx.Rngs):
         self.decoder = decoder
-        self.critic = nnx.data(critic)  # None: the critic reads the policy's hidden states
         self.value = Linear(decoder.cfg.embed_dim, 1, use_bias=True, rngs=rngs)
         self.value.kernel[...] = jnp.zeros_like(
             self.value.kernel[...]
@@ -35,10 +34,7 @@ class ActorCritic(nnx.Module):
     ) -> tuple[Float[Array, "batch response embed"], Float[Array, "batch response"]]:
         """The policy's hidden states before each response token, and the critic's estimates."""
         states = response_states(self.decoder, tokens, mask, prompt, dropout_key)
-        read = states
-        if self.critic is not None:
-            read = response_states(self.critic, tokens, mask, prompt)
-        return states, self.value(read.astype(jnp.float32))[..., 0]
+        return states, self.value(states.astype(jnp.float32))[..., 0]
 
 
 class Policy(NamedTuple):
@@ -53,19 +49,13 @@ class Policy(NamedTuple):
         return nnx.split(nnx.merge(*self).decoder)
 
 
-def build(
-    pretrained: Pretrained, lora: LoRAConfig | None, *, seed: int, separate_critic: bool = False
-) -> Policy:
+def build(pretrained: Pretrained, lora: LoRAConfig | None, *, seed: int) -> Policy:
     """The policy before training: the pretrained model, with adapters that change nothing yet."""
     rngs = nnx.Rngs(seed)
-    trunks = [  # copies of the variables, or both trunks would be one
-        nnx.merge(pretrained.definition, pretrained.state, copy=True)
-        for _ in range(1 + separate_critic)
-    ]
+    decoder = nnx.merge(pretrained.definition, pretrained.state, copy=True)
     if lora is not None:
-        for trunk in trunks:
-            trunk.add_adapters(lora, rngs=rngs)
-    model = ActorCritic(*trunks, rngs=rngs)
+        decoder.add_adapters(lora, rngs=rngs)
+    model = ActorCritic(decoder, rngs=rngs)
     return Policy(*nnx.split(model, lambda path, _: group(path, lora) != FROZEN, ...))
 
 

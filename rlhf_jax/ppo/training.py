@@ -118,9 +118,7 @@ def train(
 
 def untrained(pretrained: Pretrained, cfg: PPOConfig) -> Policy:
     """The policy that a configuration starts from."""
-    return actor_critic.build(
-        pretrained, cfg.lora, seed=cfg.seed, separate_critic=cfg.critic == "separate"
-    )
+    return actor_critic.build(pretrained, cfg.lora, seed=cfg.seed)
 
 
 def ppo_optimizer(cfg: PPOConfig) -> optax.GradientTransformation:

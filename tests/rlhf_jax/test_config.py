@@ -1,10 +1,15 @@
 import dataclasses
+import json
 
 import pytest
 
 from experiment_runs.errors import UserError
+from experiment_runs.files import encode, read_json
+from experiment_runs.settings import PROJECT
 from rlhf_jax import config
 from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
+
+REFERENCE = PROJECT / "results" / "reference"
 
 
 @pytest.mark.parametrize(
@@ -66,3 +71,14 @@ def test_the_assignment_profile_is_the_protocol():
 
 def test_the_steps_are_the_passes_times_the_whole_batches_of_a_pass():
     assert PPOConfig().steps == 5 * (2000 // 64) == 155
+
+
+@pytest.mark.parametrize("cfg", config.profile("study").policies.values())
+def test_a_ppo_configuration_comes_back_from_a_run_as_it_was(cfg):
+    assert config.ppo_config(json.loads(encode(dataclasses.asdict(cfg)))) == cfg
+
+
+def test_the_configurations_of_committed_policies_can_still_be_read():
+    stored = [read_json(path) for path in REFERENCE.glob("ppo-*/config.json")]
+    cfgs = [config.ppo_config(record["config"]) for record in stored]
+    assert {cfg.steps for cfg in cfgs} == {25} and len(cfgs) == 7

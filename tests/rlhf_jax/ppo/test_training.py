@@ -1,7 +1,6 @@
 """The invariants that broke the peers, on the program that trains."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from rlhf_jax.language_model.sampling import Responses
 from rlhf_jax.optimization.state import TrainState
 from rlhf_jax.ppo import actor_critic, rollout
 from rlhf_jax.ppo import training as ppo_training
-from rlhf_jax.ppo.rollout import Frozen, Static, score
+from rlhf_jax.ppo.rollout import Frozen, Static
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tensor_names import leaf_name
 from rlhf_jax.reward_model import model as reward_models
@@ -323,33 +322,6 @@ def named(state):
     return [
         (leaf_name(path), np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(state)
     ]
-
-
-@pytest.mark.parametrize(("value_weight", "moving"), [(0.0, "decoder."), (1.0, "critic.")])
-def test_a_separate_critic_shares_nothing_with_the_policy(
-    toy, toy_judge, episodes, value_weight, moving
-):
-    cfg = dataclasses.replace(CFG, critic="separate", value_weight=value_weight)
-    built = ppo_training.untrained(toy, cfg)
-    trainable = jax.tree.map(lambda x: x + 0.01, built.trainable)  # the value head is zero at first
-    frozen = Frozen(built.frozen, toy.state, toy_judge.state)
-    static = Static(
-        built.definition, toy.definition, toy_judge.definition, None, cfg, toy.tokenizer.end
-    )
-    scored = jax.jit(functools.partial(score, static=static))(trainable, frozen, *episodes)
-    advantages = jnp.full_like(scored.values, 1 - value_weight)  # only one loss is not zero
-
-    def loss(trainable):
-        model = nnx.merge(built.definition, trainable, built.frozen)
-        losses = ppo_training.ppo_loss(
-            model, scored, advantages, scored.values + 1, None, count=1, static=static
-        )
-        return losses[0]
-
-    grads = named(jax.jit(jax.grad(loss))(trainable))
-    moved = {name for name, grad in grads if grad.any()} - {"value.kernel", "value.bias"}
-    unused = {"critic.unembedding"}
-    assert moved == {name for name, _ in grads if name.startswith(moving)} - unused
 
 
 def test_rewards_are_counted_in_classes_and_what_lies_outside_in_the_outermost():
