@@ -16,6 +16,7 @@ SPLIT = re.compile(
     r"(?:^|[^a-z])(?:(train|training)|(validation|valid|val|dev)|(test|testing|eval|evaluation))"
     r"(?:[^a-z]|$)"
 )
+LICENCES = {"hub": "see the data set's card", "local": "that of the files' owners"}
 SPLITS = ("train", "validation", "test")
 
 

@@ -1,7 +1,6 @@
 """Preference pairs: SHP's (Ethayarajh et al., 2022), those of other data sets, or the stand-in."""
 
 import dataclasses
-import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +14,8 @@ from experiment_runs.errors import UserError
 from rlhf_jax.data import documentation, tables
 from rlhf_jax.data.dialogues import Turn, question, spoken, turns
 from rlhf_jax.data.documentation import STANDIN_LICENCE, STANDIN_NAME, standin_note
-from rlhf_jax.data.locations import locate, rows
-from rlhf_jax.data.tables import Source, file_names, is_text, is_text_or_empty, normalised
+from rlhf_jax.data.locations import LICENCES, locate, rows
+from rlhf_jax.data.tables import Source, digest, file_names, is_text, is_text_or_empty, is_there
 
 SHP = "stanfordnlp/SHP"
 FOLDERS = ("shp", "preferences")  # of a local copy
@@ -65,9 +64,7 @@ def load_preferences(data_dir: Path | None, given: str = "") -> tuple[pd.DataFra
         parts = rows(kind, location, KNOWN_COLUMNS)
         name = location if kind == "hub" else file_names(Path(where) for where, _ in parts)
         frame, notes = comparisons(parts)
-        licence = (
-            "texts by Reddit's users, for research" if location == SHP else "see the data set's"
-        )
+        licence = "texts by Reddit's users, for research" if location == SHP else LICENCES[kind]
     if "score_A" in frame and "score_ratio" not in frame:
         scores = frame[["score_A", "score_B"]].clip(lower=1)
         frame["score_ratio"] = scores.max(axis=1) / scores.min(axis=1)
@@ -195,18 +192,8 @@ def answer(value: Any, before: list[Turn], where: str) -> tuple[list[Turn], str]
     return dialogue[:-1] or before, dialogue[-1][1]
 
 
-def is_there(value: Any) -> bool:
-    """False for what data sets put where a text is missing."""
-    return value is not None and not (isinstance(value, float) and np.isnan(value))
-
-
 def said(notes: Counter) -> str:
     return "; ".join(f"{count} {what}" for what, count in notes.items() if count)
-
-
-def digest(text: Any) -> str:
-    """An identifier of a question that comes without one."""
-    return hashlib.blake2b(normalised(str(text)).encode(), digest_size=8).hexdigest()
 
 
 def check_pairs(where: str, frame: pd.DataFrame) -> None:

@@ -1,21 +1,32 @@
-"""Prompts: OASST1's (Koepf et al., 2023), a local copy, or the stand-in."""
+"""Prompts: OASST1's (Koepf et al., 2023), those of other data sets, or the stand-in."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
-from rlhf_jax.data import documentation, tables
+from rlhf_jax.data import documentation
+from rlhf_jax.data.dialogues import first_question, question, turns
 from rlhf_jax.data.documentation import STANDIN_LICENCE, STANDIN_NAME, standin_note
+from rlhf_jax.data.locations import LICENCES, locate, rows
 from rlhf_jax.data.preferences import Post
-from rlhf_jax.data.tables import Source, file_names, is_text, normalised
+from rlhf_jax.data.tables import Source, digest, file_names, is_text, is_there, normalised
 
 OASST = "OpenAssistant/oasst1"
-MESSAGE_COLUMNS = ["message_id", "parent_id", "message_tree_id", "text", "role", "lang", "deleted"]
+FOLDERS = ("oasst", "prompts")  # of a local copy
+MESSAGE_COLUMNS = ["message_id", "message_tree_id", "text", "role", "lang"]
+REVIEW_COLUMNS = ["deleted", "review_result"]
+# Where other data sets have the question, as a text or as a dialogue; the first of these is read.
+QUESTION_COLUMNS = [
+    "prompt", "question", "instruction", "query", "history", "messages", "conversations",
+    "conversation", "text", "chosen",
+]  # fmt: skip
+KNOWN_COLUMNS = [*MESSAGE_COLUMNS, *REVIEW_COLUMNS, *QUESTION_COLUMNS, "system", "input"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,59 +39,138 @@ class Prompt:
     origin: Literal["messages", "preferences", "stand-in"]
 
 
-def load_prompts(data_dir: Path | None) -> tuple[list[Prompt], Source]:
-    """English messages by prompters, none empty, deleted or twice, in the order of the data.
+def load_prompts(data_dir: Path | None, given: str = "") -> tuple[list[Prompt], Source]:
+    """Questions to answer, none empty or twice, in the order of the data.
 
-    Two texts that differ in case or white space only are the same.
+    Of OASST's messages those of prompters in English that were neither deleted nor rejected in
+    review. Of other data sets the first question of every dialogue, or all of a dialogue that ends
+    with the user. Two texts that differ in case or white space only are the same.
 
     Args:
-      data_dir: folder with a local copy in oasst/; None for the hub or, without it, the stand-in,
-        whose prompts are questions that none of its comparisons is about.
+      data_dir: folder with a local copy in oasst/ or prompts/; None for the hub or, without it, the
+        stand-in, whose prompts are questions that none of its comparisons is about.
+      given: a folder, a file or an id on the hub, which goes before `data_dir`.
 
     Raises:
       UserError: the data cannot be used.
     """
-    note = "every prompter message"
-    if data_dir is not None:
-        kind, licence, folder = "local", "Apache-2.0 (OASST)", Path(data_dir, "oasst")
-        frames = dict(tables.tables(folder, MESSAGE_COLUMNS))
-        frame = pd.concat([part[MESSAGE_COLUMNS] for part in frames.values()])
-        prompts = messages(frame)
-        name, location = file_names(frames), str(folder)
-    elif tables.on_hub(OASST):
-        kind, name, location, licence = "hub", OASST, OASST, "Apache-2.0"
-        prompts = messages(tables.hub_frame(OASST, MESSAGE_COLUMNS))
-    else:
-        kind, name, location, licence = "stand-in", STANDIN_NAME, "built here", STANDIN_LICENCE
+    kind, location = locate(given, data_dir, FOLDERS, OASST)
+    if kind == "stand-in":
+        name, location, licence = STANDIN_NAME, "built here", STANDIN_LICENCE
         prompts = [
             Prompt(prompt_id=entry.name, tree_id=entry.name, text=text, origin="stand-in")
             for entry, text in documentation.questions()
         ]
         note = standin_note()
+    else:
+        parts = rows(kind, location, KNOWN_COLUMNS)
+        name = location if kind == "hub" else file_names(Path(where) for where, _ in parts)
+        licence = "Apache-2.0" if location == OASST else LICENCES[kind]
+        prompts, note = questions(parts)
     prompts = distinct(prompts)
     if not prompts:
-        raise UserError(
-            f"{location}: no English message by a prompter ('lang' en, 'role' prompter)"
-        )
+        raise UserError(f"{location}: no question in English is left ({note})")
     return prompts, Source(
         kind=kind, name=name, location=location, licence=licence, rows=len(prompts),
         fingerprint=prompts_fingerprint(prompts), note=note,
     )  # fmt: skip
 
 
-def messages(frame: pd.DataFrame) -> list[Prompt]:
-    """The prompts among the messages of a frame in OASST's columns."""
+def questions(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[list[Prompt], str]:
+    """The questions of several frames, and a note on which of their texts these are.
+
+    Raises:
+      UserError: no column holds questions, or a value is no text and no dialogue.
+    """
+    of_oasst, others, notes = [], [], []
+    for where, frame in parts:
+        column = next((name for name in QUESTION_COLUMNS if name in frame), None)
+        if {*MESSAGE_COLUMNS} <= {*frame.columns}:
+            of_oasst.append(frame)
+        elif column == "prompt" and "message_tree_id" in frame:
+            of_oasst.append(tree_messages(where, frame))
+        elif column:
+            others += column_questions(where, frame, column)
+            notes.append(f"column '{column}'")
+        else:
+            raise UserError(
+                f"{where}: no prompts in its columns, {', '.join(map(str, frame.columns))}. One of "
+                f"them must be {', '.join(QUESTION_COLUMNS[:-1])} (a text or a list of messages), "
+                f"or they must be OASST's {', '.join(MESSAGE_COLUMNS)}"
+            )
+    found: list[Prompt] = []
+    if of_oasst:
+        found, note = prompter_messages(pd.concat(of_oasst, ignore_index=True))
+        notes.append(note)
+    return found + others, "; ".join(dict.fromkeys(notes))
+
+
+def prompter_messages(frame: pd.DataFrame) -> tuple[list[Prompt], str]:
+    """The prompts among messages in OASST's columns, and how many were left out.
+
+    A message that one file rejects (the one with the spam) is rejected in all of them.
+    """
     wanted = (frame["role"] == "prompter") & (frame["lang"] == "en") & is_text(frame["text"])
-    wanted &= ~frame["deleted"].isin([True])
-    return [
+    rejected = pd.Series(False, frame.index)
+    if "deleted" in frame:
+        rejected |= frame["deleted"].map(boolean).isin([True])
+    if "review_result" in frame:
+        rejected |= frame["review_result"].map(boolean).isin([False])
+    rejected = frame["message_id"].isin(frame["message_id"][rejected])
+    count = frame["message_id"][wanted & rejected].nunique()
+    found = [
         Prompt(
             prompt_id=row.message_id,
             tree_id=row.message_tree_id,
             text=row.text.strip(),
             origin="messages",
         )
-        for row in frame[wanted].drop_duplicates("message_id").itertuples(index=False)
+        for row in frame[wanted & ~rejected].drop_duplicates("message_id").itertuples(index=False)
     ]
+    left_out = f"; {count} deleted or rejected in review left out" if count else ""
+    return found, f"every English message by a prompter{left_out}"
+
+
+def boolean(value: Any) -> bool | None:
+    """What a file says by true, 1.0 or "False"; None for anything else."""
+    return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(
+        str(value).strip().lower()
+    )
+
+
+def tree_messages(where: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """The messages of OASST's trees, each before its replies."""
+    found = []
+    for number, tree in zip(frame.index, frame.to_dict("records"), strict=True):
+        left = [tree["prompt"]]
+        while left:
+            node = left.pop()
+            replies = node.get("replies", []) if isinstance(node, dict) else None
+            if not isinstance(replies, list | np.ndarray) or "message_id" not in node:
+                raise UserError(f"{where}, {frame.index.name} {number}: not a tree of messages")
+            left += reversed(replies)
+            values = {name: node.get(name) for name in (*MESSAGE_COLUMNS, *REVIEW_COLUMNS)}
+            found.append(values | {"message_tree_id": tree["message_tree_id"]})
+    return pd.DataFrame(found)
+
+
+def column_questions(where: str, frame: pd.DataFrame, column: str) -> list[Prompt]:
+    """The questions of a column of texts or dialogues, with what belongs to them beside it."""
+    found = []
+    for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
+        if not is_there(row[column]):
+            continue
+        dialogue = turns(row[column], f"{where}, {frame.index.name} {number}: '{column}'")
+        asked = question(
+            [("system", text.strip()) for text in [row.get("system")] if isinstance(text, str)]
+            + first_question(dialogue)
+        )
+        if column == "instruction" and isinstance(row.get("input"), str):  # as Alpaca has them
+            asked = f"{asked}\n\n{row['input'].strip()}".strip()
+        if asked:
+            key = digest(asked)
+            found.append(Prompt(prompt_id=key, tree_id=key, text=asked, origin="messages"))
+    return found
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:

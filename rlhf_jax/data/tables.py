@@ -8,14 +8,16 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import hashlib
 import http.client
 import json
+import math
 import threading
 import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import huggingface_hub.constants
@@ -118,10 +120,15 @@ def encodable(item: object) -> object:
 def table(path: Path) -> pd.DataFrame:
     """A CSV or Parquet file."""
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else text_table(path)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); download it again") from None
     return frame.set_axis(pd.RangeIndex(1, len(frame) + 1, name="row"))
+
+
+def text_table(path: Path) -> pd.DataFrame:
+    """A CSV file, every value as it stands there: "None" and "007" are texts."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def on_hub(repository: str) -> bool:
@@ -189,9 +196,19 @@ def is_text_or_empty(column: pd.Series) -> pd.Series:
     return column.map(lambda value: isinstance(value, str)).astype(bool) | column.isna()
 
 
+def is_there(value: Any) -> bool:
+    """False for what data sets put where a text is missing."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
 def normalised(text: str) -> str:
     """Equal for texts that differ in case or white space only."""
     return " ".join(text.casefold().split())
+
+
+def digest(text: Any) -> str:
+    """An identifier of a question that comes without one."""
+    return hashlib.blake2b(normalised(str(text)).encode(), digest_size=8).hexdigest()
 
 
 def file_names(paths: Iterable[Path]) -> str:

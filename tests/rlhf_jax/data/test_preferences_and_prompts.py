@@ -227,7 +227,7 @@ def test_prompts_are_english_prompter_messages_that_are_there(tmp_path):
 
 
 def test_messages_without_a_usable_prompt_are_an_error(tmp_path):
-    with pytest.raises(UserError, match="oasst: no English message by a prompter"):
+    with pytest.raises(UserError, match="oasst: no question in English"):
         prompts_from(tmp_path, {"role": "assistant"})
 
 

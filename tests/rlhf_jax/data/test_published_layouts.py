@@ -8,6 +8,7 @@ import pytest
 
 from experiment_runs.errors import UserError
 from rlhf_jax.data import dialogues, locations, preferences
+from rlhf_jax.data.prompts import load_prompts
 
 USER = {"role": "user", "content": "Why does bread rise?"}
 GOOD = {"role": "assistant", "content": "Yeast makes gas."}
@@ -206,3 +207,113 @@ def test_a_hub_id_goes_before_the_folder_and_may_name_a_configuration(tmp_path, 
 def test_what_is_neither_a_folder_nor_an_id_is_told():
     with pytest.raises(UserError, match="no/such/folder: no such folder or file, and no id"):
         preferences.load_preferences(None, "no/such/folder")
+
+
+def message(number, **changes):
+    return {
+        "message_id": f"m{number}", "message_tree_id": "m1", "text": f"Question {number}?",
+        "role": "prompter", "lang": "en", "deleted": False, "review_result": True, **changes,
+    }  # fmt: skip
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_repository_of_oasst_is_read_as_it_is(tmp_path):
+    answer = message(2, role="assistant", text="So.", replies=[message(3, replies=[])])
+    tree = {
+        "message_tree_id": "m1",
+        "tree_state": "ready_for_export",
+        "prompt": message(1, replies=[answer, message(4, replies=[], review_result=None)]),
+    }
+    del tree["prompt"]["deleted"], tree["prompt"]["review_result"]
+    name = tmp_path / "oasst" / "2023-04-12_oasst"
+    write_lines(name.with_name("2023-04-12_oasst_all.trees.jsonl"), [tree])
+    spam = [
+        message(5, review_result=False),
+        message(6, deleted=True),
+        message(4, review_result=False),
+    ]
+    write_lines(name.with_name("2023-04-12_oasst_spam.messages.jsonl"), spam)
+    ready = [message(1), message(5), message(7, review_result=None), message(8, lang="de")]
+    write_lines(name.with_name("2023-04-12_oasst_ready.messages.jsonl"), ready)
+    prompts, source = load_prompts(tmp_path)
+    assert [prompt.prompt_id for prompt in prompts] == ["m1", "m3", "m7"]
+    assert (
+        source.note
+        == "every English message by a prompter; 3 deleted or rejected in review left out"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.parquet", "a.jsonl"])
+def test_no_text_or_identifier_is_taken_for_a_missing_value_or_a_number(tmp_path, name):
+    rows = [
+        {"post_id": "007", "history": "What did it print?", "human_ref_A": a, "human_ref_B": b,
+         "labels": 1, "domain": "NA"}
+        for a, b in (("None", "NA"), ("null", "nan"), ("42", "1e3"))
+    ]  # fmt: skip
+    rows.append(rows[0] | {"human_ref_B": ""})
+    folder = tmp_path / "shp"
+    folder.mkdir()
+    frame = pd.DataFrame(rows)
+    if ".csv" in name:
+        frame.to_csv(folder / name, index=False)
+    elif name == "a.parquet":
+        frame.to_parquet(folder / name)
+    else:
+        write_lines(folder / name, rows)
+    loaded, source = preferences.load_preferences(tmp_path)
+    [post] = preferences.posts(loaded, max_pairs_per_post=None, seed=0)
+    assert (post.post_id, post.domain) == ("007", "NA")
+    assert {*post.replies} == {"None", "NA", "null", "nan", "42", "1e3"}
+    assert source.note == "1 rows without a question or an answer left out"
+
+
+@pytest.mark.parametrize("yes", [True, 1, 1.0, "true", "True", "1"])
+def test_what_a_file_says_by_true_is_true(tmp_path, yes):
+    rows = [message(1, deleted=yes), message(2, review_result=yes)]
+    path = tmp_path / "a.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    for given in (path, tmp_path / "b.jsonl"):
+        write_lines(tmp_path / "b.jsonl", rows)
+        prompts, _ = load_prompts(None, str(given))
+        assert [prompt.prompt_id for prompt in prompts] == ["m2"]
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"prompt": "Why?", "text": "another"}, "Why?"),
+        ({"prompt": [USER]}, USER["content"]),
+        ({"messages": [USER, GOOD, USER, BAD]}, USER["content"]),
+        ({"conversations": SHAREGPT}, USER["content"]),
+        ({"instruction": "Translate.", "input": "Haus", "output": "house"}, "Translate.\n\nHaus"),
+        ({"system": "Be brief.", "question": "Why?"}, "Be brief.\n\nWhy?"),
+        ({"chosen": HH + "Yeast.", "rejected": HH + "Magic."}, USER["content"]),
+        ({"text": "Why?"}, "Why?"),
+        ({"messages": [USER, GOOD, USER]}, (
+            "Human: Why does bread rise?\n\nAssistant: Yeast makes gas.\n\n"
+            "Human: Why does bread rise?"
+        )),
+    ],
+)  # fmt: skip
+def test_every_column_of_questions_gives_prompts(tmp_path, row, text):
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    path.parent.mkdir()
+    pd.DataFrame([row, row]).to_parquet(path)
+    [prompt], source = load_prompts(None, str(tmp_path))
+    assert prompt.text == text
+    assert source.kind == "local" and source.note.startswith("column")
+
+
+def test_columns_without_a_question_are_told_with_those_that_would_do(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [{"answer": "x", "score": 1}])
+    with pytest.raises(
+        UserError, match=r"a\.jsonl: no prompts in its columns, answer, score.*prompt"
+    ):
+        load_prompts(None, str(tmp_path))
+    write_lines(tmp_path / "a.jsonl", [{"prompt": 7}])
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: 'prompt' is 7; it must be a text or a"):
+        load_prompts(None, str(tmp_path))
