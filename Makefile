@@ -1,6 +1,7 @@
 # What a newcomer needs: `make report`, then `make test`. The README says more.
 #
 #   make report PROFILE=tiny|cpu|study|assignment   how much is trained
+#               PREFERENCES=folder-or-hub-id   PROMPTS=folder-or-hub-id
 #               DATA_DIR=folder   MODEL=folder-or-hub-id   STUDENT_ID=number   RUN=reference
 #   make submission LAST_NAME=name STUDENT_ID=number   the files that are handed in
 #               FORCE=1   although something in them would not count
@@ -10,6 +11,8 @@ PY := .venv/bin/python
 
 export RLHF_PROFILE := $(PROFILE)
 export RLHF_DATA_DIR := $(DATA_DIR)
+export RLHF_PREFERENCES := $(PREFERENCES)
+export RLHF_PROMPTS := $(PROMPTS)
 export RLHF_MODEL := $(MODEL)
 export RLHF_STUDENT_ID := $(STUDENT_ID)
 export RLHF_LAST_NAME := $(LAST_NAME)

@@ -6,6 +6,8 @@ Makefile sets the variables from its own: `make report PROFILE=tiny` sets RLHF_P
     RLHF_PROFILE             how much is trained: tiny, cpu, study or assignment
     RLHF_MODEL               folder or hub id of the model to start from
     RLHF_DATA_DIR            folder with local copies of the data
+    RLHF_PREFERENCES         folder, file or hub id of preference pairs, in place of SHP
+    RLHF_PROMPTS             folder, file or hub id of prompts, in place of OASST's
     RLHF_STUDENT_ID          its last digit chooses the images of the DCGAN
     RLHF_LAST_NAME           names the files that are handed in
     RLHF_RUN                 a folder in results/: its committed runs are shown, nothing is trained
@@ -29,7 +31,8 @@ PROJECT = SOURCES if (SOURCES / "report.qmd").is_file() else Path.cwd()
 LOCAL = PROJECT / "results" / "local"
 LIBRARIES = ("experiment_runs", "rlhf_jax", "gan_jax")  # whose code makes a run's numbers
 SHOWN = (
-    "RLHF_PROFILE", "RLHF_MODEL", "RLHF_DATA_DIR", "RLHF_STUDENT_ID", "RLHF_RUN", "RLHF_SUBMISSION",
+    "RLHF_PROFILE", "RLHF_MODEL", "RLHF_DATA_DIR", "RLHF_PREFERENCES", "RLHF_PROMPTS",
+    "RLHF_STUDENT_ID", "RLHF_RUN", "RLHF_SUBMISSION",
 )  # fmt: skip
 
 
@@ -80,6 +83,16 @@ def hand_in(profile: str) -> None:
 def model() -> str | None:
     """The model that RLHF_MODEL names, if it names one."""
     return os.environ.get("RLHF_MODEL") or None
+
+
+def preferences() -> str:
+    """The folder, file or hub id of preference pairs that is named, or ""."""
+    return os.environ.get("RLHF_PREFERENCES", "").strip()
+
+
+def prompts() -> str:
+    """The folder, file or hub id of prompts that is named, or ""."""
+    return os.environ.get("RLHF_PROMPTS", "").strip()
 
 
 def student_id() -> str | None:

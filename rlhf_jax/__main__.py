@@ -32,6 +32,8 @@ class Command:
 
     profile: str  # tiny, cpu, study or assignment; the last one on an accelerator
     data_dir: Path | None  # local copies in shp/, oasst/; without it the hub or a stand-in
+    preferences: str  # folder, file or hub id of preference pairs, before --data-dir
+    prompts: str  # folder, file or hub id of prompts, before --data-dir
     cfg: Annotated[Profile, tyro.conf.arg(name="")]
     reward_lora_rank: int = 0  # the reward model learns adapters of this rank; 0: every weight
 
@@ -45,7 +47,13 @@ class Command:
                 profile.reward, lora=LoRAConfig(rank=self.reward_lora_rank)
             )
             profile = dataclasses.replace(profile, reward=adapted)
-        return Experiment(profile=profile, data_dir=self.data_dir, committed=settings.committed())
+        return Experiment(
+            profile=profile,
+            data_dir=self.data_dir,
+            pairs_from=self.preferences,
+            prompts_from=self.prompts,
+            committed=settings.committed(),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,6 +207,8 @@ def parsed(arguments: list[str]) -> Command:
     default = {
         "profile": experiment.profile.name,
         "data_dir": experiment.data_dir,
+        "preferences": experiment.pairs_from,
+        "prompts": experiment.prompts_from,
         "cfg": experiment.profile,
     }
     kinds = [

@@ -34,6 +34,8 @@ class Experiment:
 
     profile: Profile
     data_dir: Path | None = None
+    pairs_from: str = ""  # folder, file or hub id of the preferences, before `data_dir`
+    prompts_from: str = ""  # the same of the prompts
     committed: Path | None = None  # folder of committed runs to show instead of training
 
     @functools.cached_property
@@ -51,7 +53,7 @@ class Experiment:
     @functools.cached_property
     def preferences(self):
         """(pairs as a frame, their source)."""
-        return load_preferences(self.data_dir)
+        return load_preferences(self.data_dir, self.pairs_from)
 
     @functools.cached_property
     def posts(self) -> dict[str, list]:
@@ -76,7 +78,7 @@ class Experiment:
         """(to train on, unseen, their source), topped up with questions where there are few."""
         wanted = max(cfg.prompts for cfg in self.profile.policies.values())
         unseen = self.profile.evaluation.prompts
-        found, source = load_prompts(self.data_dir)
+        found, source = load_prompts(self.data_dir, self.prompts_from)
         if len(found) < wanted + unseen:
             found, source = top_up(found, source, self.posts["train"], wanted=wanted + unseen)
         train, held_out = split_prompts(
@@ -201,4 +203,10 @@ def from_environment(profile: str | None = None) -> Experiment:
     chosen = config.profile(profile or settings.profile())
     if model := settings.model():
         chosen = dataclasses.replace(chosen, model=model)
-    return Experiment(profile=chosen, data_dir=settings.data_dir(), committed=settings.committed())
+    return Experiment(
+        profile=chosen,
+        data_dir=settings.data_dir(),
+        pairs_from=settings.preferences(),
+        prompts_from=settings.prompts(),
+        committed=settings.committed(),
+    )

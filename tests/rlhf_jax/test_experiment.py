@@ -1,6 +1,7 @@
 """What every stage is given, on small local data; nothing is trained."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -113,3 +114,28 @@ def test_an_unknown_stage_is_an_error(data_dir, tmp_path):
     with pytest.raises(UserError, match="'ppo-half': unknown; choose one of reward, gold, ppo-ful"):
         changed(data_dir).run("ppo-half")
     assert not any(tmp_path.iterdir())  # nothing was trained on the way
+
+
+def test_other_preferences_and_prompts_go_before_the_folder_of_data(
+    data_dir, tmp_path, monkeypatch
+):
+    pairs, questions = tmp_path / "pairs.jsonl", tmp_path / "questions.jsonl"
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": f"Yes, {i}.", "rejected": f"No, {i}."}
+        for i in range(300)
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions.write_text("".join(json.dumps({"text": f"What is {i}?"}) + "\n" for i in range(90)))
+    for name, value in {
+        "PROFILE": "tiny", "DATA_DIR": data_dir, "PREFERENCES": pairs, "PROMPTS": questions,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"RLHF_{name}", str(value))
+    experiment.from_environment.cache_clear()
+    made = experiment.from_environment()
+    experiment.from_environment.cache_clear()
+    assert made.sources["preferences"].name == "pairs.jsonl"
+    assert made.sources["prompts"].name == "questions.jsonl"
+    assert all(made.posts.values())
+    trained, unseen, _ = made.prompts
+    assert {prompt.text for prompt in trained + unseen} <= {f"What is {i}?" for i in range(90)}
+    assert made.run("reward").about["preferences"]["rows"] == 300
