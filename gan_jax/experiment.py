@@ -53,7 +53,10 @@ def run(
         (run.path / "README.md").write_text(model_card.generator_card(run, summary))
         run.finish(**summary)
 
-    return ensure("gan", cfg, work, inputs={"images": images.fingerprint})
+    # Patches that stand in are the same for every set; what they stand in for is not.
+    asked_for = cfg.dataset or data.dataset_for(student_id)
+    inputs = {"images": images.fingerprint, "dataset": asked_for}
+    return ensure("gan", cfg, work, inputs=inputs)
 
 
 def named(profile: str) -> GANConfig:

@@ -41,6 +41,20 @@ def test_a_finished_run_is_not_trained_again(finished, tiny, data_dir, monkeypat
     assert (again.path / "summary.json").stat().st_mtime_ns == written
 
 
+def test_what_stands_in_for_one_set_is_not_taken_for_another(finished, tiny, squares, monkeypatch):
+    identified = []
+
+    def ensure(*args, inputs):
+        identified.append(inputs)
+        return finished
+
+    monkeypatch.setattr(experiment.data, "load", lambda *args, **kwargs: squares)
+    monkeypatch.setattr(experiment, "ensure", ensure)
+    for student_id in ("2", "4", "1"):
+        experiment.run(tiny, student_id=student_id)
+    assert identified[0] == identified[1] != identified[2]
+
+
 def test_saved_networks_are_the_trained_ones(finished):
     cfg, networks, state = export.load_networks(finished)
     latents = np.random.default_rng(0).normal(size=(3, cfg.latents)).astype(np.float32)
