@@ -62,10 +62,10 @@ def has_texts(run: Run) -> bool:
     return any("input_chosen" in row for row in run.samples())
 
 
-def missing_texts_reading(run: Run) -> str:
+def texts_reading(run: Run) -> str:
     """What to expect where texts are shown."""
     if has_texts(run):
-        return ""
+        return "The texts of the posts are quoted as they were written."
     return (
         "This run was committed without the texts of the posts, which belong to their authors; "
         "identifiers and numbers stand in their place."

@@ -198,7 +198,7 @@ def similarity_reading(run: Run) -> str:
     """In which classes generated images differ less, or more, than real ones."""
     rows = [row for row in run.summary["class_similarity"] if row["generated"] and row["held_out"]]
     if not rows:
-        return ""
+        return "Nothing can be compared class by class here."
     alike = [r["class"] for r in rows if r["generated"]["low"] > r["held_out"]["high"]]
     varied = [r["class"] for r in rows if r["generated"]["high"] < r["held_out"]["low"]]
     found = [f"more alike than real ones in {listed(alike)}"] if alike else []

@@ -34,6 +34,11 @@ def escape(text: str) -> str:
     return re.sub(r"^ ", "\u00a0", text.replace("  ", "\u00a0 "))
 
 
+def text(value: str) -> Markdown:
+    """Arbitrary text for an inline expression, whatever it contains."""
+    return Markdown(escape(value))
+
+
 def table(frame: pd.DataFrame, *, digits: int = 3) -> Markdown:
     """A data frame as a pipe table: numbers on the right with `digits` decimals, text escaped.
 

@@ -241,18 +241,29 @@ def execute(notebook: NotebookNode, source: Source, root: Path) -> None:
 
 
 def evaluate(client: NotebookClient, expression: str, source: Source) -> str:
-    """The Markdown that an inline expression stands for: a string's text, or any value's repr."""
+    """The Markdown that an inline expression stands for: a string's text, or any value's repr.
+
+    Quarto prints an expression without a value as its source, and takes what stands between two
+    dollars in a string for mathematics: both are refused.
+    """
     message = client.kc.execute("", silent=True, user_expressions={"value": expression.strip()})
     result = client.wait_for_reply(message)["content"]["user_expressions"]["value"]
+    place = source.place(f"`{{python}} {expression}`".split("\n")[0])
     if result["status"] != "ok":
-        place = source.place(f"`{{python}} {expression}`".split("\n")[0])
         trace = ANSI.sub("", "\n".join(result["traceback"]))
         raise CellError(f"{place}: the inline expression {expression!r} failed\n{trace}")
-    if "text/markdown" in result["data"]:
-        return result["data"]["text/markdown"]
-    text = result["data"]["text/plain"]
-    if text[:1] in "'\"":
-        return re.sub(r"([\\`*_{}\[\]()>#+\-.!$~^@<|])", r"\\\1", ast.literal_eval(text))
+    text = result["data"].get("text/markdown", result["data"]["text/plain"])
+    is_string = "text/markdown" not in result["data"] and text[:1] in "'\""
+    value = ast.literal_eval(text) if is_string else text
+    if not value.strip():
+        raise UserError(f"{place}: the inline expression {expression!r} has no value to print")
+    if is_string:
+        if "$" in value:
+            raise UserError(
+                f"{place}: the inline expression {expression!r} has a dollar, which Quarto takes "
+                "for mathematics; make it Markdown, with the dollar escaped"
+            )
+        return re.sub(r"([\\`*_{}\[\]()>#+\-.!$~^@<|])", r"\\\1", value)
     return text
 
 

@@ -51,6 +51,21 @@ def test_a_chapter_with_claims_ends_with_its_limits(path):
     assert headings[-1] == "Limits"
 
 
+@pytest.mark.parametrize("path", CHAPTERS[:-1], ids=lambda path: path.stem)
+def test_a_chapter_alone_refers_to_nothing_in_another(path):
+    """Rendered alone it would print "?@sec-other"."""
+    text = path.read_text()
+    used = {label for pair in re.findall(notebook.REFERENCE, text) for label in pair[1:] if label}
+    defined = set(re.findall(r"(?:\{#|#\| label: )([\w-]+)", text))
+    assert used <= defined
+
+
+def test_git_ignores_what_quarto_would_have_it_ignore():
+    """Quarto adds these lines by itself, after which every run counts as made of changed code."""
+    lines = (PROJECT / ".gitignore").read_text().splitlines()
+    assert {"/.quarto/", "**/*.quarto_ipynb"} <= set(lines)
+
+
 @pytest.mark.parametrize("kind", ["fig", "tbl"])
 def test_the_lists_name_everything_that_has_a_caption_once(kind):
     labels = [x.metadata.options.get("label", "") for x in cells(REPORT)]

@@ -37,7 +37,7 @@ TEXTS = {"step": 9, "mistake": 4, "prompt": HOSTILE, "chosen": "short", "rejecte
 def test_texts_are_shown_as_they_are_and_long_ones_cut(make_run):
     run = make_run(INPUT, TEXTS)
     assert list(data.inputs_table(run).columns) == ["input_chosen", "input_rejected"]
-    assert len(data.inputs_table(run)) == 1 and data.missing_texts_reading(run) == ""
+    assert len(data.inputs_table(run)) == 1 and "as they were written" in data.texts_reading(run)
     blocks = reward_model.surest_mistakes(run)
     assert tables.quote(HOSTILE) in blocks and tables.quote("short") in blocks
     assert max(map(len, blocks)) < 500
@@ -48,7 +48,7 @@ def test_texts_are_shown_as_they_are_and_long_ones_cut(make_run):
 @pytest.mark.parametrize("samples", [(), ({"step": 0, "post": "p1"},)])
 def test_a_run_without_texts_shows_numbers_and_says_why(make_run, samples):
     run = make_run(*samples)
-    assert "without the texts" in data.missing_texts_reading(run)
+    assert "without the texts" in data.texts_reading(run)
     (row,) = data.inputs_table(run).to_dict("records")
     assert row == {"post": "p1" if samples else "not kept"}
     text = "\n".join(reward_model.surest_mistakes(run))

@@ -226,6 +226,28 @@ def test_a_failing_cell_prints_its_place_and_traceback(tmp_path, capsys):
     assert "IndexError: list index out of range" in message and "\x1b" not in message
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("''", "no value"), ("' '", "no value"), ("Markdown('')", "no value"),
+        ("'$1 or $2'", "a dollar"),
+    ],
+)  # fmt: skip
+def test_a_value_that_quarto_would_not_print_as_it_is_is_refused(tmp_path, capsys, value, message):
+    cell = "```{python}\nfrom IPython.display import Markdown\n```\n\n"
+    path = project(tmp_path, HEAD + cell + f"A value: `{{python}} {value}`.\n")
+    assert render.main([str(path)]) == 2
+    assert re.search(f"report.qmd:9: .*{message}", capsys.readouterr().err)
+
+
+def test_escaped_text_may_hold_dollars(tmp_path):
+    cell = "```{python}\nfrom rlhf_report.tables import text\n```\n\n"
+    path = project(tmp_path, HEAD + cell + "It costs `{python} text('$1 or $2')`.\n")
+    page, paper = render.render(path, ["html", "pdf"])
+    for shown in (page_text(page.read_text()), paper_text(paper)):
+        assert "It costs $1 or $2." in shown
+
+
 def test_output_that_the_two_renderers_would_not_show_alike_is_refused(tmp_path, capsys):
     cells = {
         "a shortcode": 'Markdown("{{< include secret.txt >}}")',
