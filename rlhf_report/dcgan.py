@@ -82,7 +82,7 @@ def animation(frames: np.ndarray, steps: Sequence[int]) -> Image:
         file, "PNG", save_all=True, default_image=True, append_images=moving,
         duration=durations, loop=0, dpi=(DPI, DPI),
     )  # fmt: skip
-    return Image(file.getvalue(), format="png", width=still.width * 110 // DPI)
+    return Image(file.getvalue(), format="png", width=still.width * 95 // DPI)
 
 
 def grid_pixels(images: np.ndarray, title: str, labels: Sequence[str] = ()) -> Picture.Image:

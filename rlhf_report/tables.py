@@ -1,6 +1,7 @@
 """Text and tables for the report, as Markdown that Quarto and the built-in renderer read alike."""
 
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from IPython.display import Markdown
 
 from rlhf_report.quarto.cells import visible
 
-WIDEST = 60  # dashes under a column: Quarto shares the page's width in their proportion
+LINE = 120  # characters of a table that stand side by side on a page
 
 
 def quote(text: str) -> str:
@@ -49,12 +50,28 @@ def table(frame: pd.DataFrame, *, digits: int = 3) -> Markdown:
         for k, name in enumerate(frame.columns)
     ]
     rules = []
-    for k, cells in enumerate(columns):
+    for k, width in enumerate(column_widths(columns)):
         number = pd.api.types.is_numeric_dtype(frame.dtypes.iloc[k])
-        dashes = "-" * min(WIDEST, max(3, *map(len, cells)))
-        rules.append(dashes[1:] + ":" if number else ":" + dashes[1:])
+        rules.append("-" * (width - 1) + ":" if number else ":" + "-" * (width - 1))
     rows = [*zip(*columns, strict=True)]
     return Markdown("\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rules, *rows[1:]]))
+
+
+def column_widths(columns: Sequence[Sequence[str]]) -> list[int]:
+    """Characters for each column, which share the page in their proportion, as dashes say it.
+
+    Each gets what its longest cell needs; where that is more than a line, its longest word, and of
+    what is left the more, the longer its cells are.
+    """
+    shown = [[re.sub(r"\\(.)", r"\1", cell) for cell in cells] for cells in columns]
+    wanted = [max(3, *map(len, cells)) for cells in shown]
+    if sum(wanted) <= LINE:
+        return wanted
+    longest = [max(len(x) for cell in cells for x in [*cell.split(), ""]) for cells in shown]
+    least = [max(3, 2 + min(length, 20)) for length in longest]
+    missing = [math.sqrt(max(0, w - x)) for w, x in zip(wanted, least, strict=True)]
+    share = max(0, LINE - sum(least)) / (sum(missing) or 1)
+    return [x + round(share * m) for x, m in zip(least, missing, strict=True)]
 
 
 def first_steps(metrics: pd.DataFrame, columns: Sequence[str], count: int = 8) -> pd.DataFrame:
@@ -63,8 +80,11 @@ def first_steps(metrics: pd.DataFrame, columns: Sequence[str], count: int = 8) -
 
 
 def source(function: Any) -> Markdown:
-    """The code of a function as it runs, decorators included."""
-    return Markdown(f"```python\n{inspect.getsource(inspect.unwrap(function)).rstrip()}\n```")
+    """The code of a function as it runs, decorators included; a docstring's references to this
+    report's equations, which stand beside it, are left out."""
+    code = inspect.getsource(inspect.unwrap(function)).rstrip()
+    code = re.sub(r" *\(@eq-[\w-]+\)|[;,]? *@eq-[\w-]+", "", code)
+    return Markdown(f"```python\n{code}\n```")
 
 
 def show(value: Any, digits: int) -> str:

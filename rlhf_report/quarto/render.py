@@ -27,6 +27,8 @@ from rlhf_report.quarto.notebook import CellError, Source
 
 ASSETS = Path(__file__).parent / "assets"
 FORMATS = {"html": "html", "typst": "pdf", "pdf": "pdf", "ipynb": "ipynb"}
+LINE = 120  # characters; in a table with longer lines the columns have the widths of its source
+SMALLEST_LETTERS = 8  # points, in tables
 SMALL_TABLE = 20, 1200  # rows and characters; a table of no more stays on one page
 ANY = object()
 TOC = {"toc": ANY, "toc-depth": ANY, "number-sections": ANY}
@@ -39,7 +41,9 @@ SETTINGS: Node = {
         | {"theme": ANY, "respect-user-color-scheme": True},  # for Quarto; here assets/report.css
         "typst": TOC
         | {"papersize": ANY, "margin": ANY, "mainfont": ANY, "fontsize": ANY}
-        | {"citeproc": True},
+        | {"citeproc": True, "link-citations": True, "date-format": "long"}
+        | {"section-numbering": ANY}
+        | {"syntax-highlighting": ANY, "include-in-header": ANY},  # for Quarto; here report.typ
     },
     "execute": {"echo": ANY, "warning": False},
     "bibliography": ANY,
@@ -212,12 +216,13 @@ def pdf(tree: Node, options: Node, folder: Path, arguments: list[str]) -> bytes:
 
 def typst_variables(options: Node) -> list[str]:
     sides = options.get("margin", {"x": "2.3cm", "y": "2.5cm"})
+    numbering = typst_string(options.get("section-numbering", "1.1"))
     variables = {
         "papersize": options.get("papersize", "a4"),
         "margin": ", ".join(f"{side}: {length}" for side, length in sides.items()),
         "mainfont": options.get("mainfont", "Libertinus Serif"),
         "fontsize": options.get("fontsize", "10.5pt"),
-        "numbering": '"1.1"' if options.get("number-sections") else "none",
+        "numbering": numbering if options.get("number-sections") else "none",
     }
     return [f"--variable={key}:{value}" for key, value in variables.items()]
 
@@ -261,12 +266,22 @@ def typst_block(node: Node) -> Node | list[Node] | None:
 def typst_table(table: Node) -> list[Node]:
     """A table in letters that suit its columns, on one page if it is small."""
     columns = len(table["c"][2])
-    size = max(6.5, 9.5 - 0.5 * max(0, columns - 4))
+    size = max(SMALLEST_LETTERS, 9.5 - 0.5 * max(0, columns - 4))
     opening = f"#breakable({max(6, 90 // columns)})[#show table: set text(size: {size}pt)"
     rows = sum(len(body[3]) for body in table["c"][4])
     if rows <= SMALL_TABLE[0] and len(words(table)) <= SMALL_TABLE[1]:
         opening += "\n#show figure: set block(breakable: false)"
-    return [raw("typst", opening), automatic_widths(table), raw("typst", "]")]
+    if line_length(table) <= LINE:
+        table = automatic_widths(table)
+    return [raw("typst", opening), table, raw("typst", "]")]
+
+
+def line_length(table: Node) -> int:
+    """Characters of the longest cells of all columns together."""
+    _, _, columns, head, bodies, _ = table["c"]
+    rows = [row for row in head[1]] + [row for body in bodies for row in body[3]]
+    lengths = [[len(words(cell[4])) for cell in row[1]] for row in rows]
+    return sum(max(column) for column in zip(*lengths, strict=True)) if columns else 0
 
 
 def typst_string(text: str) -> str:

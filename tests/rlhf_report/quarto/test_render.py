@@ -21,7 +21,7 @@ from rlhf_report.quarto import render
 from rlhf_report.quarto.cells import INVISIBLE
 from rlhf_report.quarto.document import pandoc
 from rlhf_report.quarto.notebook import captions
-from rlhf_report.tables import escape, quote, table
+from rlhf_report.tables import escape, quote, source, table
 
 FIXTURE = Path(__file__).parent / "fixture"
 OTHER = os.environ.get("QUARTO_FIXTURE")  # a directory with report.qmd and Quarto's expected.json
@@ -364,7 +364,45 @@ def test_a_table_formats_numbers_and_escapes_text():
     rows = table(frame).data.split("\n")
     assert [re.sub(r" +", " ", row) for row in rows] == [
         r"| na\|me | loss | steps |",
-        "| :----- | ----: | ----: |",
+        "| :---- | ----: | ----: |",
         r"| a\*b | 0.123 | 1,200 |",
         "| – | 2e-05 | 3 |",
     ]
+
+
+def test_columns_share_the_page_by_what_is_seen_in_them():
+    """Escapes are not seen; a long text gets most of the page, a number what it needs."""
+    rows = [
+        {"prompt": "1", "response": "word_word " * 30, "score": 3.0, "name": "a/b"},
+        {"prompt": "2", "response": "no", "score": 4.0, "name": "hallucination / toxicity"},
+    ]
+    widths = [len(x) - 2 for x in table(pd.DataFrame(rows)).data.split("\n")[1].split("|")[1:-1]]
+    assert sum(widths) <= 121 and widths[1] > 0.5 * sum(widths)
+    assert widths[3] >= len("hallucination") and widths[0] >= len("prompt")
+    short = table(pd.DataFrame({"a": ["*" * 20], "b": ["x"]})).data.split("\n")[1]
+    assert [len(x) - 2 for x in short.split("|")[1:-1]] == [20, 3]
+
+
+def test_printed_code_refers_to_no_label():
+    """The equation stands beside it; Quarto resolves no label in code."""
+
+    def documented():
+        """A quantity (Someone, 2016, eq. 16; @eq-gae). Another (@eq-ppo)."""
+
+    shown = source(documented).data
+    assert "@" not in shown and "(Someone, 2016, eq. 16). Another." in shown
+
+
+def test_sections_are_numbered_as_in_the_page_and_captions_stay_with_their_tables(tmp_path):
+    cell = (
+        "```{python}\n#| label: tbl-a\n#| tbl-cap: caption-of-it\nimport pandas as pd\n"
+        'from rlhf_report.tables import table\ntable(pd.DataFrame({"a": range(99)}))\n```\n\n'
+    )
+    filler = "".join(f"Paragraph {k}.\n\n" for k in range(30))
+    for count in (0, 2, 4):
+        text = HEAD + "# A\n\n## B\n\n### C\n\n" + filler + "More.\n\n" * count + cell
+        (paper,) = render.render(project(tmp_path, text), ["pdf"])
+        pages = [page.extract_text() for page in pypdf.PdfReader(paper).pages]
+        assert "1.1.1 C" in squeeze(pages[0])
+        (page,) = [page for page in pages if "caption-of-it" in page]
+        assert re.search(r"caption-of-it\s+a\s+0\s+1", page)
