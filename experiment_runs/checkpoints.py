@@ -1,73 +1,171 @@
-"""Checkpoints of a training and whole trees of weights, by orbax."""
+"""Checkpoints of a training and whole trees of weights, by orbax, each with its checksums."""
 
+import contextlib
 import shutil
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import Stopped, UserError, first_line
+from experiment_runs.files import encode, fingerprint, read_json, write_text
 from experiment_runs.settings import checkpoint_seconds
+from experiment_runs.signals import ASKED
+
+CHECKSUMS = "checksums.json"  # beside the files of saved weights
 
 
 class Checkpoints:
-    """The latest state of a stage, under its run's `checkpoints` folder.
+    """The two latest states of a stage, under its run's `checkpoints` folder.
 
-    Saving is atomic: a killed process leaves the last whole checkpoint.
+    Saving is atomic: a killed process leaves the last whole checkpoint. A state that is read must
+    have the checksums that it was saved with; one that has not is passed over for the older one.
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder.resolve() / "resume"
         self.every_seconds = checkpoint_seconds()
         self.saved_at = time.monotonic()
         # In the background from an accelerator. On a CPU the writer would hold the very arrays that
         # the next update is to reuse, and the state would be in memory twice.
         background = jax.default_backend() != "cpu"
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=1, create=True, enable_async_checkpointing=background
+            max_to_keep=2, create=True, enable_async_checkpointing=background
         )
-        self.latest = ocp.CheckpointManager(folder.resolve() / "resume", options=options)
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        ASKED.heeded = True
 
     def maybe_save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
-        """Saves if the last save is long ago. The notes are small values that JSON can hold."""
-        if time.monotonic() - self.saved_at >= self.every_seconds:
-            self.latest.save(
+        """Saves if the last save is long ago. The notes are small values that JSON can hold.
+
+        Raises:
+          Stopped: a signal has come; the state is saved.
+        """
+        due = ASKED.number or time.monotonic() - self.saved_at >= self.every_seconds
+        if due and self.manager.latest_step() != step:
+            self.save(step, state, notes)
+        self.stop_if_asked()
+
+    def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
+        """Saves now.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        own = {"notes": notes, "checksums": checksums(state, notes)}
+        with written(self.folder):
+            self.manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+                    state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(own)
                 ),
             )
-            self.saved_at = time.monotonic()
+        self.saved_at = time.monotonic()
+
+    def stop_if_asked(self) -> None:
+        if ASKED.number:
+            self.close()
+            raise Stopped(ASKED.number)
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, notes) of the latest checkpoint; None when there is none.
+        """(step, state, notes) of the latest checkpoint that is whole; None when there is none.
 
         Args:
           like: a state of the same shapes, whose arrays also say where to place the restored ones.
+
+        Raises:
+          UserError: there are checkpoints, and none is whole.
         """
-        step = self.latest.latest_step()
-        if step is None:
-            return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self.latest.restore(
+        damaged: dict[int, str] = {}
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                state, notes = self.read(step, like)
+            except Exception as error:  # of any kind, whatever byte of a checkpoint is damaged
+                damaged[step] = first_line(error)
+                continue
+            for other, reason in damaged.items():
+                print(
+                    f"{self.folder}/{other}: damaged ({reason}); going on from step {step}",
+                    file=sys.stderr,
+                )
+                shutil.rmtree(self.folder / str(other))
+            self.manager.reload()
+            return step, state, notes
+        if damaged:
+            reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            raise UserError(
+                f"{self.folder}: no checkpoint is whole ({reasons}); restore one from a copy, or "
+                "remove this folder to train this stage from its start"
+            )
+        return None
+
+    def read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        restored = self.manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(abstract(like)), notes=ocp.args.JsonRestore()
             ),
         )
-        return step, restored["state"], restored["notes"]
+        state, own = restored["state"], restored["notes"]
+        compare(checksums(state, own["notes"]), own["checksums"])
+        return state, own["notes"]
 
     def close(self) -> None:
-        self.latest.wait_until_finished()
-        self.latest.close()
+        ASKED.heeded = False
+        with written(self.folder):
+            self.manager.wait_until_finished()
+            self.manager.close()
+
+
+def abstract(like: Any) -> Any:
+    """Shapes and places in place of arrays; what is NumPy's stays so, and is read as such."""
+    return jax.tree.map(
+        lambda x: x if isinstance(x, np.ndarray) else ocp.utils.to_shape_dtype_struct(x), like
+    )
+
+
+def checksums(tree: Any, notes: Any = None) -> dict[str, str]:
+    """SHA-256 of every array of a tree by its path, and of the notes."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = {jax.tree_util.keystr(path): fingerprint(np.asarray(leaf)) for path, leaf in leaves}
+    return sums | {"notes": fingerprint(encode(notes))}
+
+
+def compare(found: dict[str, str], expected: dict[str, str]) -> None:
+    """Raises ValueError, which names what is not as it was saved."""
+    if wrong := sorted(name for name in expected | found if found.get(name) != expected.get(name)):
+        raise ValueError(f"{len(wrong)} parts are not as they were saved, the first {wrong[0]}")
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turns what orbax says when it cannot write into one message."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: cannot be written ({first_line(error)}); make room or name another folder in "
+            "RLHF_RESULTS, then repeat the command"
+        ) from error
 
 
 def save_weights(path: Path, weights: Any) -> None:
-    """Saves a tree of arrays whole or not at all; an older one of that name is replaced."""
+    """Saves a tree of arrays whole or not at all; an older one of that name is replaced.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     path = path.resolve()
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.with_name(f"{path.name}.new"), weights, force=True)
+    fresh = path.with_name(f"{path.name}.new")
+    with written(path), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(fresh, weights, force=True)
+        checkpointer.wait_until_finished()
+        write_text(fresh / CHECKSUMS, encode(checksums(weights)))
     swap(path)
 
 
@@ -79,16 +177,23 @@ def load_weights(path: Path, like: Any) -> Any:
       like: a tree of the same shapes, arrays or abstract.
 
     Raises:
-      UserError: there is nothing (committed runs come without weights).
+      UserError: there is nothing (committed runs come without weights), or it is damaged.
     """
     path = path.resolve()
-    fresh = path.with_name(f"{path.name}.new")
-    if not path.exists() and fresh.exists():  # killed between the two renames of a save
-        swap(path)
+    if not path.exists() and (path.with_name(f"{path.name}.new") / CHECKSUMS).exists():
+        swap(path)  # killed between the two renames of a save
     if not path.exists():
         raise UserError(f"{path}: no weights there; train the run on this machine first")
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            weights = checkpointer.restore(path, abstract(like))
+        compare(checksums(weights), read_json(path / CHECKSUMS))
+    except Exception as error:  # of any kind, whatever byte of the weights is damaged
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); restore it from a copy, or remove "
+            f"{path.parent.parent} to train this stage again"
+        ) from error
+    return weights
 
 
 def swap(path: Path) -> None:

@@ -1,5 +1,32 @@
-"""The one error that tells a user what to do."""
+"""The one error that tells a user what to do, and how much of a value its message shows."""
+
+import reprlib
+import signal
 
 
 class UserError(Exception):
     """Bad input. The message names the file, the field and the remedy."""
+
+    exit_code = 2
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to end, and what could be saved is saved."""
+
+    def __init__(self, number: int = signal.SIGINT):
+        super().__init__(number)
+        self.number = number
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, not longer than a line."""
+    return f"{(str(error) or type(error).__name__).splitlines()[0]:.300}"
+
+
+def brief(value: object) -> str:
+    """A value as a message shows it: not longer than a line, however long it is."""
+    return f"{SHORT.repr(value):.200}"
+
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 80

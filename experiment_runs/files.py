@@ -3,13 +3,17 @@
 import hashlib
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief, first_line
+
+HALVES = "backslashreplace"  # of surrogate pairs, as file names may hold: JSON writes them so
 
 
 def fingerprint(*parts: Any) -> str:
@@ -21,11 +25,11 @@ def fingerprint(*parts: Any) -> str:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         elif isinstance(part, np.ndarray):
             digest.update(encode([part.dtype.str, part.shape]).encode())
-            digest.update(np.ascontiguousarray(part).data)
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
         elif isinstance(part, bytes):
             digest.update(hashlib.sha256(part).digest())
         else:
-            digest.update(encode(part).encode() + b"\0")
+            digest.update(encode(part).encode(errors=HALVES) + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -49,18 +53,21 @@ def encode(value: Any, indent: int | None = None) -> str:
     return json.dumps(to_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """A file with one JSON object.
 
     Raises:
       UserError: it is missing or broken.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes().decode())
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the run is not finished or was damaged") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); delete the run to train it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({first_line(error)}); restore the file") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds {brief(value)}, not an object; restore the file")
+    return value
 
 
 def read_jsonl(path: Path, *, whole: bool = True) -> list[Any]:
@@ -68,31 +75,43 @@ def read_jsonl(path: Path, *, whole: bool = True) -> list[Any]:
 
     Args:
       path: the file.
-      whole: False forgives a broken last line, which a kill in mid-write leaves behind.
+      whole: False leaves out a broken last line, which a kill in mid-write leaves behind, and says
+        so.
 
     Raises:
-      UserError: a line is not JSON.
+      UserError: a line is not a JSON object.
     """
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     rows = []
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = text.removesuffix("\n").split("\n") if text else []  # texts may hold U+2028
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []  # texts may hold U+2028
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if not whole and number == len(lines):
-                break
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+            row = json.loads(line.decode())
+            if not isinstance(row, dict):
+                raise ValueError(f"{brief(row)} is not an object")
+        except (ValueError, RecursionError) as error:
+            reason = f"{path}, line {number}: not JSON ({first_line(error)})"
+            if whole or number < len(lines):
+                raise UserError(f"{reason}; restore or remove the line") from None
+            print(f"{reason}; it was cut off and is left out", file=sys.stderr)
+        else:
+            rows.append(row)
     return rows
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors=HALVES) as file:
         file.write(encode(row) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all, even if the machine stops in between."""
     scratch = path.with_name(f".{path.name}")
-    scratch.write_text(text, encoding="utf-8")
+    with scratch.open("w", encoding="utf-8", errors=HALVES) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     scratch.replace(path)

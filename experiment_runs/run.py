@@ -9,6 +9,7 @@ A run is a directory:
     *.npz           small arrays
     times.jsonl     seconds of each attempt that ended well
     checkpoints/    never in git
+    lock            held by the process that trains
 
 What identifies a run is its stage, its configuration, the fingerprints of its inputs (model, data,
 upstream runs) and the two numbers below. That is all the caching there is.
@@ -26,8 +27,11 @@ Runs made before there were numbers count as 0. They stay readable, and are show
 """
 
 import dataclasses
+import errno
 import functools
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,7 +41,7 @@ import numpy as np
 import pandas as pd
 
 from experiment_runs import settings
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief
 from experiment_runs.files import (
     append_jsonl,
     encode,
@@ -47,8 +51,14 @@ from experiment_runs.files import (
     to_plain,
     write_text,
 )
+from experiment_runs.lock import locked
+from experiment_runs.npz import read_npz
 from experiment_runs.process import forget_peak_memory, release_memory
 from experiment_runs.provenance import code_fingerprint, provenance
+from experiment_runs.signals import heard
+
+# What config.json holds at least.
+RECORD = {"stage": str, "identity": str, "config": dict, "inputs": dict, "about": dict}
 
 FORMAT = 1
 NUMERICS = 1
@@ -64,8 +74,17 @@ class Run:
 
     @functools.cached_property
     def record(self) -> dict[str, Any]:
-        """All of config.json: configuration, inputs and provenance."""
-        return read_json(self.path / "config.json")
+        """All of config.json: configuration, inputs and provenance.
+
+        Raises:
+          UserError: it is broken.
+        """
+        path = self.path / "config.json"
+        record = read_json(path)
+        for name, kind in RECORD.items():
+            if not isinstance(record.get(name), kind):
+                raise UserError(f"{path}: '{name}' is {brief(record.get(name))}; restore the file")
+        return record
 
     @property
     def stage(self) -> str:
@@ -93,11 +112,30 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "summary.json").exists()
+        """Whether there is a summary that can be read and is of this very configuration."""
+        return (self.path / "summary.json").exists() and self.damage is None
+
+    @property
+    def damage(self) -> str | None:
+        """What keeps summary.json from being read, in words."""
+        try:
+            _ = self.summary
+        except UserError as error:
+            return str(error)
+        return None
 
     @property
     def summary(self) -> dict[str, Any]:
-        return read_json(self.path / "summary.json")
+        """The results.
+
+        Raises:
+          UserError: summary.json is missing, broken or of another configuration.
+        """
+        path = self.path / "summary.json"
+        summary = read_json(path)
+        if summary.pop("identity", None) != self.identity:
+            raise UserError(f"{path}: not of the configuration in config.json; restore the file")
+        return summary
 
     @property
     def checkpoints(self) -> Path:
@@ -111,8 +149,7 @@ class Run:
         return read_jsonl(self.path / "samples.jsonl")
 
     def arrays(self, name: str = "arrays") -> dict[str, np.ndarray]:
-        with np.load(self.path / f"{name}.npz", allow_pickle=False) as file:
-            return dict(file)
+        return read_npz(self.path / f"{name}.npz")
 
     def log(self, *, step: int, **row: Any) -> None:
         """Appends one line to metrics.jsonl."""
@@ -128,15 +165,24 @@ class Run:
         scratch.replace(self.path / f"{name}.npz")
 
     def rewind(self, step: int) -> None:
-        """Drops what was logged after `step`, to continue from the checkpoint of that step."""
+        """Drops what was logged after `step`, to continue from the checkpoint of that step.
+
+        Raises:
+          UserError: a line is broken, other than the last one.
+        """
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.path / name
             if path.exists():
-                kept = [row for row in read_jsonl(path, whole=False) if row["step"] <= step]
+                rows = read_jsonl(path, whole=False)
+                for number, row in enumerate(rows, start=1):
+                    if type(row.get("step")) is not int:
+                        raise UserError(f"{path}, line {number}: no step; remove the line")
+                kept = [row for row in rows if row["step"] <= step]
                 write_text(path, "".join(encode(row) + "\n" for row in kept))
 
     def finish(self, **summary: Any) -> None:
         """Writes summary.json, which marks the run as finished."""
+        summary = {"identity": self.identity} | summary
         write_text(self.path / "summary.json", encode(summary, indent=1) + "\n")
 
 
@@ -148,10 +194,12 @@ def ensure(
     inputs: Mapping[str, str],
     about: Mapping[str, Any] | None = None,
     root: Path | None = None,
+    wait: bool = True,
 ) -> Run:
     """Returns the finished run of exactly this configuration and these inputs, training if needed.
 
-    A run that was cut off is handed to `train` again, which resumes from `run.checkpoints`.
+    A run that was cut off is handed to `train` again, which resumes from `run.checkpoints`. Only
+    one process trains a run.
 
     Args:
       stage: name of the stage, e.g. "reward"; the run's directory starts with it.
@@ -160,42 +208,74 @@ def ensure(
       inputs: fingerprints of the model, the data and the upstream runs.
       about: what these are, in words, for the report; not part of the identity.
       root: directory of the runs; results/local by default.
+      wait: for another process that trains this run, or refuse.
 
     Raises:
-      UserError: the results directory cannot be written.
+      UserError: the results directory cannot be written, or another process trains the run.
+      Stopped: by a signal; what was reached is saved.
     """
     root = Path(root or settings.results())
     config = to_plain(dataclasses.asdict(config))
     numbers = {"format": FORMAT, "numerics": NUMERICS}
     identity = fingerprint(stage, config, dict(sorted(inputs.items())), numbers)
     path = root / f"{stage}-{identity[:10]}"
-    if not (path / "config.json").exists():
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            record = {
-                "stage": stage,
-                "identity": identity,
-                "config": config,
-                "inputs": dict(inputs),
-            }
-            record |= numbers | {"about": dict(about or {})} | provenance()
-            write_text(path / "config.json", encode(record, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"{root}: results cannot be written there ({error.strerror}); "
-                "make it writable or name another folder in RLHF_RESULTS"
-            ) from None
-    run = Run(path)
-    if not run.finished:
-        started = time.monotonic()
-        forget_peak_memory()
-        train(run)
-        release_memory()
-        if not run.finished:
-            raise RuntimeError(f"{path}: the stage returned without run.finish()")
-        shutil.rmtree(run.checkpoints / "resume", ignore_errors=True)
-        append_jsonl(path / "times.jsonl", {"seconds": time.monotonic() - started})
+    record = {"stage": stage, "identity": identity, "config": config, "inputs": dict(inputs)}
+    record |= numbers | {"about": dict(about or {})}
+    if is_recorded(path, identity) and Run(path).finished:
+        return Run(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(path / "lock", wait=wait):
+            if not is_recorded(path, identity):
+                text = encode(record | provenance(), indent=1)
+                write_text(path / "config.json", text + "\n")
+            run = Run(path)
+            if not run.finished:
+                trained(run, train)
+    except OSError as error:
+        if not concerns(error, root):
+            raise
+        raise UserError(
+            f"{root}: results cannot be written there ({error.strerror}); "
+            "make it writable or name another folder in RLHF_RESULTS"
+        ) from None
     return run
+
+
+def is_recorded(path: Path, identity: str) -> bool:
+    """Whether config.json is there, whole and of this identity; says what is wrong with it."""
+    if not (path / "config.json").exists():
+        return False
+    try:
+        found = Run(path).identity
+    except UserError as error:
+        print(f"{error}. It is written anew, nothing else changes.", file=sys.stderr)
+        return False
+    if found != identity:
+        print(f"{path}/config.json: of another run; it is written anew", file=sys.stderr)
+    return found == identity
+
+
+def trained(run: Run, train: Callable[[Run], None]) -> None:
+    """Has a run trained to its end."""
+    if (run.path / "summary.json").exists():
+        print(f"{run.damage}. The run counts as not finished and is trained.", file=sys.stderr)
+    started = time.monotonic()
+    forget_peak_memory()
+    with heard():
+        train(run)
+    release_memory()
+    if not run.finished:
+        raise RuntimeError(f"{run.path}: the stage returned without run.finish()")
+    shutil.rmtree(run.checkpoints / "resume", ignore_errors=True)
+    append_jsonl(run.path / "times.jsonl", {"seconds": time.monotonic() - started})
+
+
+def concerns(error: OSError, root: Path) -> bool:
+    """Whether an error is about a file in a folder, or a disk that is full, which names none."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return Path(error.filename).absolute().is_relative_to(root.absolute())
 
 
 def find(stage: str, root: Path) -> Run:

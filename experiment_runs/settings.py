@@ -13,6 +13,7 @@ Makefile sets the variables from its own: `make report PROFILE=tiny` sets RLHF_P
     RLHF_RUN                 a folder in results/: its committed runs are shown, nothing is trained
     RLHF_RESULTS             folder to train into; results/local by default
     RLHF_CHECKPOINT_SECONDS  seconds between the checkpoints of a training; 180 by default
+    RLHF_DEBUG               any text: the traceback of an error as well as its message
     RLHF_PROGRESS            any text: progress bars even where no terminal shows them
     RLHF_FORCE               any text: hand in what would not count
     RLHF_SUBMISSION          set while the report is handed in: the student's own run alone is shown
@@ -134,6 +135,11 @@ def submission() -> bool:
 def forced() -> bool:
     """Whether to hand in what would not count."""
     return bool(os.environ.get("RLHF_FORCE"))
+
+
+def debugging() -> bool:
+    """Whether the tracebacks of errors are shown as well as their messages."""
+    return bool(os.environ.get("RLHF_DEBUG"))
 
 
 def progress_wanted() -> bool:

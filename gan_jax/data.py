@@ -5,23 +5,21 @@ import functools
 import hashlib
 import http.client
 import importlib.util
-import math
 import os
 import sys
 import time
 import urllib.request
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
+from experiment_runs.npz import Header, read_npz
 from experiment_runs.process import progress
 
 HISTOLOGY = "histology"
@@ -53,16 +51,6 @@ class ImageSet:
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.name, self.train, self.held_out)
-
-
-class Header(NamedTuple):
-    """What an array in a file says of itself."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    def __str__(self):
-        return f"{str(self.dtype):.60}{list(self.shape[:6])}"
 
 
 def dataset_for(student_id: str | None) -> str:
@@ -253,78 +241,6 @@ def header_problems(
         if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count, columns):
             problems.append(f"{split}_labels is {labels}, needs integers[{count}, {columns}]")
     return problems
-
-
-def read_npz(
-    path: Path,
-    names: Sequence[str],
-    problems_of: Callable[[Mapping[str, Header]], list[str]] = lambda headers: [],
-) -> dict[str, np.ndarray]:
-    """The named arrays of an npz file; Python objects are refused, never unpickled.
-
-    Args:
-      path: the file.
-      names: of the arrays.
-      problems_of: what is wrong with them by their headers, before anything is unpacked.
-
-    Raises:
-      UserError: not such a file, or it has problems.
-    """
-    try:
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            held = [name.removesuffix(".npy") for name in archive.namelist() if name[-4:] == ".npy"]
-            if missing := [name for name in names if name not in held]:
-                shown = ", ".join(held[:20]) or "nothing"
-                raise UserError(f"{path}: lacks {', '.join(missing)}; it holds {shown}")
-            headers = {name: npy_header(archive, name) for name in names}
-            if problems := problems_of(headers):
-                raise UserError(f"{path}: does not fit: {'; '.join(problems)}")
-            return {name: npy_array(archive, name, headers[name]) for name in names}
-    except UNREADABLE as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(
-            f"{path}: not a readable npz file of plain arrays ({reason[:200]}); "
-            "write it with numpy.savez_compressed or download it again"
-        ) from None
-
-
-# What zipfile, zlib and NumPy raise for files that are damaged, encrypted, oddly compressed or
-# nested without end.
-UNREADABLE = (
-    ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError,
-    IndexError, OverflowError, MemoryError, SyntaxError,
-)  # fmt: skip
-
-
-def npy_header(archive: zipfile.ZipFile, name: str) -> Header:
-    """Type and shape of an array in an npz file, without unpacking the array."""
-    member = archive.getinfo(f"{name}.npy")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{name} is packed by method {member.compress_type}, needs deflate")
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in readers:
-            raise ValueError(f"{name} is of format {version}, needs 1.0 or 2.0")
-        shape, _, dtype = readers[version](file)
-        left = member.file_size - file.tell()
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects")
-    if math.prod(shape) * dtype.itemsize > left:
-        raise ValueError(f"{name} is shorter than its shape {list(shape)} says")
-    return Header(dtype, shape)
-
-
-def npy_array(archive: zipfile.ZipFile, name: str, header: Header) -> np.ndarray:
-    """The array; one that says something else of itself when it is read again is refused."""
-    with archive.open(f"{name}.npy") as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-    if Header(array.dtype, array.shape) != header:
-        raise ValueError(f"{name} changed while it was read")
-    return array
 
 
 def distributions(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -6,21 +6,20 @@ draw images from it (model_card.py).
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from safetensors.numpy import save_file
 
-from experiment_runs.errors import UserError
+from experiment_runs.checkpoints import load_weights, save_weights
 from experiment_runs.run import Run
 from gan_jax.config import EvidenceConfig, GANConfig
 from gan_jax.training import Definitions, State, initial
 
+FINAL = "final"  # of a run's checkpoints: both networks after the last step
+
 
 def save_networks(run: Run, networks: Definitions, state: State) -> None:
     """Writes the run's final checkpoint and its `generator.safetensors`."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = (run.checkpoints / "final").absolute()
-        checkpointer.save(path, jax.tree.leaves(state), force=True)
+    save_weights(run.checkpoints / FINAL, jax.tree.leaves(state))
     generator = nnx.merge(networks.generator, *state.generator[:2])
     save_file(torch_layout(generator), run.path / "generator.safetensors", {"format": "pt"})
 
@@ -45,16 +44,12 @@ def load_networks(run: Run) -> tuple[GANConfig, Definitions, State]:
     """Configuration and networks of a finished run.
 
     Raises:
-      UserError: the run has no networks (committed runs come without checkpoints).
+      UserError: the run has no networks (committed runs come without them), or damaged ones.
     """
     config = dict(run.config)
     evidence = EvidenceConfig(**config.pop("evidence"))
     tuples = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
     cfg = GANConfig(**config | tuples | {"evidence": evidence})
-    path = (run.checkpoints / "final").absolute()
-    if not path.exists():
-        raise UserError(f"{path}: no networks there; train the run on this machine first")
     networks, state = initial(cfg, run.summary["channels"])
-    with ocp.StandardCheckpointer() as checkpointer:
-        leaves = checkpointer.restore(path, jax.tree.leaves(state))
+    leaves = load_weights(run.checkpoints / FINAL, jax.tree.leaves(state))
     return cfg, networks, jax.tree.unflatten(jax.tree.structure(state), leaves)

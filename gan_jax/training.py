@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from experiment_runs.checkpoints import Checkpoints
 from experiment_runs.process import progress
 from experiment_runs.run import Run
 from gan_jax.augmentation import augmented
@@ -234,25 +234,34 @@ def train(run: Run, cfg: GANConfig, images: ImageSet) -> tuple[Definitions, Stat
     total = cfg.steps(len(images.train))
     shown = frame_steps(cfg, total)
     frames = np.zeros((len(shown), *GRID_SHAPE, *images.train.shape[1:]), np.uint8)
-    with checkpoints(run) as manager:
-        start, state, frames = resumed(manager, state, frames)
-        run.rewind(start)
-        resident = jax.device_put(images.train)
-        with progress(label="GAN", total=total, initial=start) as bar:
-            for first in range(start, total, cfg.dispatch_steps):
-                order = order_of(first, cfg.dispatch_steps, len(images.train), cfg)
-                state, metrics = updates(
-                    state, resident, order, first, key, networks=networks, cfg=cfg
-                )
-                step = first + cfg.dispatch_steps
-                log(run, step, step * cfg.batch / len(images.train), metrics)
-                if step in shown:
-                    (grid,) = evaluated(networks.generator, state.generator, grid_latents)
-                    frames[shown.index(step)] = to_bytes(grid).reshape(frames.shape[1:])
-                if step % cfg.checkpoint_steps < cfg.dispatch_steps or step == total:
-                    save(manager, step, state, frames)
-                bar.update(cfg.dispatch_steps)
+    checkpoints = Checkpoints(run.checkpoints)
+    start = 0
+    if restored := checkpoints.restore(kept(state, frames)):
+        start, tree, _ = restored
+        state = jax.tree.unflatten(jax.tree.structure(state), tree["state"])
+        frames = np.array(tree["frames"])
+    run.rewind(start)
+    resident = jax.device_put(images.train)
+    with progress(label="GAN", total=total, initial=start) as bar:
+        for first in range(start, total, cfg.dispatch_steps):
+            order = order_of(first, cfg.dispatch_steps, len(images.train), cfg)
+            state, metrics = updates(state, resident, order, first, key, networks=networks, cfg=cfg)
+            step = first + cfg.dispatch_steps
+            log(run, step, step * cfg.batch / len(images.train), metrics)
+            if step in shown:
+                (grid,) = evaluated(networks.generator, state.generator, grid_latents)
+                frames[shown.index(step)] = to_bytes(grid).reshape(frames.shape[1:])
+            if step % cfg.checkpoint_steps < cfg.dispatch_steps or step == total:
+                checkpoints.save(step, kept(state, frames), {})
+            checkpoints.maybe_save(step, kept(state, frames), {})
+            bar.update(cfg.dispatch_steps)
+    checkpoints.close()
     return networks, state, frames
+
+
+def kept(state: State, frames: np.ndarray) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    return {"state": jax.tree.leaves(state), "frames": frames.copy()}
 
 
 def frame_steps(cfg: GANConfig, total: int) -> list[int]:
@@ -267,28 +276,3 @@ def log(run: Run, step: int, epoch: float, metrics: dict[str, Array]) -> None:
         if not np.isfinite(value):
             raise FloatingPointError(f"step {step}: {name} is {value}; lower the learning rate")
     run.log(step=step, epoch=round(epoch, 3), **values)
-
-
-def checkpoints(run: Run) -> ocp.CheckpointManager:
-    """Asynchronous checkpoints to resume from; the two newest are kept."""
-    return ocp.CheckpointManager(
-        (run.checkpoints / "resume").absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=2),
-    )
-
-
-def save(manager: ocp.CheckpointManager, step: int, state: State, frames: np.ndarray) -> None:
-    tree = {"state": jax.tree.leaves(state), "frames": frames.copy()}
-    manager.save(step, args=ocp.args.StandardSave(tree))
-
-
-def resumed(
-    manager: ocp.CheckpointManager, state: State, frames: np.ndarray
-) -> tuple[int, State, np.ndarray]:
-    """Step, state and frames of the newest checkpoint; what was given when there is none."""
-    step = manager.latest_step()
-    if step is None:
-        return 0, state, frames
-    tree = {"state": jax.tree.leaves(state), "frames": frames}
-    tree = manager.restore(step, args=ocp.args.StandardRestore(tree))
-    return step, jax.tree.unflatten(jax.tree.structure(state), tree["state"]), tree["frames"]

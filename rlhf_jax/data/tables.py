@@ -10,6 +10,7 @@ import functools
 import gzip
 import hashlib
 import http.client
+import io
 import json
 import math
 import threading
@@ -22,11 +23,18 @@ from typing import Any, Literal
 import datasets
 import huggingface_hub.constants
 import pandas as pd
+import pyarrow.parquet
 from datasets.naming import camelcase_to_snakecase
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, first_line
 from experiment_runs.files import fingerprint
 
+SMALL_CONTENT = 2**26  # bytes; a file may always unpack to so many
+UNPACKING = 30  # a file may unpack to so many times its size
+LONGEST_LINE = 2**24  # bytes
+LONGEST_HEADER = 2**16  # bytes
+MOST_COLUMNS = 1000
+MOST_ROWS = 2_000_000
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 
@@ -68,15 +76,16 @@ def tables(folder: Path, columns: Sequence[str]) -> Iterator[tuple[Path, pd.Data
             "shp/ with preference pairs and oasst/ with messages, or leave it unset"
         )
     for path in paths:
-        is_json = path.name.removesuffix(".gz").endswith((".json", ".jsonl"))
-        frame = json_lines(path) if is_json else table(path)
+        if not path.is_file():
+            raise UserError(f"{path}: not a regular file, or a link to nothing; remove it")
+        frame = table(path)
         if frame.empty:
             raise UserError(f"{path}: the file has no rows; remove it or download it again")
         missing = [column for column in columns if column not in frame]
         if missing:
             raise UserError(
                 f"{path}: no column {', '.join(map(repr, missing))}; it has "
-                f"{', '.join(map(str, frame.columns))}. Rename or add what is missing"
+                f"{brief_list(frame.columns)}. Rename or add what is missing"
             )
         yield path, frame
 
@@ -87,29 +96,91 @@ def is_data(path: Path) -> bool:
     return path.name.endswith(SUFFIXES) and path.name not in DESCRIPTIONS and not hidden
 
 
+def table(path: Path) -> pd.DataFrame:
+    """A file of JSON lines, CSV or Parquet; its size, names and depth are bounded.
+
+    Raises:
+      UserError: it cannot be read, or it is not what its name says.
+    """
+    try:
+        if path.suffix == ".parquet":
+            frame = parquet(path)
+        elif path.name.removesuffix(".gz").endswith((".json", ".jsonl")):
+            return json_lines(path)
+        else:
+            frame = csv(path)
+    except UNREADABLE as error:
+        raise UserError(
+            f"{path}: cannot be read ({first_line(error)}); download it again"
+        ) from None
+    return frame.set_axis(pd.RangeIndex(1, len(frame) + 1, name="row"))
+
+
+# What gzip, pandas and Arrow raise for files that are damaged or not what their name says.
+UNREADABLE = (
+    OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, MemoryError, zlib.error,
+    NotImplementedError, pyarrow.ArrowException,
+)  # fmt: skip
+
+
+class Unpacked(io.RawIOBase):
+    """The bytes of a file, unpacked where it is gzip, up to what a file of its size may hold."""
+
+    def __init__(self, path: Path):
+        self.file = (gzip.open if path.suffix == ".gz" else open)(path, "rb")
+        self.limit, self.count = largest_content(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        count = self.file.readinto(buffer)
+        self.count += count
+        if self.count > self.limit:
+            raise OSError(f"it unpacks to more than {self.limit:,} bytes")
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def largest_content(path: Path) -> int:
+    """Bytes that a file of data may unpack to; text is packed into a third to a tenth."""
+    return max(SMALL_CONTENT, UNPACKING * path.stat().st_size)
+
+
 def json_lines(path: Path) -> pd.DataFrame:
     """One JSON object a line; blank lines are passed over."""
-    rows, numbers = [], []
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    rows.append(json_object(line, f"{path}, line {number}"))
-                    numbers.append(number)
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); download it again") from None
+    rows, numbers, names = [], [], set()
+    with io.BufferedReader(Unpacked(path), 2**20) as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            check_count(number)
+            where = f"{path}, line {number}"
+            if len(line) > LONGEST_LINE:
+                raise UserError(f"{where}: longer than {LONGEST_LINE:,} bytes; remove the line")
+            if line.strip():
+                rows.append(json_object(line.decode(), where))
+                numbers.append(number)
+                names |= rows[-1].keys()
+                if len(names) > MOST_COLUMNS:
+                    raise UserError(f"{where}: more than {MOST_COLUMNS} fields; use one schema")
     return pd.DataFrame(rows, index=pd.Index(numbers, name="line"))
 
 
 def json_object(line: str, where: str) -> dict:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error}); repair or delete the line") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply; repair or delete the line") from None
+    except ValueError as error:  # among them a number of too many digits
+        reason = str(error).split(";")[0]
+        raise UserError(f"{where}: not JSON ({reason}); repair or delete the line") from None
     if not isinstance(value, dict):
         raise UserError(f"{where}: not a JSON object; the file must hold one object a line")
-    return {key: encodable(item) for key, item in value.items()}
+    return {encodable(key): encodable(item) for key, item in value.items()}
 
 
 def encodable(item: object) -> object:
@@ -117,18 +188,44 @@ def encodable(item: object) -> object:
     return item.encode("utf-8", "replace").decode() if isinstance(item, str) else item
 
 
-def table(path: Path) -> pd.DataFrame:
-    """A CSV or Parquet file."""
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else text_table(path)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); download it again") from None
-    return frame.set_axis(pd.RangeIndex(1, len(frame) + 1, name="row"))
-
-
-def text_table(path: Path) -> pd.DataFrame:
+def csv(path: Path) -> pd.DataFrame:
     """A CSV file, every value as it stands there: "None" and "007" are texts."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    with io.BufferedReader(Unpacked(path), 2**20) as file:
+        names = file.readline(LONGEST_HEADER)
+    if len(names) == LONGEST_HEADER or names.count(b",") >= MOST_COLUMNS:
+        raise ValueError(f"more than {MOST_COLUMNS} columns, or no line with their names")
+    with io.BufferedReader(Unpacked(path), 2**20) as file:
+        frame = pd.read_csv(file, dtype=str, keep_default_na=False, nrows=MOST_ROWS + 1)
+    check_count(len(frame))
+    return frame
+
+
+def check_count(rows: int) -> None:
+    if rows > MOST_ROWS:
+        raise ValueError(f"more than {MOST_ROWS:,} rows; keep a part of them")
+
+
+def parquet(path: Path) -> pd.DataFrame:
+    limit, size, batches = largest_content(path), 0, []
+    with pyarrow.parquet.ParquetFile(path) as file:
+        check_count(file.metadata.num_rows)
+        names = file.schema_arrow.names
+        if len(names) > MOST_COLUMNS or len(set(names)) < len(names):
+            raise ValueError(f"{len(names)} columns, or two of one name")
+        for batch in file.iter_batches(256):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > limit:
+                raise ValueError(f"it unpacks to more than {limit:,} bytes")
+        table = pyarrow.Table.from_batches(batches, file.schema_arrow)
+    frame = table.to_pandas(ignore_metadata=True)
+    return frame.astype(dict.fromkeys(frame.select_dtypes("category"), object))
+
+
+def brief_list(names: Iterable[object]) -> str:
+    """The first names of a list, for a message."""
+    names = [f"{encodable(str(name)):.60}" for name in names]
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def on_hub(repository: str) -> bool:

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import stat
@@ -225,3 +226,102 @@ def test_progress_shows_its_label_where_it_is_wanted(capsys, monkeypatch):
     monkeypatch.setenv("RLHF_PROGRESS", "1")
     assert list(process.progress(range(3), label="counting")) == [0, 1, 2]
     assert "counting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"null", b"[1]", b"{}", b"\xff\xfe{\x00}\x00", b"{", b"[" * 10**5, b'{"loss": 2}'],
+)
+def test_a_run_whose_summary_is_damaged_counts_as_not_finished_and_this_is_said(
+    tmp_path, content, capsys
+):
+    path = ensured(tmp_path).path / "summary.json"
+    path.write_bytes(content)
+    assert not Run(path.parent).finished
+    with pytest.raises(UserError, match="summary.json: "):
+        _ = Run(path.parent).summary
+    again = ensured(tmp_path)
+    assert again.finished and "counts as not finished" in capsys.readouterr().err
+
+
+def test_the_summary_of_another_configuration_does_not_finish_a_run(tmp_path):
+    one, two = ensured(tmp_path).path, ensured(tmp_path, config=Config(rate=0.2)).path
+    (two / "summary.json").write_bytes((one / "summary.json").read_bytes())
+    assert not Run(two).finished
+    with pytest.raises(UserError, match="not of the configuration in config.json"):
+        _ = Run(two).summary
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b"{}", b"\xff\xfe", b'{"stage": 1, "identity": "x"}']
+)
+def test_a_damaged_record_is_written_anew_and_the_run_goes_on(tmp_path, content, capsys):
+    run = ensured(tmp_path)
+    whole = run.record
+    (run.path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match="config.json: .*restore the file"):
+        _ = Run(run.path).record
+    again = ensured(tmp_path, train=lambda run: pytest.fail("trained again"))
+    assert "config.json" in capsys.readouterr().err
+    assert again.record | {"started": 0} == whole | {"started": 0}
+
+
+def test_the_record_of_another_run_is_written_anew(tmp_path):
+    one, two = ensured(tmp_path).path, ensured(tmp_path, config=Config(rate=0.2)).path
+    (two / "config.json").write_bytes((one / "config.json").read_bytes())
+    assert ensured(tmp_path, config=Config(rate=0.2)).config["rate"] == 0.2
+
+
+@pytest.mark.parametrize("end", [b'{"step": 2, "text": "l\xc3', b"\0" * 4096, b"7", b"null"])
+def test_a_broken_end_of_a_log_is_cut_off_and_said(tmp_path, end, capsys):
+    run = ensured(tmp_path)
+    whole = (run.path / "metrics.jsonl").read_bytes()
+    (run.path / "metrics.jsonl").write_bytes(whole + end)
+    with pytest.raises(UserError, match="metrics.jsonl, line 2: not JSON"):
+        run.metrics()
+    run.rewind(5)
+    assert (run.path / "metrics.jsonl").read_bytes() == whole
+    assert "it was cut off and is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [b"null", b"[1]", b"\xff", b'{"step": "1"}', b'{"loss": 1}'])
+def test_a_line_that_is_damaged_inside_a_log_is_named(tmp_path, line):
+    run = ensured(tmp_path)
+    whole = (run.path / "metrics.jsonl").read_bytes()
+    (run.path / "metrics.jsonl").write_bytes(line + b"\n" + whole)
+    with pytest.raises(UserError, match="metrics.jsonl, line 1: .*remove the line"):
+        run.rewind(5)
+
+
+def test_damaged_arrays_are_named(tmp_path):
+    run = ensured(tmp_path)
+    run.save_arrays("scores", a=np.arange(100))
+    content = bytearray((run.path / "scores.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (run.path / "scores.npz").write_bytes(content)
+    with pytest.raises(UserError, match="scores.npz: not a readable npz file"):
+        run.arrays("scores")
+
+
+def test_a_full_disk_is_one_message(tmp_path):
+    def full(run):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="cannot be written there .No space left.*RLHF_RESULTS"):
+        ensured(tmp_path, train=full)
+
+
+def test_another_error_of_the_system_is_not_blamed_on_the_results(tmp_path):
+    def lost(run):
+        raise ConnectionResetError("reset by peer")
+
+    with pytest.raises(ConnectionResetError):
+        ensured(tmp_path, train=lost)
+
+
+def test_names_with_half_a_surrogate_pair_can_be_kept(tmp_path):
+    name = "file\udcff.jsonl"
+    run = ensured(tmp_path, train=lambda run: run.finish(name=name))
+    run.sample(step=1, name=name)
+    assert run.summary["name"] == run.samples()[0]["name"] == name
+    assert len(files.fingerprint(name)) == 16

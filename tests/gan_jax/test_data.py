@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from experiment_runs import npz
 from experiment_runs.errors import UserError
 from gan_jax import data, experiment
 
@@ -158,9 +159,9 @@ def test_an_encrypted_member_is_one_message(tmp_path, arrays):
 
 def test_nothing_is_unpacked_before_the_header_fits(tmp_path, arrays, monkeypatch):
     path = zipped(tmp_path, arrays, as_it_is)
-    monkeypatch.setattr(data, "npy_array", lambda *_: pytest.fail("unpacked"))
+    monkeypatch.setattr(npz, "npy_array", lambda *_: pytest.fail("unpacked"))
     with pytest.raises(UserError, match="too much"):
-        data.read_npz(path, ["train_images"], lambda headers: ["too much"])
+        npz.read_npz(path, ["train_images"], lambda headers: ["too much"])
 
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path):

@@ -164,5 +164,5 @@ def test_evaluate_prints_the_table_of_a_run_and_leaves_the_run_alone(finished, d
 def test_a_run_without_its_networks_says_so(finished, tmp_path):
     for name in ("config.json", "summary.json"):
         (tmp_path / name).write_bytes((finished.path / name).read_bytes())
-    with pytest.raises(UserError, match="no networks there"):
+    with pytest.raises(UserError, match="no weights there"):
         export.load_networks(type(finished)(tmp_path))

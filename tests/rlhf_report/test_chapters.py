@@ -12,6 +12,8 @@ from experiment_runs.settings import PROJECT
 from rlhf_report import evaluation, ppo, style
 from rlhf_report.quarto import notebook
 
+RECORD = {"stage": "stage", "identity": "0", "config": {}, "inputs": {}, "about": {}}
+
 REPORT = PROJECT / "report.qmd"
 CHAPTERS = sorted((PROJECT / "chapters").glob("*.qmd"))
 LONGEST_CELL = 10  # lines
@@ -80,7 +82,7 @@ def training(tmp_path):
     runs = {}
     for number, name in enumerate(("ppo-full", "ppo-lora")):
         (tmp_path / name).mkdir()
-        write_text(tmp_path / name / "config.json", "{}")
+        write_text(tmp_path / name / "config.json", json.dumps(RECORD))
         runs[name] = Run(tmp_path / name)
         for step in range(1, 30):
             kl = 0.01 * (step + number)
@@ -91,8 +93,12 @@ def training(tmp_path):
 def evaluated(folder):
     own = {"value": 0.1, "low": 0.0, "high": 0.2}
     policies = {name: {"reward": own} for name in style.VARIANT_STYLES}
-    summary = {"policies": policies, "gains": {name: policies[name] for name in list(policies)[1:]}}
-    write_text(folder / "config.json", "{}")
+    summary = {
+        "identity": "0",
+        "policies": policies,
+        "gains": {name: policies[name] for name in list(policies)[1:]},
+    }
+    write_text(folder / "config.json", json.dumps(RECORD))
     write_text(folder / "summary.json", json.dumps(summary))
     return Run(folder)
 

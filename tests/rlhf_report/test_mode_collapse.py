@@ -7,6 +7,8 @@ import pytest
 from experiment_runs.run import Run
 from rlhf_report import mode_collapse
 
+RECORD = {"stage": "stage", "identity": "0", "config": {}, "inputs": {}, "about": {}}
+
 SCENARIOS = (
     "real", "real + noise", "copies of training images", "10 real images repeated",
     "generator collapsed to 10 latents", "generated",
@@ -33,8 +35,10 @@ def told(tmp_path):
             for place, scenario in enumerate(SCENARIOS)
             for detector, value in ((name, values[place]) for name, values in moved.items())
         ]  # fmt: skip
-        (tmp_path / "config.json").write_text("{}")
-        (tmp_path / "summary.json").write_text(json.dumps({"detectors": rows} | summary))
+        (tmp_path / "config.json").write_text(json.dumps(RECORD))
+        (tmp_path / "summary.json").write_text(
+            json.dumps({"identity": "0", "detectors": rows} | summary)
+        )
         return Run(tmp_path)
 
     return write

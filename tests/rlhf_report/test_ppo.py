@@ -11,6 +11,8 @@ from rlhf_jax import config
 from rlhf_jax.experiment import Experiment
 from rlhf_report import ppo
 
+RECORD = {"stage": "stage", "identity": "0", "config": {}, "inputs": {}, "about": {}}
+
 
 @pytest.fixture
 def trained(tmp_path):
@@ -19,8 +21,8 @@ def trained(tmp_path):
     def write(*kls, stage="ppo-full"):
         path = tmp_path / f"{stage}-0123456789"
         path.mkdir()
-        (path / "config.json").write_text(json.dumps({"stage": stage}))
-        (path / "summary.json").write_text('{"reward_last_quarter": 0.5}')
+        (path / "config.json").write_text(json.dumps(RECORD | {"stage": stage}))
+        (path / "summary.json").write_text('{"identity": "0", "reward_last_quarter": 0.5}')
         run = Run(path)
         for step, kl in enumerate(kls, start=1):
             histogram = np.eye(16, dtype=int)[step].tolist()

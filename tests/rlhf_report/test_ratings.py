@@ -18,7 +18,8 @@ def evaluated(folder, name="evaluate", text="an answer"):
     path = folder / name
     path.mkdir(parents=True)
     record = {
-        "stage": "evaluate", "identity": name, "started": "2026-01-02",
+        "stage": "evaluate", "identity": name, "started": "2026-01-02", "config": {},
+        "inputs": {},
         "about": {"profile": {"name": "tiny"}},
     }  # fmt: skip
     write_text(path / "config.json", json.dumps(record))

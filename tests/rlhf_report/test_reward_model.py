@@ -1,10 +1,14 @@
 """What the report says of a reward model whose texts are there, hostile, or not kept."""
 
+import json
+
 import pytest
 
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
 from rlhf_report import data, reward_model, tables
+
+RECORD = {"stage": "stage", "identity": "0", "config": {}, "inputs": {}, "about": {}}
 
 HOSTILE = "<script>x</script> {{< include a >}}\n\n# **b** `c`\x07"
 
@@ -16,7 +20,7 @@ def make_run(tmp_path):
     def make(*samples):
         path = tmp_path / "reward-1"
         path.mkdir()
-        write_text(path / "config.json", "{}")
+        write_text(path / "config.json", json.dumps(RECORD))
         run = Run(path)
         for sample in samples:
             run.sample(**sample)

@@ -189,7 +189,8 @@ def key_of(row):
 
 def rated_run(folder):
     """An evaluation with two responses that are there to be rated."""
-    write_text(folder / "config.json", json.dumps({"stage": "evaluate"}))
+    record = {"stage": "evaluate", "identity": "0", "config": {}, "inputs": {}, "about": {}}
+    write_text(folder / "config.json", json.dumps(record))
     run = Run(folder)
     for model in ("pretrained", "ppo-full"):
         run.sample(step=0, prompt_id=0, model=model, prompt="p", response=model, rated=True)

@@ -1,0 +1,68 @@
+"""One process at a time, by a lock that the kernel holds: a kill frees it."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from experiment_runs.errors import UserError
+
+UNKNOWN = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # to this file system
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Holds the lock of a file, which says who does.
+
+    Of a job of several processes the first holds it for all. Where the file system knows no locks
+    this is said, and the work goes on without.
+
+    Args:
+      path: the file; it stays.
+      wait: for another process that holds it, or refuse.
+
+    Raises:
+      UserError: another process holds it, and `wait` is False.
+      OSError: the file cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            file = stack.enter_context(path.open("a+", encoding="utf-8", errors="replace"))
+            acquire(file, path, wait)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"lock of {path}")
+        yield
+
+
+def acquire(file, path: Path, wait: bool) -> None:
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            if not wait:
+                raise UserError(
+                    f"{path.parent}: {holder} is at work there; wait until it has ended"
+                ) from None
+            print(f"{path.parent}: waiting for {holder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
+        print(
+            f"{path.parent}: this file system knows no locks ({error.strerror}); start no second "
+            "process on it", file=sys.stderr,
+        )  # fmt: skip
+    file.truncate(0)
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"process {os.getpid()} on {platform.node()}, since {since}\n")
+    file.flush()

@@ -1,0 +1,107 @@
+"""Two processes at once: one trains, the other waits or is told; a kill frees the lock."""
+
+import errno
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiment_runs import lock, run
+from experiment_runs.errors import UserError
+from experiment_runs.lock import locked
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+TRAINING = """
+import dataclasses, sys, time
+from pathlib import Path
+from experiment_runs.run import ensure
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    rate: float = 0.1
+
+def train(run):
+    run.rewind(0)
+    for step in range(1, 21):
+        run.log(step=step, loss=1 / step)
+        time.sleep(0.02)
+    run.finish(steps=len(run.metrics()), last=float(run.metrics()["loss"].iloc[-1]))
+
+ensure("stage", Config(), train, inputs={}, root=Path(sys.argv[1]))
+"""
+HOLDING = """
+import sys, time
+from pathlib import Path
+from experiment_runs.lock import locked
+with locked(Path(sys.argv[1]), wait=True):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def start(script, path):
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], cwd=PROJECT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def held(tmp_path):
+    """The path of a lock that another process holds, and that process."""
+    process = start(HOLDING, tmp_path / "lock")
+    assert process.stdout.readline() == "held\n"
+    yield tmp_path / "lock", process
+    process.kill()
+    process.communicate()
+
+
+def test_two_trainings_of_one_run_are_one_training(tmp_path):
+    processes = [start(TRAINING, tmp_path) for _ in range(3)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    assert sum("waiting for process" in said for said in errors) >= 1
+    (found,) = tmp_path.iterdir()
+    rows = [json.loads(line) for line in (found / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert run.Run(found).summary == {"steps": 20, "last": 1 / 20}
+    assert len((found / "times.jsonl").read_text().splitlines()) == 1
+
+
+def test_who_does_not_wait_is_told_for_whom(held):
+    path, process = held
+    with (
+        pytest.raises(UserError, match=f"process {process.pid} on .*wait until it has ended"),
+        locked(path, wait=False),
+    ):
+        pytest.fail("two hold the lock")
+
+
+def test_a_kill_frees_the_lock(held):
+    path, process = held
+    process.kill()
+    process.wait()
+    with locked(path, wait=False):
+        assert f"process {process.pid} " not in path.read_text()
+
+
+def test_where_the_file_system_knows_no_locks_this_is_said(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "lock", wait=False):
+        assert "this file system knows no locks" in capsys.readouterr().err
+
+
+def test_only_the_first_process_of_a_job_holds_the_lock(held, monkeypatch):
+    path, _ = held
+    met = []
+    monkeypatch.setattr(lock.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(lock.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(lock.multihost_utils, "sync_global_devices", met.append)
+    with locked(path, wait=False):
+        assert met == [f"lock of {path}"]
