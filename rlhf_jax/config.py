@@ -226,7 +226,7 @@ def tiny() -> Profile:
         reward=reward,
         gold=other(reward, train_pairs=24),
         ppo=ppo,
-        lora=with_lora(ppo, learning_rate=1e-2),
+        lora=with_lora(ppo, learning_rate=2.5e-2),
         evaluation=EvaluationConfig(prompts=16, batch=8, resamples=500),
     )  # fmt: skip
 
@@ -254,7 +254,7 @@ def cpu() -> Profile:
         reward=reward,
         gold=other(reward, train_pairs=300, evaluations_per_epoch=1),
         ppo=ppo,
-        lora=with_lora(ppo, learning_rate=1e-3),
+        lora=with_lora(ppo, learning_rate=2.5e-3),
         evaluation=EvaluationConfig(prompts=96, batch=32),
     )  # fmt: skip
 
@@ -281,9 +281,9 @@ def study() -> Profile:
         ),
         ppo=ppo,
         # At twice these rates the KL leaves its band within ten steps.
-        lora=with_lora(ppo, learning_rate=5e-4),
+        lora=with_lora(ppo, learning_rate=1.2e-3),
         lora_everywhere=dataclasses.replace(
-            ppo, lora=LoRAConfig(targets=LINEAR_LAYERS), learning_rate=2.5e-4
+            ppo, lora=LoRAConfig(targets=LINEAR_LAYERS), learning_rate=6e-4
         ),
         seeds=3,
         evaluation=EvaluationConfig(prompts=100),

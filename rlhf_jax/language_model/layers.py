@@ -26,7 +26,8 @@ class Linear(nnx.Module):
     def add_adapter(self, cfg: LoRAConfig, *, rngs: nnx.Rngs) -> None:
         """Adds an adapter that at first changes nothing: A is random, B zero."""
         outputs, inputs = self.kernel.shape
-        init = jax.nn.initializers.he_uniform(in_axis=1, out_axis=0)  # as PEFT initialises A
+        # uniform within 1 / sqrt(inputs), as PEFT draws A
+        init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", 1, 0)
         self.lora_a = nnx.LoRAParam(init(rngs.params(), (cfg.rank, inputs)))
         self.lora_b = nnx.LoRAParam(jnp.zeros((outputs, cfg.rank)))
         self.scale, self.dropout = cfg.alpha / cfg.rank, cfg.dropout

@@ -17,6 +17,7 @@ from rlhf_jax.language_model import logprobs
 from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
 from rlhf_jax.ppo import actor_critic
 from rlhf_jax.pretrained import model as pretrained_model
+from rlhf_jax.pretrained.tensor_names import leaf_name
 from rlhf_jax.reward_model import model as reward_models
 
 pytestmark = [
@@ -137,6 +138,22 @@ def test_policy_loads_silently_with_the_same_logits(model, tmp_path):
     assert difference(theirs, decoder, model) < 1e-3
     assert theirs.generation_config.top_k == 0
     assert theirs.config.pad_token_id == model.tokenizer.pad
+
+
+def test_fresh_adapters_are_spread_as_those_that_peft_makes(model, tmp_path):
+    huggingface.export_policy(nnx.merge(model.definition, model.state), model, tmp_path, {})
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = peft.get_peft_model(base, peft.LoraConfig(r=64, target_modules=["q_proj", "v_proj"]))
+    ours = actor_critic.build(model, LoRAConfig(rank=64), seed=0).decoder()[1]
+    spreads = (
+        np.concatenate([np.ravel(x) for x in factors]).std()
+        for factors in (
+            [p.detach().numpy() for name, p in theirs.named_parameters() if "lora_A" in name],
+            [x for path, x in jax.tree_util.tree_leaves_with_path(ours)
+             if leaf_name(path).endswith("lora_a")],
+        )
+    )  # fmt: skip
+    assert next(spreads) == pytest.approx(next(spreads), rel=0.03)
 
 
 @pytest.mark.parametrize("lora", LORAS, ids=["qv", "all"])

@@ -10,7 +10,7 @@ from experiment_runs.errors import UserError
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.language_model import attention
 from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
-from rlhf_jax.language_model.layers import gated, matmul, normalized
+from rlhf_jax.language_model.layers import Linear, gated, matmul, normalized
 from rlhf_jax.pretrained.tensor_names import leaf_name
 
 QWEN2 = {
@@ -131,6 +131,15 @@ def test_fresh_adapters_change_nothing_and_trained_ones_do(model, adapted):
         lambda path, x: x + 0.1 if "lora_b" in leaf_name(path) else x, state
     )
     assert float(jnp.abs(hidden_states((definition, trained), tokens, mask) - plain).max()) > 1e-3
+
+
+def test_a_fresh_adapter_is_as_small_as_peft_draws_it():
+    """kaiming_uniform_ with a = sqrt(5): uniform within 1 / sqrt(inputs)."""
+    linear = Linear(400, 8, rngs=nnx.Rngs(0))
+    linear.add_adapter(LoRAConfig(rank=64), rngs=nnx.Rngs(1))
+    drawn = np.abs(np.asarray(linear.lora_a[...]))
+    assert 0.99 / 20 < drawn.max() <= 1 / 20
+    assert abs(drawn.mean() - 0.5 / 20) < 0.01 / 20
 
 
 def test_an_adapter_adds_alpha_over_rank_times_its_product(adapted):
