@@ -75,11 +75,11 @@ def answer(
     prompt = jax.numpy.asarray(rows), jax.numpy.asarray(masks)
     responses = sample(
         state, *prompt, draw_keys(key, [0]), temperature,
-        decoder_def=definition, length=response_tokens, end=tokenizer.end, pad=tokenizer.pad,
+        decoder_def=definition, length=response_tokens, end=tokenizer.ends, pad=tokenizer.pad,
     )  # fmt: skip
     reward = response_rewards(
-        judge.state, *prompt, responses, definition=judge.definition, end=tokenizer.end
+        judge.state, *prompt, responses, definition=judge.definition, end=tokenizer.ends
     )
     tokens = jax.device_get(responses.tokens)[0]
-    ended = bool((tokens == tokenizer.end).any())
+    ended = not set(tokenizer.ends).isdisjoint(tokens.tolist())
     return tokenizer.decode(tokens), float(reward[0]), ended

@@ -60,17 +60,17 @@ def evaluate(
             keys = draw_keys(jax.random.key(cfg.seed), range(start, start + len(batch[0])))
             responses = sample(
                 decoder[1], *batch, keys, cfg.temperature, decoder_def=decoder[0],
-                length=lengths.response_tokens, end=tokenizer.end, pad=tokenizer.pad,
+                length=lengths.response_tokens, end=tokenizer.ends, pad=tokenizer.pad,
             )  # fmt: skip
             tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
             texts[name] += [tokenizer.decode(t[m]) for t, m in zip(tokens, mask, strict=True)]
-            ended = ((tokens == tokenizer.end) & mask).any(axis=1)
+            ended = (np.isin(tokens, tokenizer.ends) & mask).any(axis=1)
             kl = sequence_kl(
                 decoder[1], pretrained.state, *batch, responses, lengths.temperature,
                 definitions=(decoder[0], pretrained.definition),
             )  # fmt: skip
             parts.append(
-                judged(judges, batch, responses, tokenizer.end)
+                judged(judges, batch, responses, tokenizer.ends)
                 | {"kl": kl, "tokens": mask.sum(axis=1), "ended": ended}
             )
             bar.update()
@@ -111,7 +111,7 @@ def judged(
     judges: Mapping[str, Judge],
     batch: tuple[np.ndarray, np.ndarray],
     responses: Responses,
-    end: int,
+    end: tuple[int, ...],
 ) -> dict[str, Float[Array, "batch"]]:
     """Every judge's reward of the responses to a batch of prompts."""
     return {

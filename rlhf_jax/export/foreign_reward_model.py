@@ -4,7 +4,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 from flax import nnx
-from transformers import AutoTokenizer
 
 from experiment_runs.errors import UserError
 from rlhf_jax.language_model.decoder import DecoderConfig
@@ -16,6 +15,9 @@ from rlhf_jax.reward_model.model import Judge, RewardModel
 
 def load_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str = "float32") -> Judge:
     """A reward model from a directory in transformers' layout, ours or somebody else's.
+
+    Other trainers render a whole conversation in the chat template and read the last token of it,
+    which in most templates is not the end of the response but what the template writes after it.
 
     Args:
       path: holds config.json, safetensors and the tokenizer.
@@ -36,18 +38,21 @@ def load_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str = "float32
         )
     if weight.shape[0] != 1:
         raise UserError(f"{path}: has {weight.shape[0]} labels; a reward model has one")
-    theirs = Tokenizer.of(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
+    # Its output matrix is the head; without this the decoder would ask for one of its own.
+    cfg = DecoderConfig.from_huggingface(config | {"tie_word_embeddings": True}, dtype=dtype)
+    theirs = Tokenizer.from_folder(path, embeddings=cfg.vocab_size)
     if reading(theirs) != reading(tokenizer):
         raise UserError(
             f"{path}: its tokenizer or chat template is not the policy's; use a reward model of "
             "the same family"
         )
-    # Its output matrix is the head; without this the decoder would ask for one of its own.
-    cfg = DecoderConfig.from_huggingface(config | {"tie_word_embeddings": True}, dtype=dtype)
     state = decoder_state(cfg, tensors, source=str(path))
     model = RewardModel(nnx.merge(nnx.split(abstract(cfg))[0], state), rngs=nnx.Rngs(0))
     model.score.kernel[...] = jnp.asarray(weight, jnp.float32)
-    model.offset[...] = jnp.float32(config.get("reward_offset", 0.0))
+    if "reward_offset" in config:  # one of ours, which reads the end itself
+        model.offset[...] = jnp.float32(config["reward_offset"])
+    else:
+        model.tail = tokenizer.tail
     return Judge(*nnx.split(model))
 
 

@@ -35,7 +35,7 @@ def sample(
     *,
     decoder_def: nnx.GraphDef,
     length: int,
-    end: int,
+    end: int | tuple[int, ...],
     pad: int,
 ) -> Responses:
     """Samples one response per prompt from softmax(logits / temperature), nothing cut off.
@@ -50,7 +50,7 @@ def sample(
       temperature: 0 takes the most likely token.
       decoder_def: the static half of the decoder.
       length: the longest response, in tokens.
-      end: the token that ends a response; it is part of it.
+      end: the token that ends a response, or all of them; it is part of it.
       pad: fills what follows the end.
     """
     decoder = nnx.merge(decoder_def, decoder_state)
@@ -83,10 +83,15 @@ def sample(
         visible = readable | ((slots >= prompt) & (slots <= prompt + index))
         rope = decoder.rope((lengths + index)[:, None], prompt + length)
         hidden, cache = decoder.step(token, rope, visible, cache, prompt + index, blocks)
-        return index + 1, hidden, cache, done | (token == end), responses
+        return index + 1, hidden, cache, done | ends_response(token, end), responses
 
     carry = (0, hidden.T, cache, jnp.zeros(batch, bool), empty)
     return jax.lax.while_loop(running, emit, carry)[-1]
+
+
+def ends_response(tokens: Int[Array, "*axes"], end: int | tuple[int, ...]) -> Bool[Array, "*axes"]:
+    """Where one of the tokens that end a response stands."""
+    return jnp.isin(tokens, jnp.asarray(end))
 
 
 def draw_keys(

@@ -27,7 +27,7 @@ class Static(NamedTuple):
     judge: nnx.GraphDef
     optimizer: optax.GradientTransformation
     cfg: PPOConfig
-    end: int  # token that ends a response
+    end: tuple[int, ...]  # tokens that end a response
 
 
 class Frozen(NamedTuple):
@@ -57,7 +57,7 @@ def draw(tuned: Policy, batch, keys: Array, cfg, tokenizer) -> Responses:
     definition, state = tuned.decoder()
     return sample(
         state, *batch, keys, cfg.temperature, decoder_def=definition,
-        length=cfg.response_tokens, end=tokenizer.end, pad=tokenizer.pad,
+        length=cfg.response_tokens, end=tokenizer.ends, pad=tokenizer.pad,
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def score(trainable, frozen, prompts, prompt_mask, responses, *, static) -> Epis
         compared = logprobs.compare(
             model.decoder, reference, states, others, tokens[:, width:], cfg.temperature
         )
-        reward = judge(*with_end(tokens, token_mask, static.end))
+        reward = judge(*with_end(tokens, token_mask, static.end, judge.tail))
         return Episodes(tokens, token_mask, mask, *compared, values, reward)
 
     tokens = jnp.concatenate([prompts, responses.tokens], axis=1)

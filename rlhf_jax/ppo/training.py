@@ -24,7 +24,7 @@ from rlhf_jax import objectives
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.devices import over_devices, replicated
 from rlhf_jax.language_model.logprobs import token_logprobs
-from rlhf_jax.language_model.sampling import Responses, divided, draw_keys
+from rlhf_jax.language_model.sampling import Responses, divided, draw_keys, ends_response
 from rlhf_jax.optimization.optimizer import linear_schedule, optimizer_for
 from rlhf_jax.optimization.state import (
     TrainState,
@@ -70,7 +70,7 @@ def train(
     optimizer = ppo_optimizer(cfg)
     state = initial_state(tuned.trainable, optimizer)
     static = Static(
-        tuned.definition, pretrained.definition, judge.definition, optimizer, cfg, tokenizer.end
+        tuned.definition, pretrained.definition, judge.definition, optimizer, cfg, tokenizer.ends
     )
     frozen = replicated(Frozen(tuned.frozen, pretrained.state, judge.state))
     checkpoints = Checkpoints(run.checkpoints)
@@ -167,7 +167,7 @@ def update(
     """Scores the episodes and runs all inner epochs on them, in one program."""
     cfg = static.cfg
     episodes = score(state.trainable, frozen, prompts, prompt_mask, responses, static=static)
-    ended = responses.tokens == static.end
+    ended = ends_response(responses.tokens, static.end)
     cut_off = ~(ended & responses.mask).any(axis=1)
     token_rewards = objectives.token_rewards(
         episodes.reward - cfg.missing_end_penalty * cut_off,

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 from safetensors import SafetensorError
 from safetensors.flax import load_file
-from transformers import AutoTokenizer
 
 from experiment_runs.errors import UserError
 from experiment_runs.process import release_memory
@@ -44,9 +43,7 @@ def load_directory(path: Path, *, name: str, dtype: str = "float32") -> Pretrain
     """Reads config.json, *.safetensors and the tokenizer's files."""
     config, tensors = read_directory(path)
     decoder = DecoderConfig.from_huggingface(config, dtype=dtype)
-    if not (path / "tokenizer.json").exists():
-        raise UserError(f"{path}/tokenizer.json: missing; only fast tokenizers are supported")
-    tokenizer = Tokenizer.of(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
+    tokenizer = Tokenizer.from_folder(path, embeddings=decoder.vocab_size)
     return Pretrained(
         name=name,
         origin=f"safetensors in {path.name}",

@@ -42,11 +42,13 @@ def encode_posts(
     A reply that does not fit beside the shortest useful prompt is left out with its pairs.
     """
     prompts = tokenizer.encode([post.prompt for post in posts])
-    replies = tokenizer.encode([reply for post in posts for reply in post.replies])
+    replies = tokenizer.encode([reply for post in posts for reply in post.replies], reply=True)
     room = max_tokens - tokenizer.template_length - MINIMUM_PROMPT
     encoded, start, dropped, pairs_dropped = [], 0, 0, 0
     for post, prompt in zip(posts, prompts, strict=True):
-        ends = [(*reply, tokenizer.end) for reply in replies[start : start + len(post.replies)]]
+        ends = [
+            (*reply, *tokenizer.closing) for reply in replies[start : start + len(post.replies)]
+        ]
         start += len(post.replies)
         kept = [len(reply) <= room for reply in ends]
         dropped += kept.count(False)

@@ -16,7 +16,7 @@ from rlhf_jax.config import LoRAConfig, RewardConfig, lora_config
 from rlhf_jax.language_model.attention import block_mask
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.language_model.layers import Linear
-from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
+from rlhf_jax.language_model.sampling import Responses, draw_keys, ends_response, sample
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tensor_names import leaf_name
@@ -28,7 +28,7 @@ class RewardScale(nnx.Variable):
 
 
 class RewardModel(nnx.Module):
-    """A scalar for a whole response, read where its end token stands."""
+    """A scalar for a whole response, read where its end token stands, or at the end of a tail."""
 
     def __init__(self, decoder: Decoder, *, rngs: nnx.Rngs):
         embed = decoder.cfg.embed_dim
@@ -38,6 +38,7 @@ class RewardModel(nnx.Module):
         self.score.kernel[...] = jax.random.normal(rngs.params(), (1, embed)) / math.sqrt(embed + 1)
         self.offset = RewardScale(jnp.zeros(()))
         self.gain = RewardScale(jnp.ones(()))
+        self.tail = ()  # tokens after the end, where a model was trained to read them
 
     def scores(self, hidden: Float[Array, "items embed"]) -> Float[Array, "items"]:
         """Raw scores, float32."""
@@ -108,15 +109,27 @@ def load(run: Run, pretrained: Pretrained) -> Judge:
 
 
 def with_end(
-    tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"], end: int
+    tokens: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+    end: int | tuple[int, ...],
+    tail: tuple[int, ...] = (),
 ) -> tuple[Int[Array, "batch longer"], Bool[Array, "batch longer"]]:
     """Episodes as the reward model was trained to read them: every response ends.
 
-    One that was cut off fills its row, so that the column added here is where its end belongs.
+    One that was cut off fills its row, so that the column added here is where its end belongs. Of
+    several tokens that end a response, the reward model knows the first. The tail follows.
     """
-    cut_off = mask[:, -1:] & (tokens[:, -1:] != end)
-    column = jnp.full_like(tokens[:, :1], end)
-    return jnp.concatenate([tokens, column], axis=1), jnp.concatenate([mask, cut_off], axis=1)
+    cut_off = mask[:, -1:] & ~ends_response(tokens[:, -1:], end)
+    if isinstance(end, tuple):
+        last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+        tokens = jnp.where(last & ends_response(tokens, end), end[0], tokens)
+        end = end[0]
+    columns = jnp.tile(jnp.asarray([(end, *tail)], tokens.dtype), (len(tokens), 1))
+    after = jnp.ones((len(tokens), len(tail)), bool)
+    return (
+        jnp.concatenate([tokens, columns], axis=1),
+        jnp.concatenate([mask, cut_off, after], axis=1),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "end"))
@@ -127,12 +140,13 @@ def response_rewards(
     responses: Responses,
     *,
     definition: nnx.GraphDef,
-    end: int,
+    end: int | tuple[int, ...],
 ) -> Float[Array, "batch"]:
     """Normalised reward of sampled responses; nothing is added or taken away."""
     tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
     mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
-    return nnx.merge(definition, state)(*with_end(tokens, mask, end))
+    model = nnx.merge(definition, state)
+    return model(*with_end(tokens, mask, end, model.tail))
 
 
 def scale_on_reference(
@@ -145,9 +159,9 @@ def scale_on_reference(
     responses = sample(
         pretrained.state, rows, masks, keys, 1.0,
         decoder_def=pretrained.definition, length=cfg.reference_response_tokens,
-        end=tokenizer.end, pad=tokenizer.pad,
+        end=tokenizer.ends, pad=tokenizer.pad,
     )  # fmt: skip
     raw = response_rewards(
-        model.state, rows, masks, responses, definition=model.definition, end=tokenizer.end
+        model.state, rows, masks, responses, definition=model.definition, end=tokenizer.ends
     )
     return {"offset": float(raw.mean()), "gain": 1 / max(float(raw.std()), 1e-6)}

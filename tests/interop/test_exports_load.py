@@ -15,8 +15,10 @@ from rlhf_jax.config import LINEAR_LAYERS, LoRAConfig, PPOConfig, RewardConfig
 from rlhf_jax.export import foreign_reward_model, huggingface
 from rlhf_jax.language_model import logprobs
 from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
+from rlhf_jax.language_model.sampling import Responses
 from rlhf_jax.ppo import actor_critic
 from rlhf_jax.pretrained import model as pretrained_model
+from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tensor_names import leaf_name
 from rlhf_jax.reward_model import model as reward_models
 
@@ -33,6 +35,8 @@ from transformers import (  # noqa: E402
     AutoTokenizer,
     LlamaConfig,
     LlamaForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
 )
 
 FAMILIES = {
@@ -247,6 +251,43 @@ def test_reward_model_of_transformers_scores_the_same_here(tmp_path):
     ours = our_rewards(judge, tokens, mask)
     assert ours.std() > 0.1
     np.testing.assert_allclose(ours, scores, atol=1e-4)
+
+
+def test_a_reward_model_of_another_trainer_is_read_where_its_template_ends(tmp_path):
+    """The score of whole conversations, as its pipeline renders them, at their last token."""
+    own = pretrained_model.random_model()
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=own.tokenizer.vocab_size, hidden_size=32, intermediate_size=48,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        num_labels=1, pad_token_id=own.tokenizer.pad, initializer_range=0.3,
+    )  # fmt: skip
+    theirs = Qwen3ForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    own.tokenizer.huggingface.save_pretrained(tmp_path)
+    judge = foreign_reward_model.load_reward_model(tmp_path, own.tokenizer)
+    questions, answers = ["Why?", "a longer question"], ["Because.", "so it goes"]
+    expected = []
+    for question, answer in zip(questions, answers, strict=True):
+        messages = [("system", ""), ("user", question), ("assistant", answer)]
+        rendered = own.tokenizer.huggingface.apply_chat_template(
+            [{"role": role, "content": text} for role, text in messages], return_tensors="pt"
+        )
+        with torch.no_grad():
+            expected.append(float(theirs(rendered["input_ids"]).logits[0, 0]))
+    prompts, prompt_mask, _ = prompt_rows(questions, own.tokenizer, length=64)
+    replies = own.tokenizer.encode(answers, reply=True)
+    tokens, mask = np.full((2, 10), own.tokenizer.pad), np.zeros((2, 10), bool)
+    for row, reply in enumerate(replies):  # the second is cut off: ten letters and no end
+        reply = [*reply, own.tokenizer.end][:10]
+        tokens[row, : len(reply)], mask[row, : len(reply)] = reply, True
+    responses = Responses(jnp.asarray(tokens, jnp.int32), jnp.asarray(mask), jnp.zeros((2, 10)))
+    rewards = reward_models.response_rewards(
+        judge.state, jnp.asarray(prompts), jnp.asarray(prompt_mask), responses,
+        definition=judge.definition, end=own.tokenizer.ends,
+    )  # fmt: skip
+    assert abs(expected[0] - expected[1]) > 0.1
+    np.testing.assert_allclose(rewards, expected, atol=1e-4)
 
 
 SUMMARY = {

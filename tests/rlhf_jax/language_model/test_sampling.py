@@ -106,6 +106,15 @@ def test_what_is_drawn_for_a_prompt_is_the_same_whatever_stands_beside_it(
         np.testing.assert_array_equal(tokens[:count], endless[number, :count])
 
 
+def test_any_of_several_tokens_ends_a_response(sampled):
+    endless = np.asarray(sampled(jax.random.key(4)).tokens)
+    ends = tuple(int(endless[row, 2]) for row in (0, 1))
+    mask = np.asarray(sampled(jax.random.key(4), end=ends).mask)
+    for row, length in enumerate(mask.sum(axis=1)):
+        found = np.isin(endless[row], ends)
+        assert length == (found.argmax() + 1 if found.any() else LENGTH)
+
+
 def test_the_end_token_counts_and_only_padding_follows_it(model, sampled):
     endless = np.asarray(sampled(jax.random.key(4)).tokens)
     end = int(endless[1, 2])

@@ -143,6 +143,16 @@ def test_a_cut_off_response_is_read_with_the_end_that_it_lacks():
     assert longer_mask.sum(axis=1).tolist() == [4, 6, 5]
 
 
+def test_a_response_that_another_token_ended_is_read_with_the_end_of_the_template_and_its_tail():
+    tokens = jnp.asarray([[3, 6, 7, 3, 0], [5, 6, 3, 8, 9], [5, 6, 7, 8, 3], [5, 6, 7, 8, 2]])
+    mask = jnp.asarray([[1, 1, 1, 1, 0], [1] * 5, [1] * 5, [1] * 5], bool)
+    longer, longer_mask = reward_models.with_end(tokens, mask, (2, 3), (7, 7))
+    read = [row[real].tolist() for row, real in zip(longer, longer_mask, strict=True)]
+    assert read == [
+        [3, 6, 7, 2, 7, 7], [5, 6, 3, 8, 9, 2, 7, 7], [5, 6, 7, 8, 2, 7, 7], [5, 6, 7, 8, 2, 7, 7],
+    ]  # fmt: skip
+
+
 def test_the_scale_centres_and_stretches_the_reward(toy, untrained):
     definition, trainable, scale = untrained
     tokens = jnp.asarray([[4, 5, 2], [6, 7, 2]])
