@@ -12,9 +12,10 @@ from experiment_runs.files import fingerprint
 from experiment_runs.run import Run, ensure
 from rlhf_jax import config
 from rlhf_jax.config import PPOConfig, Profile, RewardConfig
+from rlhf_jax.data.near_duplicates import near_duplicate_posts, near_duplicates
 from rlhf_jax.data.preferences import Post, load_preferences, posts
 from rlhf_jax.data.prompts import Prompt, load_prompts, top_up
-from rlhf_jax.data.splits import keys, split_posts, split_prompts
+from rlhf_jax.data.splits import keys, lost, split_posts, split_prompts
 from rlhf_jax.data.tables import Source
 from rlhf_jax.evaluation import policies as evaluation
 from rlhf_jax.ppo import training as ppo_training
@@ -56,9 +57,8 @@ class Experiment:
         return load_preferences(self.data_dir, self.pairs_from)
 
     @functools.cached_property
-    def posts(self) -> dict[str, list]:
-        """The posts of each part; "gold" also gets what "train" has more than it needs, but no
-        text that is trained on."""
+    def division(self) -> tuple[dict[str, list[Post]], dict[str, int]]:
+        """(the posts of each part, how many posts, pairs and replies are in none)."""
         cfg = self.profile.reward
         whole = posts(
             self.preferences[0],
@@ -67,11 +67,18 @@ class Experiment:
             seed=cfg.seed,
         )
         parts = split_posts(whole, fractions=FRACTIONS, seed=cfg.seed)
+        return parts, lost(whole, parts)
+
+    @functools.cached_property
+    def posts(self) -> dict[str, list]:
+        """The posts of each part; "gold" also gets what "train" has more than it needs, but no
+        text that is trained on."""
+        cfg, parts = self.profile.reward, dict(self.division[0])
         used = len(first_pairs(parts["train"], cfg.train_pairs))
         train, left = parts["train"][:used], parts["train"][used:]
         seen = {key for post in train for key in keys(post)}
-        parts["gold"] += [post for post in left if seen.isdisjoint(keys(post))]
-        return parts | {"train": train}
+        more = [post for post in left if seen.isdisjoint(keys(post))]
+        return parts | {"train": train, "gold": parts["gold"] + more}
 
     @functools.cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt], Source]:
@@ -84,7 +91,9 @@ class Experiment:
         train, held_out = split_prompts(
             found, train=wanted, evaluation=unseen, seed=self.profile.ppo.seed
         )
-        return train, held_out, source
+        same = near_duplicates([p.text for p in held_out], [p.text for p in train])
+        said = f"{same} of {len(held_out)} unseen ones nearly repeat one that is trained on"
+        return train, held_out, dataclasses.replace(source, note=f"{source.note}; {said}")
 
     @property
     def policies(self) -> list[str]:
@@ -101,7 +110,14 @@ class Experiment:
 
     @property
     def sources(self) -> dict[str, Source]:
-        return {"preferences": self.preferences[1], "prompts": self.prompts[2]}
+        pairs, losses = self.preferences[1], self.division[1]
+        if any(losses.values()):
+            said = (
+                f"{losses['replies']} replies, {losses['pairs']} pairs and {losses['posts']} posts "
+                "left out, because two parts would share a text"
+            )
+            pairs = dataclasses.replace(pairs, note="; ".join(filter(None, [pairs.note, said])))
+        return {"preferences": pairs, "prompts": self.prompts[2]}
 
     def run(self, stage: str) -> Run:
         """The finished run of a stage; trains it, and what it depends on, where there is none."""
@@ -177,6 +193,10 @@ class Experiment:
             name: encode_posts(own, tokenizer, max_tokens=cfg.max_tokens)
             for name, own in parts.items()
         }
+        for name in ("validation", "test"):
+            same = near_duplicate_posts(parts[name], parts["train"])
+            fit = dataclasses.replace(encoded[name][1], near_duplicates=same)
+            encoded[name] = encoded[name][0], fit
         reward_training.train(run, cfg, self.pretrained, encoded, prompts)
 
     def _ppo(self, run: Run, *, cfg: PPOConfig, prompts: list[str]) -> None:

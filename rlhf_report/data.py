@@ -35,6 +35,13 @@ def stand_in_reading(run: Run) -> str:
     )
 
 
+def losses_reading(run: Run) -> str:
+    """What the preferences lost when they were read and divided."""
+    source = run.about["preferences"]
+    note = source["note"] if source["kind"] != "stand-in" else ""
+    return f"{note or 'nothing was lost'}."
+
+
 def truncation_table(run: Run) -> pd.DataFrame:
     """How many posts and pairs there are in each part, and what was cut to fit."""
     rows = []
@@ -44,6 +51,7 @@ def truncation_table(run: Run) -> pd.DataFrame:
                 "part": part, "posts": fit["posts"], "pairs": fit["pairs"],
                 "prompts cut": fit["prompts_cut"], "tokens cut": fit["tokens_cut"],
                 "replies too long": fit["replies_dropped"], "pairs lost": fit["pairs_dropped"],
+                "near repeats": fit.get("near_duplicates", "not counted"),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)

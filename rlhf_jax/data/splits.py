@@ -1,7 +1,9 @@
 """Division of posts and prompts into parts that share no text."""
 
+import dataclasses
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -12,6 +14,7 @@ from rlhf_jax.data.prompts import Prompt
 from rlhf_jax.data.tables import normalised
 
 HELD_OUT = ("test", "validation")  # of the official splits; a text in both belongs to the first
+COMMON = 8  # posts; a reply that more of them share ("Thanks!") does not hold them together
 
 
 def split_posts(
@@ -19,9 +22,11 @@ def split_posts(
 ) -> dict[str, list[Post]]:
     """Parts that share no post and no text, each in random order, so that a prefix is a sample.
 
-    Posts that share a text stay together; each domain is divided in the same proportions. Official
-    "validation" and "test" splits are kept as they are: the remaining parts then divide the rest in
-    proportion, without the posts that share a text with what is held out.
+    Posts that share a text stay together, unless it is a reply of many; each domain is divided in
+    the same proportions. Official "validation" and "test" splits are kept as they are: the
+    remaining parts then divide the rest in proportion. A reply that two parts share after that is
+    left out of the later one with its pairs, in the order test, validation, the others; so is a
+    post whose identifier or question they share. `lost` counts them.
 
     Args:
       posts: from `posts`.
@@ -35,13 +40,14 @@ def split_posts(
         raise UserError(f"fractions of the parts: {dict(fractions)} sum to other than 1")
     given = [name for name in HELD_OUT if any(post.split == name for post in posts)]
     parts: dict[str, list[Post]] = {name: [] for name in [*fractions, *given]}
+    for post in posts:
+        if post.split in given:
+            parts[post.split].append(post)
+    held_out = {key for name in given for post in parts[name] for key in keys(post)}
+    rest = [post for post in posts if post.split not in given and not asked(post) & held_out]
     by_domain: dict[str, list[list[Post]]] = {}
-    for group in linked(posts):
-        held_out = next((name for name in given if any(p.split == name for p in group)), None)
-        if held_out:
-            parts[held_out] += [post for post in group if post.split == held_out]
-        else:
-            by_domain.setdefault(group[0].domain, []).append(group)
+    for group in linked(rest):
+        by_domain.setdefault(group[0].domain, []).append(group)
     names = [name for name in fractions if name not in given]
     edges = np.cumsum([fractions[name] for name in names])
     for domain, groups in sorted(by_domain.items()):
@@ -50,6 +56,7 @@ def split_posts(
         middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
         for i, part in zip(order, np.searchsorted(edges / edges[-1], middles), strict=True):
             parts[names[part]] += groups[i]
+    parts = apart(parts)
     for name, part in parts.items():
         np.random.default_rng([seed, zlib.crc32(name.encode())]).shuffle(part)
         if not part and name in fractions:
@@ -59,8 +66,52 @@ def split_posts(
     return {name: parts[name] for name in fractions}
 
 
+def apart(parts: Mapping[str, list[Post]]) -> dict[str, list[Post]]:
+    """The parts without what an earlier one has too, in the order test, validation, the others."""
+    seen: set[bytes] = set()
+    kept = dict(parts)
+    for name in sorted(parts, key=lambda name: [*HELD_OUT, name].index(name)):
+        kept[name] = [*filter(None, (without(post, seen) for post in parts[name]))]
+        seen.update(key for post in kept[name] for key in keys(post))
+    return kept
+
+
+def without(post: Post, seen: set[bytes]) -> Post | None:
+    """The post without the replies that are seen, and None where no pair is left of it."""
+    if seen.isdisjoint(keys(post)):
+        return post
+    if asked(post) & seen:
+        return None
+    left = {i for i, reply in enumerate(post.replies) if digest_of(reply) not in seen}
+    chosen = [i for i, pair in enumerate(post.pairs) if left.issuperset(pair)]
+    used = sorted({reply for i in chosen for reply in post.pairs[i]})
+    number = {reply: i for i, reply in enumerate(used)}
+    if not chosen:
+        return None
+    return dataclasses.replace(
+        post,
+        replies=tuple(post.replies[i] for i in used),
+        scores=tuple(post.scores[i] for i in used) if post.scores else (),
+        pairs=tuple((number[post.pairs[i][0]], number[post.pairs[i][1]]) for i in chosen),
+        grades=tuple(post.grades[i] for i in chosen) if post.grades else (),
+    )
+
+
+def lost(posts: Sequence[Post], parts: Mapping[str, Sequence[Post]]) -> dict[str, int]:
+    """How many posts, pairs and replies are in no part, because others have the same texts."""
+    kept = [post for part in parts.values() for post in part]
+    return {
+        "posts": len(posts) - len(kept),
+        "pairs": sum(len(post.pairs) for post in posts) - sum(len(post.pairs) for post in kept),
+        "replies": sum(len(p.replies) for p in posts) - sum(len(p.replies) for p in kept),
+    }
+
+
 def linked(posts: Sequence[Post]) -> list[list[Post]]:
-    """Groups of posts that share an identifier or a text, directly or through other posts."""
+    """Groups of posts that share an identifier, a question or a reply that is not common.
+
+    They may share it directly or through other posts.
+    """
     leader = list(range(len(posts)))
 
     def find(i: int) -> int:
@@ -70,8 +121,10 @@ def linked(posts: Sequence[Post]) -> list[list[Post]]:
         return i
 
     first_with: dict[bytes, int] = {}
+    counts = Counter(key for post in posts for key in {*map(digest_of, post.replies)})
     for i, post in enumerate(posts):
-        for key in keys(post):
+        rare = {key for key in map(digest_of, post.replies) if counts[key] <= COMMON}
+        for key in asked(post) | rare:
             leader[find(i)] = find(first_with.setdefault(key, i))
     groups: dict[int, list[Post]] = {}
     for i, post in enumerate(posts):
@@ -81,9 +134,21 @@ def linked(posts: Sequence[Post]) -> list[list[Post]]:
 
 def keys(post: Post) -> Iterator[bytes]:
     """Digests of what two parts must not share: identifier, prompt and replies."""
-    texts = [normalised(text) for text in (post.prompt, *post.replies)]
-    for key in (f"post_id {post.post_id}", *texts):
-        yield hashlib.blake2b(key.encode(), digest_size=16).digest()
+    yield from asked(post)
+    yield from map(digest_of, post.replies)
+
+
+def asked(post: Post) -> set[bytes]:
+    """Digests of identifier and question."""
+    return {hashed(f"post_id {post.post_id}"), digest_of(post.prompt)}
+
+
+def digest_of(text: str) -> bytes:
+    return hashed(normalised(text))
+
+
+def hashed(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
 def overlap(parts: Mapping[str, Sequence[Post]]) -> int:

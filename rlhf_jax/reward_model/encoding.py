@@ -32,6 +32,7 @@ class Fit:
     tokens_cut: int
     replies_dropped: int  # longer than a row by themselves
     pairs_dropped: int
+    near_duplicates: int = 0  # posts that nearly repeat what is trained on
 
 
 def encode_posts(

@@ -139,3 +139,22 @@ def test_other_preferences_and_prompts_go_before_the_folder_of_data(
     trained, unseen, _ = made.prompts
     assert {prompt.text for prompt in trained + unseen} <= {f"What is {i}?" for i in range(90)}
     assert made.run("reward").about["preferences"]["rows"] == 300
+
+
+def test_what_a_shared_reply_costs_and_what_nearly_repeats_is_said(tmp_path, data_dir):
+    for split, count in (("train", 260), ("validation", 30), ("test", 30)):
+        rows = [
+            {"prompt": f"Question {split} {i}?", "chosen": f"Yes, {split} {i}.", "rejected": no}
+            for i in range(count)
+            for no in (f"No, {split} {i}.", "Thanks!")
+        ]
+        path = tmp_path / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = dataclasses.replace(changed(data_dir), pairs_from=str(tmp_path))
+    assert [len(made.division[0][name]) for name in ("validation", "test")] == [30, 30]
+    assert overlap(made.posts) == 0
+    said = made.run("reward").about
+    assert said["preferences"]["note"] == (
+        "290 replies, 290 pairs and 0 posts left out, because two parts would share a text"
+    )
+    assert "unseen ones nearly repeat one that is trained on" in said["prompts"]["note"]

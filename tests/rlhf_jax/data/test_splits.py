@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -145,3 +146,30 @@ def test_too_few_prompts_are_an_error():
     for train, evaluation in ((1, 37), (1, 36), (27, 10)):
         with pytest.raises(UserError, match="36 prompts in 12 conversations are too few"):
             splits.split_prompts(prompts(12, 3), train=train, evaluation=evaluation, seed=0)
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_a_reply_of_many_posts_costs_its_pairs_and_no_post(official):
+    """Every post is thanked; where a part is held out, the others lose the thanks alone."""
+    posts = []
+    for i in range(300):
+        replies = (f"good {i}", f"bad {i}", " thanks! " if i % 2 else "Thanks!")
+        made = post(i, replies=replies, split=("test" if i % 10 == 0 else "train") * official)
+        posts.append(dataclasses.replace(made, scores=(2, 1, 0), pairs=((0, 1), (0, 2))))
+    parts = divided(posts)
+    assert splits.overlap(parts) == 0
+    thanked = {
+        name: sum("thanks" in p.replies[-1].lower() for p in part) for name, part in parts.items()
+    }
+    assert thanked == {name: len(parts[name]) * (name == "test") for name in parts}
+    assert all(len(parts[name]) >= 25 for name in FRACTIONS)
+    count = 300 - len(parts["test"])
+    assert splits.lost(posts, parts) == {"posts": 0, "pairs": count, "replies": count}
+    assert {p.pairs for p in parts["train"]} == {((0, 1),)}
+
+
+def test_a_post_whose_only_pair_needs_a_held_out_reply_is_lost_and_counted():
+    posts = [post(i, split="train") for i in range(50)]
+    posts += [post(100 + i, split="test", replies=(f"good answer {i}", "x")) for i in range(10)]
+    parts = divided(posts)
+    assert splits.lost(posts, parts) == {"posts": 10, "pairs": 10, "replies": 20}

@@ -24,7 +24,7 @@ def test_the_prompt_is_cut_and_never_a_reply(model):
     assert (encoded.pairs, encoded.grades) == (((1, 0),), ("medium",))
     assert dataclasses.asdict(fit) == {
         "posts": 1, "pairs": 1, "prompts_cut": 1, "tokens_cut": 80 - room,
-        "replies_dropped": 1, "pairs_dropped": 2,
+        "replies_dropped": 1, "pairs_dropped": 2, "near_duplicates": 0,
     }  # fmt: skip
 
 
