@@ -28,14 +28,16 @@ glibc.malloc.mmap_threshold=$(KEPT):glibc.malloc.trim_threshold=$(KEPT)
 .PHONY: report submission test invariants test-slow test-interop lint bench-gan bench-reward bench-ppo clean
 
 report: .venv/done
+	$(PY) -m rlhf_jax check
 	$(PY) -m gan_jax train
 	$(PY) -m rlhf_jax run
 	$(PY) -m rlhf_report.quarto report.qmd
 
 submission: .venv/done
 	$(PY) -m rlhf_report.submission --check
-	$(PY) -m rlhf_jax run
+	$(PY) -m rlhf_jax check
 	$(PY) -m gan_jax train
+	$(PY) -m rlhf_jax run
 	$(PY) -m rlhf_report.submission
 
 test: .venv/done

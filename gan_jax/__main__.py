@@ -9,6 +9,8 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
+from experiment_runs import settings
+from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 from gan_jax import data, evaluation, experiment, export
@@ -45,6 +47,12 @@ class Evaluate:
     run: tyro.conf.Positional[Path]  # the run's directory, as `train` prints it
     data_dir: Path | None = None  # holds medmnist/NAME.npz; without it the file is fetched
     evidence: tyro.conf.OmitArgPrefixes[EvidenceConfig] = EvidenceConfig()
+
+
+def execute(command: Train | Evaluate) -> None:
+    if command.data_dir is not None:
+        settings.folder_of_data(command.data_dir, f"--data-dir {command.data_dir}")
+    train(command) if isinstance(command, Train) else evaluate(command)
 
 
 def train(command: Train) -> None:
@@ -91,13 +99,10 @@ def parsed(arguments: list[str]) -> Train | Evaluate:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Bad input is told in one message, with exit code 2."""
-    try:
-        command = parsed(sys.argv[1:] if arguments is None else arguments)
-        train(command) if isinstance(command, Train) else evaluate(command)
-    except (UserError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """What goes wrong is one message and an exit code; see `concluded`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if code := concluded(lambda: execute(parsed(arguments))):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m rlhf_jax {run,reward,ppo,evaluate,rate,chat,export}"""
+"""python -m rlhf_jax {run,check,reward,ppo,evaluate,rate,chat,export}"""
 
 import argparse
 import dataclasses
@@ -7,13 +7,15 @@ import operator
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import tyro
 
 from experiment_runs import settings
-from experiment_runs.errors import UserError
+from experiment_runs.command import concluded
+from experiment_runs.files import fingerprint
+from experiment_runs.lock import locked
 from experiment_runs.run import Run
 from rlhf_jax.chat import chat
 from rlhf_jax.config import LoRAConfig, Profile
@@ -36,6 +38,7 @@ class Command:
     prompts: str  # folder, file or hub id of prompts, before --data-dir
     cfg: Annotated[Profile, tyro.conf.arg(name="")]
     reward_lora_rank: int = 0  # the reward model learns adapters of this rank; 0: every weight
+    waits: ClassVar[bool] = True  # for another process that trains what is needed
 
     @property
     def experiment(self) -> Experiment:
@@ -53,6 +56,7 @@ class Command:
             pairs_from=self.preferences,
             prompts_from=self.prompts,
             committed=settings.committed(),
+            wait=self.waits,
         )
 
 
@@ -65,6 +69,14 @@ class All(Command):
       python -m rlhf_jax run --profile cpu
       python -m rlhf_jax run --profile study --data-dir data --model path/to/model
       python -m rlhf_jax run --ppo.learning-rate 2e-5 --lora.lora.rank 4
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check(Command):
+    """Read and check all inputs - data, prompts, model - and train nothing.
+
+    python -m rlhf_jax check --profile assignment --data-dir data
     """
 
 
@@ -98,6 +110,8 @@ class Evaluate(Command):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Use(Command):
     """A command that uses what a profile has trained, and offers none of its settings."""
+
+    waits: ClassVar[bool] = False
 
     cfg: tyro.conf.Suppress[Profile]
 
@@ -141,7 +155,7 @@ class Export(Use):
 
 
 COMMANDS = {
-    "run": All, "reward": Reward, "ppo": PPO, "evaluate": Evaluate,
+    "run": All, "check": Check, "reward": Reward, "ppo": PPO, "evaluate": Evaluate,
     "rate": Rate, "chat": Chat, "export": Export,
 }  # fmt: skip
 
@@ -156,7 +170,9 @@ def execute(command: Command) -> None:
             run = experiment.run("evaluate")
             responses = [row for row in run.samples() if row["rated"]]
             rate = rate_in_browser if command.browser else rate_in_terminal
-            rate(responses, run.path / RATINGS, command.rater, kind=command.kind)
+            own = f"lock-{fingerprint(command.rater)}"  # a rater rates in one place at a time
+            with locked(run.path / own, wait=False):
+                rate(responses, run.path / RATINGS, command.rater, kind=command.kind)
         case Chat():
             base = experiment.pretrained
             models = {evaluation.BASE: (base.definition, base.state), **experiment.tuned()}
@@ -170,6 +186,10 @@ def execute(command: Command) -> None:
             run, base = experiment.run(command.stage), experiment.pretrained
             export_run(run, base, command.out, merged=command.merged)
             print(f"wrote {command.out}")
+        case Check():
+            if experiment.committed is None:
+                experiment.check()
+            print("inputs   read and checked")
         case Reward():
             show(experiment, ["reward"])
         case PPO():
@@ -224,12 +244,10 @@ def parsed(arguments: list[str]) -> Command:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Bad input is told in one message, with exit code 2."""
-    try:
-        execute(parsed(sys.argv[1:] if arguments is None else arguments))
-    except (UserError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """What goes wrong is one message and an exit code; see `concluded`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if code := concluded(lambda: execute(parsed(arguments))):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

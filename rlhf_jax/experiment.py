@@ -38,6 +38,7 @@ class Experiment:
     pairs_from: str = ""  # folder, file or hub id of the preferences, before `data_dir`
     prompts_from: str = ""  # the same of the prompts
     committed: Path | None = None  # folder of committed runs to show instead of training
+    wait: bool = True  # for another process that trains a run, or refuse
 
     @functools.cached_property
     def model_path(self) -> Path | None:
@@ -119,6 +120,18 @@ class Experiment:
             pairs = dataclasses.replace(pairs, note="; ".join(filter(None, [pairs.note, said])))
         return {"preferences": pairs, "prompts": self.prompts[2]}
 
+    def check(self) -> None:
+        """Reads the inputs of all stages.
+
+        Raises:
+          UserError: one of them cannot be used.
+        """
+        _ = self.pretrained
+        for stage in REWARD_MODELS:
+            self._parts(stage)
+        for which in (0, 1):
+            self._texts(which)
+
     def run(self, stage: str) -> Run:
         """The finished run of a stage; trains it, and what it depends on, where there is none."""
         if self.committed is not None:
@@ -159,7 +172,7 @@ class Experiment:
         }
         for name, source in self.sources.items():
             about[name] = dataclasses.asdict(dataclasses.replace(source, location=""))
-        return ensure(stage, cfg, train, inputs=inputs, about=about)
+        return ensure(stage, cfg, train, inputs=inputs, about=about, wait=self.wait)
 
     def judge(self, stage: str = "reward") -> reward_models.Judge:
         return reward_models.load(self.run(stage), self.pretrained)

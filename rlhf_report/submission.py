@@ -18,13 +18,13 @@ import nbformat
 
 import gan_jax
 from experiment_runs import settings
+from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
 from gan_jax.data import HISTOLOGY, ImageSet, dataset_for, load
 from rlhf_jax.experiment import Experiment, from_environment
 from rlhf_jax.ratings.store import by_hash
-from rlhf_report.quarto.notebook import CellError
 from rlhf_report.quarto.render import render
 from rlhf_report.ratings import people_ratings, rated_responses
 
@@ -173,19 +173,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="only check what can be known before the training"
     )
     options = parser.parse_args(arguments)
-    try:
-        name = asked()
-        experiment = from_environment()
-        refuse(objections(experiment))
-        if not options.check:
-            settings.hand_in(experiment.profile.name)
-            refuse(unrated(experiment.run("evaluate")))
-            for path in write(name, PROJECT / "report.qmd", shown_runs(experiment)):
-                print(f"wrote {path}")
-    except (UserError, CellError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, CellError) else 2
-    return 0
+    return concluded(lambda: hand_in(check_only=options.check))
+
+
+def hand_in(*, check_only: bool) -> None:
+    """Checks what is asked for, and writes the files where more than that is wanted."""
+    name = asked()
+    experiment = from_environment()
+    refuse(objections(experiment))
+    if not check_only:
+        settings.hand_in(experiment.profile.name)
+        refuse(unrated(experiment.run("evaluate")))
+        for path in write(name, PROJECT / "report.qmd", shown_runs(experiment)):
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,12 @@ import nbformat
 import yaml
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop, run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
+from experiment_runs import settings
 from experiment_runs.errors import UserError
 from experiment_runs.process import progress
 
@@ -66,8 +68,11 @@ STYLE = """
 """  # every figure once as pixels and once as lines; the outputs take what suits them
 
 
-class CellError(Exception):
-    """A cell or an inline expression raised. The message holds its place and the traceback."""
+class CellError(UserError):
+    """A cell or an inline expression raised, by no fault of the input. The message holds its place,
+    and the traceback where RLHF_DEBUG asks for it."""
+
+    exit_code = 1
 
 
 class Line(NamedTuple):
@@ -228,16 +233,45 @@ def execute(notebook: NotebookNode, source: Source, root: Path) -> None:
     )
     client.owns_km = True  # nbclient stops the kernel when it leaves the block
     with client.setup_kernel():
-        client.wait_for_reply(client.kc.execute(STYLE, silent=True))
-        for index, cell in enumerate(progress(notebook.cells, label=f"render {source.path.name}")):
-            if cell.cell_type == "markdown":
-                cell.source = INLINE.sub(lambda m: evaluate(client, m[1], source), cell.source)
-            elif cell.metadata.options.get("eval", True):
-                try:
-                    client.execute_cell(cell, index)
-                except (CellExecutionError, DeadKernelError) as error:
-                    trace = ANSI.sub("", str(error))
-                    raise CellError(f"{cell.metadata.place}: this cell failed\n{trace}") from error
+        try:
+            client.wait_for_reply(client.kc.execute(STYLE, silent=True))
+            for index, cell in enumerate(
+                progress(notebook.cells, label=f"render {source.path.name}")
+            ):
+                if cell.cell_type == "markdown":
+                    cell.source = INLINE.sub(lambda m: evaluate(client, m[1], source), cell.source)
+                elif cell.metadata.options.get("eval", True):
+                    execute_cell(client, cell, index)
+        except KeyboardInterrupt:
+            interrupt(client)
+            raise
+
+
+def execute_cell(client: NotebookClient, cell: NotebookNode, index: int) -> None:
+    place = cell.metadata.place
+    try:
+        client.execute_cell(cell, index)
+    except CellExecutionError as error:
+        raise failure(f"{place}: this cell failed", error.ename, error.evalue, str(error)) from None
+    except DeadKernelError as error:
+        raise CellError(f"{place}: this cell ended its process, or the system did") from error
+
+
+def failure(what: str, name: str, message: str, trace: str) -> UserError:
+    """The error that a cell's error stands for: bad input, which has a message, or a defect."""
+    debug = f"\n{ANSI.sub('', trace)}" if settings.debugging() else ""
+    if name in ("UserError", "FloatingPointError"):
+        return UserError(f"{what}: {message}{debug}")
+    hint = debug or "; RLHF_DEBUG=1 shows where"
+    return CellError(f"{what}: {name}: {message}{hint}")
+
+
+def interrupt(client: NotebookClient) -> None:
+    """Stops the cell that runs and waits for it: a stage that it trains saves itself first."""
+    # What the cell then raises belongs to nobody, and must not be shown.
+    ensure_event_loop().set_exception_handler(lambda loop, context: None)
+    run_sync(client.km.interrupt_kernel)()
+    client.wait_for_reply(client.kc.execute("", silent=True))
 
 
 def evaluate(client: NotebookClient, expression: str, source: Source) -> str:
@@ -250,8 +284,8 @@ def evaluate(client: NotebookClient, expression: str, source: Source) -> str:
     result = client.wait_for_reply(message)["content"]["user_expressions"]["value"]
     place = source.place(f"`{{python}} {expression}`".split("\n")[0])
     if result["status"] != "ok":
-        trace = ANSI.sub("", "\n".join(result["traceback"]))
-        raise CellError(f"{place}: the inline expression {expression!r} failed\n{trace}")
+        what = f"{place}: the inline expression {expression!r} failed"
+        raise failure(what, result["ename"], result["evalue"], "\n".join(result["traceback"]))
     text = result["data"].get("text/markdown", result["data"]["text/plain"])
     is_string = "text/markdown" not in result["data"] and text[:1] in "'\""
     value = ast.literal_eval(text) if is_string else text

@@ -9,7 +9,6 @@ import datetime
 import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -20,10 +19,11 @@ import matplotlib
 import typst
 import yaml
 
+from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
 from rlhf_report.quarto import document, notebook
 from rlhf_report.quarto.document import Node, element, pandoc, string, walk, words
-from rlhf_report.quarto.notebook import CellError, Source
+from rlhf_report.quarto.notebook import Source
 
 ASSETS = Path(__file__).parent / "assets"
 FORMATS = {"html": "html", "typst": "pdf", "pdf": "pdf", "ipynb": "ipynb"}
@@ -325,10 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output-dir", type=Path, help="instead of the one in _quarto.yml")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         for file in render(options.document, options.to or ["html", "pdf"], options.output_dir):
             print(f"wrote {file}")
-    except (UserError, CellError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, CellError) else 2
-    return 0
+
+    return concluded(work)

@@ -143,6 +143,8 @@ def test_help_explains_each_command(command, capsys):
         (["train", "--side", "32"], "side is 32"),
         (["train", "--neighbours", "0"], "neighbours is 0"),
         (["evaluate", "/nowhere"], "/nowhere: not a run"),
+        (["train", "--data-dir", "/nowhere"], "--data-dir /nowhere: no such folder"),
+        (["evaluate", "x", "--data-dir", "/nowhere"], "--data-dir /nowhere: no such folder"),
     ],
 )
 def test_bad_input_ends_with_one_message_and_code_2(arguments, message, capsys):

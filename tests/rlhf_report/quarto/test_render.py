@@ -5,7 +5,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import string
+import subprocess
+import sys
+import time
 import unicodedata
 from pathlib import Path
 
@@ -218,12 +222,78 @@ def test_an_error_in_an_included_chapter_names_the_chapter(tmp_path, capsys):
     assert "one.qmd:1:" in capsys.readouterr().err
 
 
-def test_a_failing_cell_prints_its_place_and_traceback(tmp_path, capsys):
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_a_failing_cell_prints_its_place_and_one_line_unless_more_is_asked_for(
+    tmp_path, capsys, monkeypatch, debug
+):
+    monkeypatch.setenv("RLHF_DEBUG", debug)
     cell = "```{python}\nright = 1\n```\n\n```{python}\nwrong = [] [0]\n```\n"
     assert render.main([str(project(tmp_path, HEAD + cell))]) == 1
     message = capsys.readouterr().err
-    assert "report.qmd:9: this cell failed" in message
-    assert "IndexError: list index out of range" in message and "\x1b" not in message
+    assert "report.qmd:9: this cell failed: IndexError: list index out of range" in message
+    assert "\x1b" not in message and ("Traceback" in message) == bool(debug)
+    assert debug or message.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["```{python}\n{}\n```", "```{python}\nx\n```\n`{python} {}`"])
+def test_bad_input_in_a_cell_or_expression_is_the_one_message_that_it_has(
+    tmp_path, capsys, monkeypatch, where
+):
+    monkeypatch.delenv("RLHF_DEBUG", raising=False)
+    raising = "f()"
+    code = """from experiment_runs.errors import UserError
+x = 1
+def f():
+    raise UserError("data.csv: bad, mend it")
+"""
+    text = where.replace("{}", raising).replace("x\n", code)
+    if "`{python} " not in text:
+        text = text.replace("f()", code + "f()")
+    assert render.main([str(project(tmp_path, HEAD + text + "\n"))]) == 2
+    message = capsys.readouterr().err
+    assert message.endswith("failed: data.csv: bad, mend it\n") and message.count("\n") == 1
+
+
+TRAINING = """
+import dataclasses, time
+from pathlib import Path
+import jax.numpy as jnp
+from experiment_runs.checkpoints import Checkpoints
+from experiment_runs.run import ensure
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    rate: float = 0.1
+
+def train(run):
+    keeper = Checkpoints(run.checkpoints)
+    for step in range(1, 2000):
+        run.log(step=step)
+        time.sleep(0.05)
+        keeper.maybe_save(step, {"w": jnp.ones(3)}, {})
+
+ensure("stage", Config(), train, inputs={}, root=Path(ROOT))
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lets_the_stage_in_a_cell_save_itself(tmp_path, number, code):
+    cell = TRAINING.replace("ROOT", repr(str(tmp_path / "results")))
+    path = project(tmp_path, HEAD + f"```{{python}}\n{cell}\n```\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlhf_report.quarto", str(path)], cwd=PROJECT, text=True,
+        env=os.environ | {"RLHF_DEBUG": ""}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not any(log.stat().st_size > 20 for log in tmp_path.glob("results/*/metrics.jsonl")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "the same command goes on" in said and "Traceback" not in said
+    (saved,) = tmp_path.glob("results/*/checkpoints/resume/*")
+    (log,) = tmp_path.glob("results/*/metrics.jsonl")
+    assert int(saved.name) == len(log.read_text().splitlines())
 
 
 @pytest.mark.parametrize(
