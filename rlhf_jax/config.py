@@ -248,7 +248,7 @@ def cpu() -> Profile:
         name="cpu",
         promise=(
             "everything trained for real with small budgets and one seed: a reward model above "
-            "chance and honest intervals, not a gain"
+            "chance, and intervals that say whether anything was gained"
         ),
         time="14 minutes (twice that with posts of a forum, which are longer)",
         reward=reward,
@@ -273,7 +273,7 @@ def study() -> Profile:
     )  # fmt: skip
     return Profile(
         name="study",
-        promise="the smallest run whose claims deserve belief, on real votes and prompts",
+        promise="the smallest run whose claims deserve belief, given real votes and prompts",
         time="two to three hours",
         reward=reward,
         gold=other(

@@ -1,6 +1,7 @@
 """The chapter on data: what was read, from where, and what goes into the reward model."""
 
 import pandas as pd
+from IPython.display import Markdown
 
 from experiment_runs.run import Run
 
@@ -40,6 +41,20 @@ def losses_reading(run: Run) -> str:
     source = run.about["preferences"]
     note = source["note"] if source["kind"] != "stand-in" else ""
     return f"{note or 'nothing was lost'}."
+
+
+def preferred_reading(run: Run) -> str:
+    """What it means in these data that a reply is preferred."""
+    if run.about["preferences"]["kind"] == "stand-in":
+        return "here by construction, the documentation of what was asked about and no other."
+    return "here by the votes of readers."
+
+
+def prompts_reading(run: Run) -> Markdown:
+    """What the prompts for PPO are."""
+    if run.about["prompts"]["kind"] == "stand-in":
+        return Markdown("questions about the installed packages, made by a program")
+    return Markdown("messages by prompters of OpenAssistant conversations [@kopf2023openassistant]")
 
 
 def truncation_table(run: Run) -> pd.DataFrame:

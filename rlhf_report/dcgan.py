@@ -15,6 +15,7 @@ from rlhf_report.style import BLUE, ORANGE, listed, mean_with_interval, panels
 
 DPI = 160  # of animations
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 600, 2400
+KNOWN_BY_HEART = 0.05  # of the probability of being real, between training and held-out images
 STRIP_ROWS = 6  # moments that an animation's still picture shows
 
 
@@ -145,8 +146,10 @@ def memorisation_reading(run: Run) -> str:
     """Whether the discriminator knows its training images by heart."""
     gap = run.summary["scores"]["gap"]
     text = f"The gap is {mean_with_interval(gap)}: "
-    if gap["low"] > 0:
+    if gap["low"] > KNOWN_BY_HEART:
         return text + "it knows training images by heart."
+    if gap["low"] > 0:
+        return text + "training images seem a little more real to it, too little to call it memory."
     if gap["high"] < 0:
         return text + "held-out images seem more real to it than those that it was trained on."
     return text + "it does not tell the images that it was trained on from new ones."

@@ -4,7 +4,7 @@ In the table of detectors the first scenario is real against real, the last the 
 between them are planted defects, among which the two collapses are known by their names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -88,6 +88,7 @@ def collapse_table(run: Run) -> pd.DataFrame:
     detectors of collapse: means with their intervals, and where draws of real images fall."""
     rows = detector_results(run).set_index(["scenario", "detector"])
     found = reactions(run)
+    moved = found[GENERATED]
     collapsed = next(name for name in found if COLLAPSED[1] in name)
     shown = []
     for name in collapse_detectors(run):
@@ -98,7 +99,7 @@ def collapse_table(run: Run) -> pd.DataFrame:
                 "draws of real images": f"{own['real_low']:.3g} to {own['real_high']:.3g}",
                 "generated": mean_with_interval(own),
                 "collapsed on purpose": mean_with_interval(rows.loc[(collapsed, name)]),
-                "reacts": "yes" if found[GENERATED].get(name) == found[collapsed][name] else "no",
+                "moves alike": "yes" if moved.get(name) == found[collapsed][name] else "no",
             }
         )
     return pd.DataFrame(shown or [{"detector": "none tells collapse from the other defects"}])
@@ -138,34 +139,48 @@ def collapse_reading(run: Run) -> str:
     """Whether the trained generator collapsed, by the detectors that have shown to tell."""
     own = collapse_detectors(run)
     if not own:
-        return "No detector tells collapse from the other defects here: nothing can be said of it."
+        return "No detector tells collapse from the other defects here: there is no verdict."
     towards = next(found for name, found in reactions(run).items() if COLLAPSED[1] in name)
+    text, moved = moved_alike(run, own, towards)
+    if not moved:
+        verdict = "no mode collapse of this kind is seen"
+    elif len(moved) == len(own):
+        verdict = "every sign of mode collapse is there"
+    else:
+        verdict = "some signs of mode collapse are there and others not; variety is lost in part"
+    return f"{text} Verdict: {verdict}."
+
+
+def moved_alike(
+    run: Run, detectors: Sequence[str], towards: Mapping[str, bool]
+) -> tuple[str, list[str]]:
+    """Which detectors move on the trained generator the way that they move on a planted defect."""
     found = reactions(run)[GENERATED]
-    reacting = [name for name in own if found.get(name) == towards[name]]
-    if not reacting:
-        return "None of these reacts to the trained generator: no collapse of this kind is seen."
-    silent = [name for name in own if name not in reacting]
-    text = f"Of these, {listed(reacting)} {verb('react', reacting)} to the trained generator"
-    text += f", {listed(silent)} {verb('do', silent)} not." if silent else "; none is silent."
-    return text
+    moved = [name for name in detectors if found.get(name) == towards[name]]
+    still = [name for name in detectors if name not in moved]
+    if not moved:
+        return (
+            f"On the trained generator {listed(still)} {verb('do', still)} not move that way.",
+            [],
+        )
+    text = f"On the trained generator {listed(moved)} {verb('move', moved)} the same way"
+    return text + (f", {listed(still)} {verb('do', still)} not." if still else "."), moved
 
 
 def verb(word: str, subjects: Sequence[str]) -> str:
     """The verb of a sentence about one or several."""
-    return word if len(subjects) > 1 else {"react": "reacts", "do": "does"}[word]
+    return word if len(subjects) > 1 else {"move": "moves", "do": "does"}[word]
 
 
 def copying_reading(run: Run) -> str:
     """Whether the trained generator recites, by the detectors that catch copies."""
-    caught = reactions(run)
-    own = next(list(found) for name, found in caught.items() if COPIES in name)
-    if not own:
+    towards = next(found for name, found in reactions(run).items() if COPIES in name)
+    if not towards:
         return "Copies of training images are caught by no detector: recitation would go unseen."
-    text = f"Copies of training images are caught by {listed(own)} alone."
-    reacting = [name for name in own if name in caught[GENERATED]]
-    if reacting:
-        return f"{text} On the trained generator {listed(reacting)} {verb('react', reacting)} too."
-    return f"{text} To the trained generator {listed(own)} {verb('do', own)} not react."
+    own = list(towards)
+    text, moved = moved_alike(run, own, towards)
+    verdict = "signs of recitation" if moved else "no recitation is seen"
+    return f"Copies of training images are caught by {listed(own)}. {text} Verdict: {verdict}."
 
 
 def birthday_table(run: Run) -> pd.DataFrame:

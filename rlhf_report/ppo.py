@@ -142,6 +142,14 @@ def kl_reading(run: Run) -> str:
     return text
 
 
+def learning_rates_reading(full: Run, lora: Run) -> str:
+    """How LoRA's learning rate compares with that of full fine-tuning."""
+    times = lora.config["learning_rate"] / full.config["learning_rate"]
+    if abs(times - 1) < 0.01:
+        return "the same"
+    return f"{times:.3g} times as much" if times > 1 else f"{1 / times:.3g} times less"
+
+
 def dropout_reading(run: Run) -> str:
     """What dropout in the updates does to ratios that would be 1."""
     later = run.metrics().iloc[1:]

@@ -199,9 +199,9 @@ def surest_mistakes(run: Run) -> list[str]:
         blocks.append(f"**{post}**: {own['confidence']:.0%} sure of the wrong reply.")
         text = texts.get(own["pair"])
         blocks += [quote(excerpt(text["prompt"]))] if text else []
-        for name, judge in (("rejected", "the model"), ("chosen", "people")):
+        for name, judge in (("rejected", "by the model"), ("chosen", "in the data")):
             numbers = f"score {own[name]:.2f}, {own[f'{name}_tokens']} tokens"
-            blocks.append(f"*Preferred by {judge}* ({numbers}){':' if text else ''}")
+            blocks.append(f"*Preferred {judge}* ({numbers}){':' if text else ''}")
             blocks += [quote(excerpt(text[name]))] if text else []
     return blocks or ["The model made none."]
 
@@ -220,6 +220,31 @@ def accuracy_gain_reading(own: Mapping[str, Any]) -> str:
     if high < 0:
         return f"{text}, worse than chance explains"
     return f"{text}, which chance alone may explain"
+
+
+def groups_reading(run: Run) -> str:
+    """What the groups are that the pairs are divided into."""
+    if not run.summary.get("accuracy_by_grade"):
+        return "The groups are the data's own domains."
+    return (
+        "Grades say how the worse answer was made: easy, the documentation of another topic; hard, "
+        "that of a neighbour in the same module; medium, the right one cut off or with its words "
+        "shuffled; partial, the right one cut off preferred to one about another topic."
+    )
+
+
+def temperature_reading(run: Run) -> str:
+    """What the temperature, fitted on the validation pairs, did to the held-out log loss."""
+    before, after = (run.summary["calibration"][when]["log_loss"] for when in ("before", "after"))
+    text = f"The log loss goes from {before:.3f} to {after:.3f}: "
+    if f"{before:.3f}" == f"{after:.3f}":
+        return text + "on the held-out pairs the temperature changes nothing that can be seen."
+    if after < before:
+        return text + "on the held-out pairs the temperature helps."
+    return (
+        text + "on the held-out pairs the temperature makes it worse, since what fits the "
+        "validation pairs best need not fit others."
+    )
 
 
 def calibration_reading(run: Run) -> str:

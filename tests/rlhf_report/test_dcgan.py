@@ -1,10 +1,14 @@
 """The GAN's chapter shows its images."""
 
 import io
+import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from experiment_runs.files import write_text
+from experiment_runs.run import Run
 from rlhf_report import dcgan
 
 
@@ -22,3 +26,21 @@ def test_the_growth_plays_its_frames_and_stands_still_as_a_strip():
     for number, shade in enumerate((0, 128, 255), start=1):
         picture.seek(number)
         assert shades() == {shade}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.2, 0.3, "by heart"),
+        (0.001, 0.02, "too little to call it memory"),
+        (-0.01, 0.02, "does not tell"),
+        (-0.3, -0.2, "more real to it than those"),
+    ],
+)
+def test_memory_is_claimed_only_of_a_notable_gap(tmp_path, low, high, words):
+    gap = {"mean": (low + high) / 2, "low": low, "high": high}
+    record = {"stage": "gan", "identity": "0", "config": {}, "inputs": {}, "about": {}}
+    write_text(tmp_path / "config.json", json.dumps(record))
+    run = Run(tmp_path)
+    run.finish(scores={"gap": gap})
+    assert words in dcgan.memorisation_reading(run)

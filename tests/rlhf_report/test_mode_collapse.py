@@ -51,21 +51,26 @@ def test_detectors_of_collapse_move_with_both_collapses_and_so_with_nothing_else
     assert "birthday size and twins" in mode_collapse.planted_defects_reading(run)
     assert "Of 4 planted defects 4 are caught." in mode_collapse.planted_defects_reading(run)
     table = mode_collapse.collapse_table(run)
-    assert list(table["reacts"]) == ["no", "yes"]
+    assert list(table["moves alike"]) == ["no", "yes"]
 
 
 def test_the_reading_names_who_reacts_to_the_trained_generator_and_who_does_not(told):
     text = mode_collapse.collapse_reading(told(MOVED))
-    assert text == "Of these, twins reacts to the trained generator, birthday size does not."
+    assert text.startswith(
+        "On the trained generator twins moves the same way, birthday size does not."
+    )
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"twins": (0, 0, 0, 9, 9, 0)}, "None of these reacts"),
-        ({"birthday": (0, 5, 0, -9, -9, 5)}, "twins reacts to the trained generator, birthday"),
-        ({"birthday": (0, 5, 0, -9, -9, -5)}, "birthday size and twins react to the trained"),
-        ({"twins": (0, 9, 0, 9, 9, 9), "birthday": (0, 0, 0, 0, 9, 9)}, "nothing can be said"),
+        ({"twins": (0, 0, 0, 9, 9, 0)}, "Verdict: no mode collapse of this kind is seen."),
+        ({"birthday": (0, 5, 0, -9, -9, 5)}, "variety is lost in part"),
+        (
+            {"birthday": (0, 5, 0, -9, -9, -5)},
+            "and twins move the same way. Verdict: every",
+        ),
+        ({"twins": (0, 9, 0, 9, 9, 9), "birthday": (0, 0, 0, 0, 9, 9)}, "there is no verdict"),
     ],
 )
 def test_the_reading_of_collapse_follows_the_table(told, change, words):
@@ -79,7 +84,10 @@ def test_a_defect_that_nothing_catches_is_said_to_go_unnoticed(told):
     assert "would go unseen" in mode_collapse.copying_reading(run)
 
 
-@pytest.mark.parametrize("value, words", [(0, "does not react"), (4, "reacts too")])
+@pytest.mark.parametrize(
+    "value, words",
+    [(0, "no recitation"), (4, "moves the same way. Verdict: signs"), (-4, "no recitation")],
+)
 def test_recitation_is_read_from_what_catches_copies(told, value, words):
     text = mode_collapse.copying_reading(told(MOVED | {"train_nearest": (0, 0, 3, 0, 0, value)}))
     assert "training share" in text and words in text

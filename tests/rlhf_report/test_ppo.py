@@ -1,6 +1,7 @@
 """What the chapter on PPO says follows from the numbers of the runs."""
 
 import json
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,3 +68,11 @@ def test_committed_policies_are_found_by_their_stages_variants_first(trained, tm
     expected = ["ppo-full", "ppo-lora", "ppo-full-1", "ppo-lora-everywhere"]
     assert experiment.policies == expected
     assert [experiment.run(name).stage for name in expected] == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"), [(1e-5, "the same"), (1e-4, "10 times as much"), (5e-6, "2 times less")]
+)
+def test_the_learning_rates_are_compared_as_they_are(rate, words):
+    full, lora = (SimpleNamespace(config={"learning_rate": x}) for x in (1e-5, rate))
+    assert ppo.learning_rates_reading(full, lora) == words

@@ -67,3 +67,37 @@ def test_a_run_without_texts_shows_numbers_and_says_why(make_run, samples):
 def test_a_gain_is_claimed_only_where_its_interval_excludes_zero(low, high, words):
     own = {"gain": {"value": (low + high) / 2, "low": low, "high": high}}
     assert words in reward_model.accuracy_gain_reading(own)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [(0.553, 0.558, "worse"), (0.6, 0.55, "helps"), (0.5501, 0.5502, "changes nothing")],
+)
+def test_a_temperature_that_does_harm_is_said_to(tmp_path, before, after, words):
+    losses = {"before": {"log_loss": before}, "after": {"log_loss": after}}
+    run = finished(tmp_path, {}, calibration=losses)
+    assert words in reward_model.temperature_reading(run)
+
+
+def test_groups_are_explained_where_grades_were_planted(tmp_path):
+    assert "domains" in reward_model.groups_reading(finished(tmp_path / "a", {}))
+    run = finished(tmp_path / "b", {}, accuracy_by_grade={"easy": {}})
+    for grade in ("easy", "hard", "medium", "partial"):
+        assert f"{grade}," in reward_model.groups_reading(run)
+
+
+@pytest.mark.parametrize("kind", ["hub", "local", "stand-in"])
+def test_votes_and_prompters_are_named_only_where_the_data_are_theirs(tmp_path, kind):
+    run = finished(tmp_path, {"preferences": {"kind": kind}, "prompts": {"kind": kind}})
+    real = kind != "stand-in"
+    assert ("votes" in data.preferred_reading(run)) == real
+    assert ("OpenAssistant" in data.prompts_reading(run).data) == real
+
+
+def finished(path, about, **summary):
+    path.mkdir(exist_ok=True)
+    record = {"stage": "reward", "identity": "r", "config": {}, "inputs": {}, "about": about}
+    write_text(path / "config.json", json.dumps(record))
+    run = Run(path)
+    run.finish(**summary)
+    return run
