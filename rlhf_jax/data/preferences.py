@@ -25,6 +25,8 @@ PAIR_COLUMNS = [*PAIR_TEXTS, "score_A", "score_B", "labels"]
 KEPT = [*PAIR_COLUMNS, "score_ratio", "split", "grade"]
 QUESTION_AND_REPLIES = ("history", "human_ref_A", "human_ref_B")
 PROMPT_COLUMNS = ("prompt", "question", "instruction")
+FEWEST_DECIDED = 20  # rows whose replies differ in votes, from which on
+CONTRADICTION = 0.9  # of them with labels against the votes mean that the labels are turned around
 KNOWN_COLUMNS = [*KEPT, *PROMPT_COLUMNS, "system", "chosen", "rejected"]
 
 
@@ -131,8 +133,12 @@ def comparisons(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[pd.DataFrame
         pairs = pairs.drop(columns="score_ratio")
     pairs["domain"] = pairs["domain"].fillna("all")
     pairs["domain"] = pairs["domain"].str.replace(r"_(train|validation|test)$", "", regex=True)
-    numeric = {name: float for name in ("score_A", "score_B", "score_ratio") if name in pairs}
-    return pairs.astype({"post_id": str, "labels": int, **numeric}), notes
+    for name in ("score_A", "score_B", "score_ratio", "labels"):
+        if name in pairs:
+            pairs[name] = tables.numbers(pairs[name])
+    below = int((pairs[votes] < 0).any(axis=1).sum()) if {*votes} <= {*pairs.columns} else 0
+    notes["pairs with votes below zero, which count as one in ratios of votes"] += below
+    return pairs.astype({"post_id": str, "labels": int}), notes
 
 
 def in_shp_columns(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFrame:
@@ -142,7 +148,7 @@ def in_shp_columns(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFr
     lacking = [name for name in (*QUESTION_AND_REPLIES, "labels") if name not in frame]
     if lacking:
         raise UserError(
-            f"{where}: no preferences in its columns, {', '.join(map(str, frame.columns))}. They "
+            f"{where}: no preferences in its columns, {tables.brief_list(frame.columns)}. They "
             "must be 'chosen' and 'rejected' (whole dialogues, or replies beside a 'prompt'), or "
             "'history', 'human_ref_A', 'human_ref_B' and 'labels' as SHP has them"
         )
@@ -197,27 +203,37 @@ def said(notes: Counter) -> str:
 
 
 def check_pairs(where: str, frame: pd.DataFrame) -> None:
-    """Raises UserError for the first text, score or label that cannot be used."""
-    rules = {column: (is_text_or_empty, "a text") for column in PAIR_TEXTS[1:]}
-    for column in ("score_A", "score_B"):
-        rules[column] = (
-            lambda s: np.isfinite(pd.to_numeric(s, errors="coerce")),
-            "a number of votes",
-        )
-    rules["post_id"] = (lambda s: s.notna(), "the identifier of the post")
+    """Raises UserError for the first text, score or label that cannot be used, and for labels that
+    say the opposite of the votes."""
+    text = (is_text_or_empty, "a text")
+    votes = (
+        lambda column: (
+            np.isfinite(tables.numbers(column))
+            & ~column.map(lambda value: isinstance(value, bool | np.bool_)).astype(bool)
+        ),
+        "a number of votes",
+    )
+    rules = dict.fromkeys((*PAIR_TEXTS[1:], "split", "grade"), text)
+    rules |= {"score_A": votes, "score_B": votes, "score_ratio": (is_ratio, "a number")}
+    rules["post_id"] = (tables.is_identifier, "the identifier of the post")
     rules["labels"] = (
-        lambda s: pd.to_numeric(s, errors="coerce").isin([0, 1]),
+        lambda column: tables.numbers(column).isin([0, 1]),
         "1 where A is preferred and 0 where B is",
     )
-    for column, (is_right, expected) in rules.items():
-        if column not in frame:
-            continue
-        wrong = frame[column][~is_right(frame[column])]
-        if len(wrong):
+    tables.check(where, frame, rules)
+    if {"score_A", "score_B", "labels"} <= {*frame.columns}:
+        lead = tables.numbers(frame["score_A"]) - tables.numbers(frame["score_B"])
+        against = (tables.numbers(frame["labels"]) == 1) != (lead > 0)
+        decided = int((lead != 0).sum())
+        if decided >= FEWEST_DECIDED and against[lead != 0].mean() > CONTRADICTION:
             raise UserError(
-                f"{where}, {frame.index.name} {wrong.index[0]}: '{column}' is {wrong.iloc[0]!r}, "
-                f"it must be {expected}; correct or remove the row ({len(wrong)} in all)"
+                f"{where}: 'labels' prefers the reply with fewer votes in "
+                f"{against[lead != 0].mean():.0%} of the rows; it must be 1 where A is preferred"
             )
+
+
+def is_ratio(column: pd.Series) -> pd.Series:
+    return np.isfinite(tables.numbers(column)) | column.isna()
 
 
 def posts(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
-from rlhf_jax.data import documentation
+from rlhf_jax.data import documentation, tables
 from rlhf_jax.data.dialogues import first_question, question, turns
 from rlhf_jax.data.documentation import STANDIN_LICENCE, STANDIN_NAME, standin_note
 from rlhf_jax.data.locations import LICENCES, locate, rows
@@ -20,6 +20,10 @@ from rlhf_jax.data.tables import Source, digest, file_names, is_text, is_there, 
 OASST = "OpenAssistant/oasst1"
 FOLDERS = ("oasst", "prompts")  # of a local copy
 MESSAGE_COLUMNS = ["message_id", "message_tree_id", "text", "role", "lang"]
+MESSAGE_RULES = {
+    "message_id": (tables.is_identifier, "the identifier of the message"),
+    "message_tree_id": (tables.is_identifier, "the identifier of the conversation"),
+}
 REVIEW_COLUMNS = ["deleted", "review_result"]
 # Where other data sets have the question, as a text or as a dialogue; the first of these is read.
 QUESTION_COLUMNS = [
@@ -86,6 +90,7 @@ def questions(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[list[Prompt], 
     for where, frame in parts:
         column = next((name for name in QUESTION_COLUMNS if name in frame), None)
         if {*MESSAGE_COLUMNS} <= {*frame.columns}:
+            tables.check(where, frame, MESSAGE_RULES)
             of_oasst.append(frame)
         elif column == "prompt" and "message_tree_id" in frame:
             of_oasst.append(tree_messages(where, frame))
@@ -94,7 +99,7 @@ def questions(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[list[Prompt], 
             notes.append(f"column '{column}'")
         else:
             raise UserError(
-                f"{where}: no prompts in its columns, {', '.join(map(str, frame.columns))}. One of "
+                f"{where}: no prompts in its columns, {tables.brief_list(frame.columns)}. One of "
                 f"them must be {', '.join(QUESTION_COLUMNS[:-1])} (a text or a list of messages), "
                 f"or they must be OASST's {', '.join(MESSAGE_COLUMNS)}"
             )

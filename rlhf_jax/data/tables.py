@@ -16,17 +16,19 @@ import math
 import threading
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 import huggingface_hub.constants
+import numpy as np
 import pandas as pd
 import pyarrow.parquet
 from datasets.naming import camelcase_to_snakecase
 
-from experiment_runs.errors import UserError, first_line
+from experiment_runs.errors import UserError, brief, first_line
 from experiment_runs.files import fingerprint
 
 SMALL_CONTENT = 2**26  # bytes; a file may always unpack to so many
@@ -172,7 +174,7 @@ def json_lines(path: Path) -> pd.DataFrame:
 
 def json_object(line: str, where: str) -> dict:
     try:
-        value = json.loads(line)
+        value = encodable(json.loads(line))
     except RecursionError:
         raise UserError(f"{where}: nested too deeply; repair or delete the line") from None
     except ValueError as error:  # among them a number of too many digits
@@ -180,11 +182,15 @@ def json_object(line: str, where: str) -> dict:
         raise UserError(f"{where}: not JSON ({reason}); repair or delete the line") from None
     if not isinstance(value, dict):
         raise UserError(f"{where}: not a JSON object; the file must hold one object a line")
-    return {encodable(key): encodable(item) for key, item in value.items()}
+    return value
 
 
 def encodable(item: object) -> object:
     """Half of a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark."""
+    if isinstance(item, dict):
+        return {encodable(key): encodable(value) for key, value in item.items()}
+    if isinstance(item, list):
+        return [encodable(value) for value in item]
     return item.encode("utf-8", "replace").decode() if isinstance(item, str) else item
 
 
@@ -291,6 +297,51 @@ def is_text(column: pd.Series) -> pd.Series:
 
 def is_text_or_empty(column: pd.Series) -> pd.Series:
     return column.map(lambda value: isinstance(value, str)).astype(bool) | column.isna()
+
+
+def is_identifier(column: pd.Series) -> pd.Series:
+    """What can name a post or a message: a text or a number."""
+    plain = column.map(lambda value: isinstance(value, str | int | float | np.number))
+    return plain.astype(bool) & column.notna()
+
+
+def numbers(column: pd.Series) -> pd.Series:
+    """A column's numbers, also where they are written as text; not-a-number for anything else."""
+    return column.map(number).astype(float)
+
+
+def number(value: Any) -> float:
+    if not isinstance(value, str | int | float | np.number | np.bool_ | Decimal):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def check(
+    where: str, frame: pd.DataFrame, rules: Mapping[str, tuple[Callable[..., pd.Series], str]]
+) -> None:
+    """Refuses the first value that cannot be used.
+
+    Args:
+      where: the frame is from.
+      frame: its rows; columns that it lacks are passed over.
+      rules: for each column, which of its values are right, and what they are in words.
+
+    Raises:
+      UserError: names place, column, value and what would be right.
+    """
+    for column, (is_right, expected) in rules.items():
+        if column not in frame:
+            continue
+        wrong = frame[column][~is_right(frame[column])]
+        if len(wrong):
+            raise UserError(
+                f"{where}, {frame.index.name} {wrong.index[0]}: '{column}' is "
+                f"{brief(wrong.iloc[0])}, it must be {expected}; correct or remove the row "
+                f"({len(wrong)} in all)"
+            )
 
 
 def is_there(value: Any) -> bool:

@@ -100,11 +100,48 @@ def test_file_names_of_the_official_splits_are_kept_as_splits(tmp_path):
         ("score_B", "many", "a number of votes"),
         ("score_A", float("inf"), "a number of votes"),
         ("post_id", None, "the identifier"),
+        ("post_id", ["p"], "the identifier"),
+        ("score_A", 10**400, "a number of votes"),
+        ("score_A", True, "a number of votes"),
+        ("score_B", [3], "a number of votes"),
+        ("score_B", "x" * 10**6, "a number of votes"),
+        ("human_ref_A", ["Magic."], "a text"),
+        ("split", ["train"], "a text"),
+        ("score_ratio", {"of": 2}, "a number"),
+        ("labels", {"A": 1}, "1 where A is preferred"),
     ],
 )
 def test_unusable_value_is_named_with_file_line_and_remedy(tmp_path, field, value, expected):
     with pytest.raises(UserError, match=rf"gz, line 2: '{field}' is .*must be {expected}.*remove"):
         pairs_from(tmp_path, {}, {field: value}, {})
+
+
+def test_labels_that_contradict_nearly_all_votes_are_refused(tmp_path):
+    """In SHP a label is 1 where A is preferred; other data count from the other side."""
+    rows = [{"post_id": f"p{i}", "labels": 1} for i in range(30)]  # B has more votes
+    with pytest.raises(UserError, match="'labels' prefers the reply with fewer votes in 100% of"):
+        pairs_from(tmp_path, *rows)
+    half = [row | {"labels": i % 2} for i, row in enumerate(rows)]
+    assert len(pairs_from(tmp_path, *half)[0]) == 30
+
+
+def test_votes_below_zero_are_said(tmp_path):
+    _, source = pairs_from(tmp_path, {"score_A": -3}, {"post_id": "p2"})
+    assert "1 pairs with votes below zero" in source.note
+
+
+def test_halves_of_surrogate_pairs_inside_dialogues_become_question_marks(tmp_path):
+    said = [{"role": "user", "content": "why \ud83d"}, {"role": "assistant", "content": "x\ud800"}]
+    (tmp_path / "shp").mkdir()
+    row = {"chosen": said, "rejected": [said[0], {"role": "assistant", "content": "y"}]}
+    (tmp_path / "shp" / "pairs.jsonl").write_text(json.dumps(row))
+    frame, _ = preferences.load_preferences(tmp_path)
+    assert frame[["history", "human_ref_A"]].iloc[0].tolist() == ["why ?", "x?"]
+
+
+def test_identifiers_of_messages_that_are_lists_are_refused(tmp_path):
+    with pytest.raises(UserError, match="line 1: 'message_id' is .*the identifier of the message"):
+        prompts_from(tmp_path, {"message_id": ["m"]})
 
 
 def test_renamed_column_is_an_error(tmp_path):
