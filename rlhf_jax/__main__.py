@@ -1,4 +1,7 @@
-"""python -m rlhf_jax {run,check,reward,ppo,evaluate,rate,chat,export}"""
+"""python -m rlhf_jax {run,check,reward,ppo,evaluate,generate,chat,rate,export,runs}
+
+The first five read a profile and train what it describes; the others use what has been trained.
+"""
 
 import argparse
 import dataclasses
@@ -7,25 +10,17 @@ import operator
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import jax
 import tyro
 
 from experiment_runs import settings
 from experiment_runs.command import concluded
-from experiment_runs.files import fingerprint
-from experiment_runs.lock import locked
 from experiment_runs.run import Run
-from rlhf_jax.chat import chat
+from rlhf_jax import run_commands
 from rlhf_jax.config import LoRAConfig, Profile
-from rlhf_jax.evaluation import policies as evaluation
 from rlhf_jax.experiment import Experiment, from_environment
-from rlhf_jax.export.foreign_reward_model import load_reward_model
-from rlhf_jax.export.huggingface import export_run
-from rlhf_jax.pretrained import hub
-from rlhf_jax.ratings.questionnaire import rate_in_browser, rate_in_terminal
-from rlhf_jax.ratings.store import RATINGS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +33,6 @@ class Command:
     prompts: str  # folder, file or hub id of prompts, before --data-dir
     cfg: Annotated[Profile, tyro.conf.arg(name="")]
     reward_lora_rank: int = 0  # the reward model learns adapters of this rank; 0: every weight
-    waits: ClassVar[bool] = True  # for another process that trains what is needed
 
     @property
     def experiment(self) -> Experiment:
@@ -56,7 +50,6 @@ class Command:
             pairs_from=self.preferences,
             prompts_from=self.prompts,
             committed=settings.committed(),
-            wait=self.waits,
         )
 
 
@@ -107,85 +100,15 @@ class Evaluate(Command):
     """
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Use(Command):
-    """A command that uses what a profile has trained, and offers none of its settings."""
-
-    waits: ClassVar[bool] = False
-
-    cfg: tyro.conf.Suppress[Profile]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rate(Use):
-    """Rate the responses of the evaluation yourself: blind, one at a time, in random order.
-
-    Stop whenever you like; the next call goes on there.
-
-      python -m rlhf_jax rate --rater "Ada Lovelace"
-      python -m rlhf_jax rate --rater "Ada Lovelace" --browser
-    """
-
-    rater: str = ""  # your name
-    browser: bool = False  # a page on this machine instead of the terminal
-    kind: Literal["person", "ai"] = "person"  # who rates
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chat(Use):
-    """Ask the pretrained and both tuned policies, and see each answer's reward.
-
-    python -m rlhf_jax chat --profile cpu
-    python -m rlhf_jax chat --judge owner/their-reward-model
-    """
-
-    judge: str = ""  # folder or hub id of another reward model, for the same tokens
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Export(Use):
-    """Write a trained model in the Hugging Face layouts: policy, reward model or PEFT adapter.
-
-    python -m rlhf_jax export --stage ppo-lora --out exported
-    """
-
-    stage: str = "ppo-full"  # reward, gold or a policy: what `run` trains with this profile
-    out: Path = Path("exported")  # a new directory
-    merged: bool = False  # adapters added to the weights, so that PEFT is not needed
-
-
-COMMANDS = {
-    "run": All, "check": Check, "reward": Reward, "ppo": PPO, "evaluate": Evaluate,
-    "rate": Rate, "chat": Chat, "export": Export,
-}  # fmt: skip
+COMMANDS = {"run": All, "check": Check, "reward": Reward, "ppo": PPO, "evaluate": Evaluate}
 
 
 def execute(command: Command) -> None:
-    """Runs the stages that a command needs, then what it is for."""
+    """Trains or loads the stages that a command names."""
     experiment = command.experiment
     if experiment.committed is None:
         announce(experiment)
     match command:
-        case Rate():
-            run = experiment.run("evaluate")
-            responses = [row for row in run.samples() if row["rated"]]
-            rate = rate_in_browser if command.browser else rate_in_terminal
-            own = f"lock-{fingerprint(command.rater)}"  # a rater rates in one place at a time
-            with locked(run.path / own, wait=False):
-                rate(responses, run.path / RATINGS, command.rater, kind=command.kind)
-        case Chat():
-            base = experiment.pretrained
-            models = {evaluation.BASE: (base.definition, base.state), **experiment.tuned()}
-            judge = experiment.judge() if not command.judge else load_reward_model(
-                hub.find(command.judge), base.tokenizer
-            )  # fmt: skip
-            chat(models, judge, base.tokenizer,
-                 prompt_tokens=experiment.profile.ppo.prompt_tokens,
-                 response_tokens=experiment.profile.ppo.response_tokens)  # fmt: skip
-        case Export():
-            run, base = experiment.run(command.stage), experiment.pretrained
-            export_run(run, base, command.out, merged=command.merged)
-            print(f"wrote {command.out}")
         case Check():
             if experiment.committed is None:
                 experiment.check()
@@ -219,7 +142,7 @@ def show(experiment: Experiment, stages: list[str]) -> list[Run]:
     return runs
 
 
-def parsed(arguments: list[str]) -> Command:
+def parsed(arguments: list[str]) -> Command | run_commands.RunCommand:
     """The command; what the environment or the named profile says are its options' defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--profile")
@@ -234,6 +157,8 @@ def parsed(arguments: list[str]) -> Command:
     kinds = [
         Annotated[kind, tyro.conf.subcommand(name, default=kind(**default))]
         for name, kind in COMMANDS.items()
+    ] + [
+        Annotated[kind, tyro.conf.subcommand(name)] for name, kind in run_commands.COMMANDS.items()
     ]
     return tyro.cli(
         functools.reduce(operator.or_, kinds),
@@ -246,7 +171,12 @@ def parsed(arguments: list[str]) -> Command:
 def main(arguments: list[str] | None = None) -> None:
     """What goes wrong is one message and an exit code; see `concluded`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if code := concluded(lambda: execute(parsed(arguments))):
+
+    def work():
+        command = parsed(arguments)
+        execute(command) if isinstance(command, Command) else command.execute()
+
+    if code := concluded(work):
         sys.exit(code)
 
 

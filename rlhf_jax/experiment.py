@@ -38,7 +38,6 @@ class Experiment:
     pairs_from: str = ""  # folder, file or hub id of the preferences, before `data_dir`
     prompts_from: str = ""  # the same of the prompts
     committed: Path | None = None  # folder of committed runs to show instead of training
-    wait: bool = True  # for another process that trains a run, or refuse
 
     @functools.cached_property
     def model_path(self) -> Path | None:
@@ -172,7 +171,7 @@ class Experiment:
         }
         for name, source in self.sources.items():
             about[name] = dataclasses.asdict(dataclasses.replace(source, location=""))
-        return ensure(stage, cfg, train, inputs=inputs, about=about, wait=self.wait)
+        return ensure(stage, cfg, train, inputs=inputs, about=about)
 
     def judge(self, stage: str = "reward") -> reward_models.Judge:
         return reward_models.load(self.run(stage), self.pretrained)

@@ -103,8 +103,8 @@ def unrated(evaluation_run: Run) -> list[str]:
         return []
     return [
         f"ratings: {missing} of {len(by_hash(responses))} responses are not rated by a person; run "
-        "`.venv/bin/python -m rlhf_jax rate --rater 'your name' --browser` with the same PROFILE, "
-        "MODEL and DATA_DIR (as RLHF_PROFILE ... in the environment), then this again"
+        f"`.venv/bin/python -m rlhf_jax rate {evaluation_run.path} --rater 'your name' --browser`, "
+        "then this again"
     ]
 
 
