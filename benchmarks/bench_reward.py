@@ -185,7 +185,6 @@ def jax_side(args: argparse.Namespace):
     from flax import nnx
 
     pass
-    from rlhf_jax.devices import over_devices
     from rlhf_jax.optimization.optimizer import optimizer_for
     from rlhf_jax.optimization.state import initial_state
     from rlhf_jax.reward_model.encoding import EncodedPost
@@ -205,7 +204,7 @@ def jax_side(args: argparse.Namespace):
     def step() -> dict:
         nonlocal state
         began = time.perf_counter()
-        batch = over_devices(pack(group, **layout))
+        batch = reward_training.placed(pack(group, **layout))
         state, metrics = reward_training.update(
             state, frozen, batch, definition=definition, optimizer=optimizer, cfg=cfg
         )
@@ -227,7 +226,7 @@ def jax_side(args: argparse.Namespace):
         return jax.grad(loss)(trainable)
 
     def timed_gradients() -> dict:
-        batch = over_devices(pack(group, **layout))
+        batch = reward_training.placed(pack(group, **layout))
         began = time.perf_counter()
         jax.block_until_ready(gradients(state.trainable, batch))
         return {"gradient_seconds": time.perf_counter() - began}

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from experiment_runs.errors import UserError
+
 
 @functools.cache
 def mesh() -> jax.sharding.Mesh:
@@ -20,10 +22,27 @@ def replicated(tree: Any) -> Any:
 
 
 def over_devices(batch: Any) -> Any:
-    """Batches: the leading axis divided over the devices, where their number divides it."""
+    """Batches: the leading axis of every array divided over the devices.
+
+    Raises:
+      UserError: it cannot be; every device would do the work of all.
+    """
 
     def place(x):
-        axes = PartitionSpec("batch" if x.shape[0] % mesh().size == 0 else None)
-        return jax.device_put(x, NamedSharding(mesh(), axes))
+        check_divisible("rows of a batch", len(x))
+        return jax.device_put(x, NamedSharding(mesh(), PartitionSpec("batch")))
 
     return jax.tree.map(place, batch)
+
+
+def check_divisible(name: str, rows: int) -> None:
+    """Stops where rows cannot be divided evenly over the devices.
+
+    Raises:
+      UserError: names the field, its value and the devices.
+    """
+    if rows % mesh().size:
+        raise UserError(
+            f"{name}={rows} cannot be divided over {mesh().size} devices; choose a multiple of "
+            "that, or fewer devices (CUDA_VISIBLE_DEVICES)"
+        )

@@ -22,7 +22,7 @@ from experiment_runs.process import progress
 from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.config import PPOConfig
-from rlhf_jax.devices import over_devices, replicated
+from rlhf_jax.devices import check_divisible, over_devices, replicated
 from rlhf_jax.language_model.logprobs import token_logprobs
 from rlhf_jax.language_model.sampling import Responses, divided, draw_keys, ends_response
 from rlhf_jax.optimization.optimizer import linear_schedule, optimizer_for
@@ -63,7 +63,12 @@ def train(
       pretrained: the model to start from, and the reference.
       judge: the frozen reward model.
       prompts: to train on; `cfg.prompts` of them.
+
+    Raises:
+      UserError: a batch or a forward batch cannot be divided over the devices.
     """
+    for field in ("batch", "forward_batch"):
+        check_divisible(f"PPOConfig.{field}", getattr(cfg, field))
     tokenizer = pretrained.tokenizer
     rows, masks, cut = prompt_rows(prompts, tokenizer, length=cfg.prompt_tokens)
     tuned = untrained(pretrained, cfg)

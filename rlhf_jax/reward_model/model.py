@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from experiment_runs.checkpoints import load_weights
+from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 from rlhf_jax.config import LoRAConfig, RewardConfig, lora_config
+from rlhf_jax.devices import mesh, over_devices, replicated
 from rlhf_jax.language_model.attention import block_mask
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.language_model.layers import Linear
@@ -152,16 +155,49 @@ def response_rewards(
 def scale_on_reference(
     model: Judge, pretrained: Pretrained, prompts: Sequence[str], cfg: RewardConfig
 ) -> dict[str, float]:
-    """Centre and gain that give the pretrained policy's responses mean 0 and deviation 1 (N+)."""
+    """Centre and gain that give the pretrained policy's responses mean 0 and deviation 1 (N+).
+
+    Raises:
+      UserError: there are fewer than two responses, or all have the same reward.
+    """
+    check_references(prompts, cfg)
     tokenizer = pretrained.tokenizer
     rows, masks, _ = prompt_rows(prompts, tokenizer, length=cfg.reference_prompt_tokens)
-    keys = draw_keys(jax.random.key(cfg.seed), range(len(rows)))
+    # The first ones again where the last device would have fewer.
+    numbers = np.arange(len(rows) + -len(rows) % mesh().size) % len(rows)
+    keys = draw_keys(jax.random.key(cfg.seed), numbers)
+    *batch, keys = over_devices((rows[numbers], masks[numbers], keys))
     responses = sample(
-        pretrained.state, rows, masks, keys, 1.0,
+        replicated(pretrained.state), *batch, keys, 1.0,
         decoder_def=pretrained.definition, length=cfg.reference_response_tokens,
         end=tokenizer.ends, pad=tokenizer.pad,
     )  # fmt: skip
-    raw = response_rewards(
-        model.state, rows, masks, responses, definition=model.definition, end=tokenizer.ends
-    )
-    return {"offset": float(raw.mean()), "gain": 1 / max(float(raw.std()), 1e-6)}
+    raw = np.asarray(
+        response_rewards(
+            replicated(model.state),
+            *batch,
+            responses,
+            definition=model.definition,
+            end=tokenizer.ends,
+        )  # fmt: skip
+    )[: len(rows)]
+    if not raw.std() > 1e-6:
+        raise UserError(
+            f"the rewards of {len(raw)} reference responses have no spread (mean {raw.mean():.3g}, "
+            f"deviation {raw.std():.3g}): the reward model tells no responses apart; give it more "
+            "pairs, or RewardConfig.reference_samples or reference_response_tokens a larger value"
+        )
+    return {"offset": float(raw.mean()), "gain": 1 / float(raw.std())}
+
+
+def check_references(prompts: Sequence[str], cfg: RewardConfig) -> None:
+    """Stops where there are too few prompts for a deviation, before anything is trained.
+
+    Raises:
+      UserError: there are fewer than two.
+    """
+    if len(prompts) < 2:
+        raise UserError(
+            f"{len(prompts)} prompts for RewardConfig.reference_samples={cfg.reference_samples}: "
+            "the scale of a reward needs two at least; give more prompts"
+        )

@@ -27,7 +27,7 @@ from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model.encoding import EncodedPost, Fit
 from rlhf_jax.reward_model.held_out import examine
-from rlhf_jax.reward_model.model import Judge, initial, scale_on_reference
+from rlhf_jax.reward_model.model import Judge, check_references, initial, scale_on_reference
 from rlhf_jax.reward_model.packing import SHAPES, PairBatch, groups, pack, row_shapes
 
 DROPOUT = 1  # the random stream of a run
@@ -52,8 +52,9 @@ def train(
       reference_prompts: the pretrained policy's responses to these centre and scale the reward.
 
     Raises:
-      UserError: no pair of a part fits.
+      UserError: no pair of a part fits, or there are too few prompts for the reward's scale.
     """
+    check_references(reference_prompts, cfg)
     for name, (posts, _) in parts.items():
         if not posts:
             raise UserError(
@@ -82,7 +83,7 @@ def train(
     bar = progress(label="reward model", total=len(plan), initial=start)
     for step in range(start, len(plan)):
         began = time.perf_counter()
-        batch = over_devices(pack(plan[step], shapes=shapes, batch_pairs=cfg.batch_pairs, pad=pad))
+        batch = placed(pack(plan[step], shapes=shapes, batch_pairs=cfg.batch_pairs, pad=pad))
         dropout_key = jax.random.fold_in(dropout, step) if cfg.lora else None
         state, metrics = update(
             state, frozen, batch, dropout_key=dropout_key, optimizer=optimizer, **static
@@ -156,7 +157,14 @@ def batches(
     plan = groups(posts, **limits(cfg))
     shapes = shapes_of(plan, cfg)
     packed = (pack(group, shapes=shapes, batch_pairs=cfg.batch_pairs, pad=pad) for group in plan)
-    return [(group, over_devices(batch)) for group, batch in zip(plan, packed, strict=True)]
+    return [(group, placed(batch)) for group, batch in zip(plan, packed, strict=True)]
+
+
+def placed(batch: PairBatch) -> PairBatch:
+    """The rows divided over the devices; what points into them is on every one."""
+    rows = ("tokens", "documents", "segments", "positions")
+    divided = {name: over_devices(getattr(batch, name)) for name in rows}
+    return replicated(batch._replace(**dict.fromkeys(rows)))._replace(**divided)
 
 
 def shapes_of(plan: Sequence[Sequence[EncodedPost]], cfg: RewardConfig) -> list[tuple[int, int]]:

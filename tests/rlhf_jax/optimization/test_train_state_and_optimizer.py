@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from experiment_runs.checkpoints import Checkpoints, load_weights, save_weights
+from experiment_runs.errors import UserError
 from rlhf_jax import devices
 from rlhf_jax.optimization import state as train_state
 from rlhf_jax.optimization.optimizer import FROZEN, linear_schedule, optimizer_for
@@ -96,8 +97,14 @@ def test_weights_survive_a_kill_between_the_two_renames_of_a_save(tmp_path):
 
 def test_batches_are_divided_over_the_devices_and_states_are_on_all_of_them():
     assert len(jax.devices()) == 2
-    even, odd = devices.over_devices((np.arange(8), np.arange(3)))
+    even = devices.over_devices(np.arange(8))
     assert [shard.data.shape for shard in even.addressable_shards] == [(4,), (4,)]
-    assert [shard.data.shape for shard in odd.addressable_shards] == [(3,), (3,)]
     state = devices.replicated({"w": jnp.arange(5)})["w"]
     assert [shard.data.shape for shard in state.addressable_shards] == [(5,), (5,)]
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused_by_name():
+    with pytest.raises(UserError, match="batch=3 cannot be divided over 2 devices"):
+        devices.over_devices((np.arange(8), np.arange(3)))
+    with pytest.raises(UserError, match="PPOConfig.batch=9 .* 2 devices.*CUDA_VISIBLE_DEVICES"):
+        devices.check_divisible("PPOConfig.batch", 9)

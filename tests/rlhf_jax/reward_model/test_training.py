@@ -14,7 +14,7 @@ from experiment_runs import run as runs
 from rlhf_jax import objectives
 from rlhf_jax.config import LoRAConfig, RewardConfig
 from rlhf_jax.data.preferences import Post
-from rlhf_jax.devices import over_devices, replicated
+from rlhf_jax.devices import replicated
 from rlhf_jax.optimization.state import TrainState
 from rlhf_jax.pretrained.tensor_names import leaf_name
 from rlhf_jax.reward_model import encoding, packing
@@ -184,13 +184,33 @@ def test_an_update_over_two_devices_is_that_on_one(toy, untrained, posts):
         start = jax.tree.map(jnp.copy, start)
         inputs = (scale, made)
         if spread:
-            start, inputs = replicated(start), (replicated(scale), over_devices(made))
+            start, inputs = replicated(start), (replicated(scale), reward_training.placed(made))
             assert len(inputs[1].tokens.sharding.device_set) == 2
         state, metrics = reward_training.update(
             start, *inputs, definition=definition, optimizer=optimizer, cfg=CFG
         )
         results.append((state.trainable, metrics))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_responses_for_a_scale_are_told_before_the_training(toy, parts, tmp_path, count):
+    def train(run):
+        reward_training.train(run, CFG, toy, parts, ["a"] * count)
+
+    with pytest.raises(errors.UserError, match=f"{count} prompts .*reference_samples=8.*needs two"):
+        runs.ensure("reward", CFG, train, inputs={}, root=tmp_path)
+    assert not [*tmp_path.rglob("metrics.jsonl")]
+
+
+def test_a_reward_that_tells_no_responses_apart_has_no_scale(toy, untrained):
+    definition, trainable, frozen = untrained
+    flat = nnx.merge(definition, trainable, frozen, copy=True)
+    flat.score.kernel[...] = jnp.zeros_like(flat.score.kernel[...])
+    with pytest.raises(errors.UserError, match="3 reference responses have no spread.*deviation 0"):
+        reward_models.scale_on_reference(
+            reward_models.Judge(*nnx.split(flat)), toy, ["a", "b", "cd"], CFG
+        )
 
 
 @pytest.fixture(scope="module")
