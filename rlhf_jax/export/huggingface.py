@@ -113,7 +113,7 @@ def export_policy(
     tokenizer = pretrained.tokenizer
     config = huggingface_config(pretrained, head="ForCausalLM")
     write_json(out / "config.json", config)
-    ends = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
+    ends = {"eos_token_id": every_end(tokenizer), "pad_token_id": tokenizer.pad}
     write_json(out / "generation_config.json", {**generation, **ends})
     save_tensors(
         out / "model.safetensors", huggingface_tensors(nnx.state(decoder), pretrained.config)
@@ -217,10 +217,15 @@ def huggingface_config(pretrained: Pretrained, *, head: str, **changes: Any) -> 
         "architectures": [ARCHITECTURES[pretrained.config.family] + head],
         "dtype": "float32",
         "rope_theta": pretrained.config.rope_theta,  # for readers that know no rope_parameters
-        "eos_token_id": pretrained.tokenizer.end,
+        "eos_token_id": every_end(pretrained.tokenizer),
         "pad_token_id": pretrained.tokenizer.pad,
         **changes,
     }
+
+
+def every_end(tokenizer: Tokenizer) -> int | list[int]:
+    """What ends a response, as transformers writes it: one token, or the list of all."""
+    return tokenizer.end if len(tokenizer.ends) == 1 else list(tokenizer.ends)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -233,6 +238,16 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path, *, padding_side: str) -> Non
     saved.pad_token = saved.convert_ids_to_tokens(tokenizer.pad)
     saved.padding_side = saved.init_kwargs["padding_side"] = padding_side  # both, or it is lost
     saved.save_pretrained(out)
+    # The class by the name that every version of transformers knows, which reads the file as it is;
+    # the template where programs look for it that read no *.jinja.
+    file = out / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "chat_template": saved.chat_template,
+    }
+    config.pop("backend", None)
+    write_json(file, config)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

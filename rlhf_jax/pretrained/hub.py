@@ -59,7 +59,12 @@ def identity(path: Path | None, *, dtype: str) -> str:
         return fingerprint(RANDOM, dtype)
     if path.is_file():
         return fingerprint(path, dtype)
-    files = sorted(file for ending in ENDINGS for file in path.glob(f"*{ending}"))
+    files = sorted(
+        file
+        for ending in ENDINGS
+        for file in path.glob(f"*{ending}")
+        if not file.name.startswith("._")
+    )
     return fingerprint(dtype, *files)
 
 

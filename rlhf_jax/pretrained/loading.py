@@ -5,11 +5,12 @@ decoder that its configuration describes. Nothing here reads a pickle or runs a 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.flax import load_file
 
 from experiment_runs.errors import UserError
@@ -19,6 +20,8 @@ from rlhf_jax.pretrained.gguf_files import load_gguf
 from rlhf_jax.pretrained.model import Pretrained, random_model
 from rlhf_jax.pretrained.tensor_names import decoder_state
 from rlhf_jax.pretrained.tokenizer import Tokenizer
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 def load(path: Path | None, *, name: str, dtype: str = "float32") -> Pretrained:
@@ -66,13 +69,61 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         raise UserError(f"{path}/config.json: missing; name a Hugging Face model folder") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}/config.json: not JSON ({error})") from None
-    files = sorted(path.glob("*.safetensors"))
+    return config, read_tensors(path)
+
+
+def read_tensors(path: Path) -> dict[str, jax.Array]:
+    """All tensors of a model directory, from the files that its index names, where it has one.
+
+    Raises:
+      UserError: a file is missing or broken, holds numbers that are no floats, or holds a tensor
+        that another file holds too.
+    """
+    place = tensor_places(path)
+    # macOS leaves files of this name beside others on foreign disks
+    found = {file.name for file in path.glob("*.safetensors") if not file.name.startswith("._")}
+    files = sorted(set(place.values()) or found)
     if not files:
         raise UserError(f"{path}: no *.safetensors; pickled weights (*.bin) are not read")
+    if missing := set(files) - found:
+        raise UserError(f"{path}: lacks {sorted(missing)}, which its index names; fetch them again")
     tensors: dict[str, jax.Array] = {}
     for file in files:
         try:
-            tensors |= load_file(file)
+            with safe_open(path / file, framework="numpy") as opened:
+                names = opened.keys()
+                kinds = {name: opened.get_slice(name).get_dtype() for name in names}
+            check_kinds(path / file, kinds)
+            own = load_file(path / file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a whole safetensors file ({error})") from None
-    return config, tensors
+            raise UserError(f"{path / file}: not a whole safetensors file ({error})") from None
+        own = {name: values for name, values in own.items() if place.get(name, file) == file}
+        if twice := sorted(own.keys() & tensors.keys()):
+            raise UserError(
+                f"{path / file}: {twice[0]} is in another file, too, and there is no index to say "
+                "which one counts; remove the files of the older save"
+            )
+        tensors |= own
+    return tensors
+
+
+def tensor_places(path: Path) -> dict[str, str]:
+    """The file of every tensor by a directory's index; empty where there is none."""
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        return {}
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        return {str(name): str(file) for name, file in places.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not an index with a weight_map ({error!r})") from None
+
+
+def check_kinds(file: Path, kinds: Mapping[str, str]) -> None:
+    """Refuses tensors of numbers whose meaning is in some quantization's scales."""
+    if foreign := {name: kind for name, kind in kinds.items() if kind not in FLOATS}:
+        name, kind = next(iter(foreign.items()))
+        raise UserError(
+            f"{file}: {name} and {len(foreign) - 1} more tensors are {kind}, not one of "
+            f"{sorted(FLOATS)}; use the model's weights that are not quantized"
+        )

@@ -64,7 +64,12 @@ def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str
     state = nnx.state(abstract(cfg))
     left, problems = dict(tensors), []
     if cfg.tied_embeddings:
-        left.pop("lm_head.weight", None)
+        output, embedding = left.pop("lm_head.weight", None), left.get("model.embed_tokens.weight")
+        if output is not None and embedding is not None and not np.array_equal(output, embedding):
+            problems.append(
+                "lm_head.weight differs from model.embed_tokens.weight, but config.json has "
+                "tie_word_embeddings; set that to false"
+            )
 
     def fill(path, leaf):
         name = names[leaf_name(path)]

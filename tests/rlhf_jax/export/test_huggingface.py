@@ -96,6 +96,14 @@ def test_directory_holds_no_pickle_and_all_that_a_loader_looks_for(exported):
     assert names == whole | {"README.md"}
 
 
+def test_exported_tokenizer_has_a_class_and_a_template_that_every_version_finds(exported):
+    _, folder = exported
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+    assert config["chat_template"] == (folder / "chat_template.jinja").read_text()
+
+
 def test_exported_tokenizer_pads_with_another_token_than_the_end(exported, model):
     run, out = exported
     loaded = AutoTokenizer.from_pretrained(out)

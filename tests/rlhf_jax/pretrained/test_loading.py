@@ -54,6 +54,62 @@ def test_weights_may_be_divided_over_several_files(model, folder):
     jax.tree.map(np.testing.assert_array_equal, load(str(folder)).state, model.state)
 
 
+def sharded(folder, tensors, index):
+    """Every tensor in a file of its own half, with the index that says so."""
+    names = sorted(tensors)
+    halves = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, chosen in halves.items():
+        save_file({name: tensors[name] for name in chosen}, folder / file)
+    (folder / "model.safetensors").unlink()
+    places = {name: file for file, chosen in halves.items() for name in chosen}
+    if index:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return halves
+
+
+@pytest.mark.parametrize("stale", ["model-00003-of-00003.safetensors", "model.safetensors", "x"])
+def test_the_index_says_which_files_count(model, folder, stale):
+    tensors = tensor_names.huggingface_tensors(model.state, model.config)
+    sharded(folder, tensors, index=True)
+    older = {name: values + 1 for name, values in tensors.items()}
+    save_file(older, folder / f"{stale.removesuffix('.safetensors')}.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load(str(folder)).state, model.state)
+    (folder / "model-2.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks \['model-2.safetensors'\]"):
+        load(str(folder))
+
+
+def test_a_tensor_that_two_files_hold_is_refused_without_an_index(model, folder):
+    tensors = tensor_names.huggingface_tensors(model.state, model.config)
+    halves = sharded(folder, tensors, index=False)
+    name = halves["model-1.safetensors"][0]
+    save_file({name: tensors[name] + 1}, folder / "older.safetensors")
+    with pytest.raises(UserError, match=f"{name} is in another file"):
+        load(str(folder))
+
+
+def test_files_that_macos_leaves_are_no_weights(model, folder):
+    for name in ("._model.safetensors", "._config.json"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    jax.tree.map(np.testing.assert_array_equal, load(str(folder)).state, model.state)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.bool_])
+def test_weights_that_are_no_floats_are_refused(model, folder, dtype):
+    tensors = tensor_names.huggingface_tensors(model.state, model.config)
+    name = "model.layers.1.mlp.up_proj.weight"
+    write(folder, model, tensors | {name: tensors[name].astype(dtype)})
+    with pytest.raises(UserError, match=f"{name} and 0 more tensors are"):
+        load(str(folder))
+
+
+def test_a_tied_configuration_with_another_output_matrix_is_refused(model, folder):
+    tensors = tensor_names.huggingface_tensors(model.state, model.config)
+    write(folder, model, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1})
+    with pytest.raises(UserError, match="lm_head.weight differs .* tie_word_embeddings"):
+        load(str(folder))
+
+
 def test_missing_extra_and_wrongly_shaped_tensors_are_named_in_one_message(model, folder):
     tensors = tensor_names.huggingface_tensors(model.state, model.config)
     del tensors["model.norm.weight"]
