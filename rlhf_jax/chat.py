@@ -6,9 +6,9 @@ import jax
 from flax import nnx
 
 from rlhf_jax.language_model.sampling import draw_keys, sample
-from rlhf_jax.pretrained.prompt_rows import prompt_rows
+from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
 from rlhf_jax.pretrained.tokenizer import Tokenizer
-from rlhf_jax.ratings.plain_text import block
+from rlhf_jax.ratings.plain_text import block, printable, read_until
 from rlhf_jax.reward_model.model import Judge, response_rewards
 
 
@@ -30,7 +30,7 @@ def chat(
       models: a policy's name to its decoder.
       judge: scores the answers.
       tokenizer: of all of them.
-      prompt_tokens: longest question, template included; what is longer is cut.
+      prompt_tokens: longest question, template included; what is longer is cut and said to be.
       response_tokens: longest answer.
       temperature: of the answers; 0 takes the most likely token.
       seed: of the answers; all models get the same draws.
@@ -39,6 +39,8 @@ def chat(
     print("Ask one question at a time; an empty line ends. The first answers take longest.")
     turn = 0
     while question := ask():
+        if read := cut_texts([question], tokenizer, length=prompt_tokens)[0]:
+            print(f"\n{printable(read_until(read))}")
         for name, decoder in models.items():
             text, reward, ended = answer(
                 question, decoder, judge, tokenizer, jax.random.fold_in(key, turn), temperature,

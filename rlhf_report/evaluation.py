@@ -90,6 +90,16 @@ def policies_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def cut_reading(summary: Mapping[str, Any]) -> str:
+    """How many prompts were longer than what the policies read."""
+    if "prompts_cut" not in summary:  # runs that did not count them
+        return ""
+    return (
+        f"Of {summary['prompts_cut']} of the {summary['prompts']} prompts the policies and the "
+        "reward model read the beginning only, because they are longer than a prompt may be."
+    )
+
+
 def gains_table(run: Run) -> pd.DataFrame:
     """The tuned policies against the pretrained one, prompt by prompt, and means over seeds."""
     rows, summary = [], run.summary

@@ -12,6 +12,7 @@ from IPython.display import Markdown
 from experiment_runs import settings
 from experiment_runs.run import Run, find
 from experiment_runs.settings import PROJECT
+from rlhf_jax.ratings.plain_text import read_until
 from rlhf_jax.ratings.rater_agreement import mean_scores, rater_agreement
 from rlhf_jax.ratings.store import (
     CRITERIA,
@@ -77,7 +78,12 @@ def people_ratings(run: Run) -> list[Rating]:
 def prompts_block(responses: Sequence[Response]) -> Markdown:
     """The prompts whose responses are rated, whole."""
     prompts = {row["prompt_id"]: row["prompt"] for row in responses}
-    return Markdown("\n\n".join(f"**Prompt {k + 1}.** {escape(x)}" for k, x in prompts.items()))
+    read = {row["prompt_id"]: read_until(row.get("read", "")) for row in responses}
+    return Markdown(
+        "\n\n".join(
+            f"**Prompt {k + 1}.** {escape(text)} {escape(read[k])}" for k, text in prompts.items()
+        )
+    )
 
 
 def model_table(responses: Sequence[Response], given: Sequence[Rating], model: str) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from rlhf_jax.evaluation.response_statistics import Columns, describe, gain
 from rlhf_jax.language_model import logprobs
 from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
 from rlhf_jax.pretrained.model import Pretrained
-from rlhf_jax.pretrained.prompt_rows import prompt_rows
+from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
 from rlhf_jax.reward_model.model import Judge, response_rewards
 
 BASE = "pretrained"
@@ -80,7 +80,8 @@ def evaluate(
         }
     bar.close()
     run.rewind(-1)  # what an attempt that was cut off has left
-    keep_responses(run, prompts, texts, columns, cfg)
+    read = cut_texts(prompts, tokenizer, length=lengths.prompt_tokens)
+    keep_responses(run, prompts, read, texts, columns, cfg)
     run.save_arrays(
         **{f"{name}.{key}": value for name, own in columns.items() for key, value in own.items()}
     )
@@ -89,6 +90,7 @@ def evaluate(
         gains={name: gain(columns[name], columns[BASE], cfg) for name in tuned},
         variants={name: gain(own, columns[BASE], cfg) for name, own in over_seeds(columns).items()},
         prompts=len(prompts),
+        prompts_cut=sum(map(bool, read)),
     )
 
 
@@ -120,13 +122,14 @@ def judged(
     }
 
 
-def keep_responses(run, prompts, texts, columns, cfg: EvaluationConfig) -> None:
+def keep_responses(run, prompts, read, texts, columns, cfg: EvaluationConfig) -> None:
     """Every response with its reward; those to the first prompts are for rating by hand."""
     for name in texts:
         for i, prompt in enumerate(prompts):
             run.sample(
                 step=0, prompt_id=i, model=name, prompt=prompt, response=texts[name][i],
                 reward=float(columns[name]["reward"][i]),
+                read=read[i],  # the beginning that was read, where the prompt was cut
                 rated=i < cfg.rated_prompts and name in RATED,
             )  # fmt: skip
 

@@ -38,3 +38,15 @@ def prompt_rows(
         tokens[row, length - len(whole) :] = whole
         mask[row, length - len(whole) :] = True
     return tokens, mask, sum(len(text) > room for text in encoded)
+
+
+def cut_texts(texts: Sequence[str], tokenizer: Tokenizer, *, length: int) -> list[str]:
+    """What is read of each text that is cut, and "" of those that are read whole.
+
+    Arguments are those of `prompt_rows`.
+    """
+    room = length - tokenizer.template_length
+    return [
+        tokenizer.decode(tokens[:room]) if len(tokens) > room else ""
+        for tokens in tokenizer.encode(texts)
+    ]

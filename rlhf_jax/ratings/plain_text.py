@@ -26,3 +26,13 @@ def printable(text: str) -> str:
         f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c).startswith("C") and c not in "\n\t" else c
         for c in text.replace("\r\n", "\n")
     )
+
+
+def read_until(read: str) -> str:
+    """The sentence about a question of which the models read the beginning only.
+
+    Args:
+      read: the part that they read; "" where it is the whole question.
+    """
+    end = " ".join(read.split())[-60:]
+    return f"The models read only the beginning of this question, up to “{end}”." if read else ""

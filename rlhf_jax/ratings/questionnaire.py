@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiment_runs.errors import UserError
-from rlhf_jax.ratings.plain_text import block, printable
+from rlhf_jax.ratings.plain_text import block, printable, read_until
 from rlhf_jax.ratings.store import CRITERIA, Kind, Response, by_hash, label, pending, save_rating
 
 PAGE = string.Template(Path(__file__).with_name("questionnaire.html").read_text(encoding="utf-8"))
@@ -38,7 +38,10 @@ def rate_in_terminal(
     print("\nScores from 1 (worst) to 5; b goes back, q stops and keeps what was rated.")
     for number, (key, row) in enumerate(left.items(), start=1):
         print(f"\n{'=' * 20} {number} of {len(left)} {'=' * 20}")
-        print(f"\nQuestion\n\n{block(row['prompt'])}\n\nAnswer\n\n{block(row['response'])}\n")
+        print(f"\nQuestion\n\n{block(row['prompt'])}\n")
+        if row.get("read"):
+            print(f"{printable(read_until(row['read']))}\n")
+        print(f"Answer\n\n{block(row['response'])}\n")
         try:
             scores = ask_scores()
             note = input("a note, or nothing: ") if scores else ""
@@ -196,10 +199,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def form(left: Mapping[str, Response], total: int, token: str) -> str:
     """The page's content for the first response that is left; it does not say who wrote it."""
     key, row = next(iter(left.items()))
+    cut = f"<p>{text(read_until(row['read']))}</p>" if row.get("read") else ""
     groups = "".join(fieldset(criterion) for criterion in CRITERIA)
     return f"""
 <p>Response {total - len(left) + 1} of {total}</p>
-<h1>Question</h1><div class="text" dir="auto">{text(row["prompt"])}</div>
+<h1>Question</h1><div class="text" dir="auto">{text(row["prompt"])}</div>{cut}
 <h1>Answer</h1><div class="text" dir="auto">{text(row["response"])}</div>
 <form method="post" action="/">
 <input type="hidden" name="token" value="{token}">

@@ -76,3 +76,12 @@ def test_end_of_input_ends_the_conversation(model, monkeypatch, capsys):
     judge = reward_models.Judge(*nnx.split(reward_models.RewardModel(decoder, rngs=nnx.Rngs(0))))
     chat({"pretrained": (model.definition, model.state)}, judge, model.tokenizer)
     assert "reward" not in capsys.readouterr().out
+
+
+def test_a_question_that_is_cut_is_said_to_be(model, monkeypatch, capsys):
+    rewarder = reward_models.RewardModel(nnx.merge(model.definition, model.state), rngs=nnx.Rngs(0))
+    judge = reward_models.Judge(*nnx.split(rewarder))
+    models = {"pretrained": (model.definition, model.state)}
+    room = 48 - model.tokenizer.template_length
+    shown = talk(monkeypatch, capsys, models, judge, model.tokenizer, "x" * room + "y", "Why?", "")
+    assert shown.count("read only the beginning of this question, up to “" + "x" * room + "”") == 1

@@ -19,7 +19,7 @@ from rlhf_jax.reward_model import model as reward_models
 
 CFG = EvaluationConfig(prompts=6, rated_prompts=2, batch=4, resamples=200)
 LENGTHS = PPOConfig(prompt_tokens=16, response_tokens=5, temperature=0.8)
-PROMPTS = ["a", "bc", "dab", "h", "fade", "c"]
+PROMPTS = ["a", "bc", "dab", "h", "fadefadefadefade", "c"]
 RATED = ("pretrained", "ppo-full", "ppo-lora")
 
 
@@ -128,6 +128,16 @@ def test_every_response_is_kept_with_its_reward_and_those_to_rate_are_marked(eva
     for row in samples:
         assert row["prompt"] == PROMPTS[row["prompt_id"]]
         assert row["reward"] == pytest.approx(arrays[f"{row['model']}.reward"][row["prompt_id"]])
+
+
+def test_prompts_of_which_the_beginning_was_read_are_marked_and_counted(evaluated, toy):
+    room = LENGTHS.prompt_tokens - toy.tokenizer.template_length
+    long = [i for i, prompt in enumerate(PROMPTS) if len(toy.tokenizer.encode([prompt])[0]) > room]
+    assert 0 < len(long) < len(PROMPTS)
+    assert evaluated.summary["prompts_cut"] == len(long)
+    for row in evaluated.samples():
+        assert bool(row["read"]) == (row["prompt_id"] in long)
+        assert row["prompt"].startswith(row["read"])
 
 
 def test_an_evaluation_that_was_cut_off_keeps_every_sample_once(evaluate, evaluated, tmp_path):

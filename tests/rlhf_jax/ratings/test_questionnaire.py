@@ -7,7 +7,7 @@ import urllib.parse
 import pytest
 
 from experiment_runs.errors import UserError
-from rlhf_jax.ratings.questionnaire import Server, rate_in_browser
+from rlhf_jax.ratings.questionnaire import Server, form, rate_in_browser, rate_in_terminal
 from rlhf_jax.ratings.store import CRITERIA, load_ratings, pending, save_rating
 
 HOSTILE = '<script>alert(1)</script> & "quoted" $nonce {{< meta x >}} \x1b[31m \u202e'
@@ -73,6 +73,17 @@ def test_texts_are_escaped_and_the_model_is_not_named(server, path):
     shown = html.unescape(re.findall(r'<div class="text" dir="auto">(.*?)</div>', hostile)[1])
     assert shown == HOSTILE.replace("\x1b", "⟨U+001B⟩").replace("\u202e", "⟨U+202E⟩")
     assert not any(model in one + other for model in ("ppo", "pretrained"))
+
+
+def test_a_question_that_was_cut_is_said_to_be(path, monkeypatch, capsys):
+    row = RESPONSES[0] | {"prompt": "one two three four", "read": "one <b>two"}
+    said = "The models read only the beginning of this question, up to “one <b>two”."
+    assert html.escape(said) in form({"key": row}, 1, "token")
+    assert "read only" not in form({"key": row | {"read": ""}}, 1, "token")
+    assert "read only" not in form({"key": RESPONSES[0]}, 1, "token")
+    monkeypatch.setattr("builtins.input", lambda prompt: "q")
+    rate_in_terminal([row], path, "Anna", kind="person")
+    assert said in capsys.readouterr().out
 
 
 def test_page_may_run_its_own_script_only(server):
