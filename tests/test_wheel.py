@@ -1,0 +1,62 @@
+"""What an installation brings: the wheel, unpacked in an empty folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("experiment_runs", "rlhf_jax", "gan_jax", "rlhf_report")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy, which the build may litter."""
+    pytest.importorskip("setuptools", minversion="77")
+    source, out = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet",
+         "--disable-pip-version-check", "--no-index", "--wheel-dir", out, source],
+        check=True, timeout=120,
+    )  # fmt: skip
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_every_module_every_data_file_and_the_mark_of_types(wheel):
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGES],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    wanted = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"{name}/py.typed" for name in PACKAGES} <= wanted
+    assert wanted - held == set()
+    assert {name for name in held if ".dist-info/" not in name} - wanted == set()
+
+
+def test_an_installed_package_runs_anywhere_and_keeps_its_results_there(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "work").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "RLHF_RESULTS": ""}
+
+    def python(*arguments):
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path / "work", env=environment, timeout=120,
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+
+    assert "usage: python -m rlhf_jax" in python("-m", "rlhf_jax", "--help")
+    code = "import rlhf_jax; from experiment_runs import settings; print(settings.LOCAL)"
+    assert python("-c", f"{code}; print(rlhf_jax.__file__)").splitlines() == [
+        str(tmp_path / "work" / "results" / "local"),
+        str(tmp_path / "site" / "rlhf_jax" / "__init__.py"),
+    ]
