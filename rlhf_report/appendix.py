@@ -1,11 +1,11 @@
 """The appendix: protocol and departures, invariants, models, and where every number comes from."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from experiment_runs.files import read_json
 from experiment_runs.run import Run, code_since
 from experiment_runs.settings import PROJECT
 from rlhf_report.style import policy_name
@@ -62,7 +62,7 @@ def invariants_table(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def tested_invariants_table() -> pd.DataFrame:
     """What the tests measured of the invariants, on small models: see `make invariants`."""
-    rows = read_json(PROJECT / "results" / "measured" / "invariants.json")
+    rows = json.loads((PROJECT / "results" / "measured" / "invariants.json").read_text())
     numbers = {name: [f"{row[name]:.1g}" for row in rows] for name in ("measured", "at most")}
     return pd.DataFrame({"invariant": [row["invariant"] for row in rows], **numbers})
 

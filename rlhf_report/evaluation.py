@@ -153,6 +153,20 @@ def gain_reading(own: Mapping[str, Any]) -> str:
     return "not distinguishable from the pretrained policy's with so many prompts"
 
 
+def gain_example(run: Run, name: str) -> str:
+    """A policy's gain as the difference of two means, with the numbers."""
+    tuned, base = (run.summary["policies"][x]["reward"]["value"] for x in (name, "pretrained"))
+    gain = run.summary["gains"][name]["reward"]["value"]
+    return f"{tuned:.3f} - ({base:.3f}) = {gain:.3f}"
+
+
+def kl_example(run: Run, name: str) -> str:
+    """The KL of a policy's response to the first unseen prompt, in all and per token."""
+    arrays = run.arrays()
+    kl, tokens = float(arrays[f"{name}.kl"][0]), int(arrays[f"{name}.tokens"][0])
+    return f"{kl:.2f} nats over {tokens} tokens, {kl / max(1, tokens):.3f} a token"
+
+
 def seeds_reading(summary: Mapping[str, Any]) -> str:
     """What the runs of each variant with different seeds say together, from an evaluation."""
     parts = []

@@ -1,15 +1,27 @@
 """The chapter on PPO: tables, figures and readings of its runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from matplotlib.axes import Axes
 
 from experiment_runs.run import Run
+from rlhf_jax import objectives
 from rlhf_jax.ppo.rollout import REWARD_EDGES
-from rlhf_report.style import GREY, KL_BAND, line_style, panels, policy_name
+from rlhf_report.style import (
+    GREY,
+    KL_BAND,
+    count_axis,
+    from_zero,
+    line_style,
+    log_axis,
+    panels,
+    policy_name,
+)
 
 
 def kl_figure(runs: Mapping[str, Run]) -> None:
@@ -23,7 +35,8 @@ def kl_figure(runs: Mapping[str, Run]) -> None:
             metrics = run.metrics()
             ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
         ax.set(xlabel="step", ylabel=label)
-    axes[1].set(yscale="log")
+        count_axis(ax)
+    log_axis(axes[1])
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
@@ -34,7 +47,9 @@ def draw_kl(ax: Axes, runs: Mapping[str, Run]) -> None:
     for name, run in runs.items():
         metrics = run.metrics()
         ax.plot(metrics["step"], metrics["kl"], **line_style(name, len(metrics)))
-    ax.set(xlabel="step", ylabel="KL (nats per token)", ylim=(0, None))
+    ax.set(xlabel="step", ylabel="KL (nats per token)")
+    count_axis(ax)
+    from_zero(ax)
     ax.legend(
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
@@ -60,19 +75,22 @@ def update_health_figure(runs: Mapping[str, Run]) -> None:
         "clip_fraction": "clipped share",
         "response_tokens": "tokens per response",
     }
-    step_figure(runs, shown, ylim=(0, None))
+    for ax in step_figure(runs, shown):
+        from_zero(ax)
 
 
-def step_figure(runs: Mapping[str, Run], shown: Mapping[str, str], **limits) -> None:
+def step_figure(runs: Mapping[str, Run], shown: Mapping[str, str]) -> Sequence[Axes]:
     """A panel for each logged column, a line for each variant."""
     figure, axes = panels(len(shown))
     for ax, (column, label) in zip(axes, shown.items(), strict=True):
         for name, run in runs.items():
             metrics = run.metrics()
             ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
-        ax.set(xlabel="step", ylabel=label, **limits)
+        ax.set(xlabel="step", ylabel=label)
+        count_axis(ax)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return axes
 
 
 def reward_distribution_figure(runs: Mapping[str, Run]) -> None:
@@ -148,6 +166,40 @@ def learning_rates_reading(full: Run, lora: Run) -> str:
     if abs(times - 1) < 0.01:
         return "the same"
     return f"{times:.3g} times as much" if times > 1 else f"{1 / times:.3g} times less"
+
+
+def symbols_table(run: Run) -> pd.DataFrame:
+    """The value of every symbol of the chapter in this run."""
+    cfg = run.config
+    rows = [
+        (r"$\gamma$", "discount, per token", cfg["discount"]),
+        (r"$\lambda$", "decay of the advantages, per token", cfg["gae_decay"]),
+        (r"$\epsilon$", "clip of the ratio", cfg["ratio_clip"]),
+        (r"$\epsilon_V$", "clip of the critic, in units of the reward", cfg["value_clip"]),
+        (r"$c_V$", "weight of the critic's loss", cfg["value_weight"]),
+        (r"$\beta$", "price of the KL at the start, reward per nat", cfg["kl_weight"]),
+        (r"$k^*$", "target of the KL, nats per token", cfg["target_kl"]),
+        (r"$g$", "gain of its controller, per step", cfg["kl_gain"]),
+    ]
+    shown = [(Markdown(symbol), meaning, f"{value:g}") for symbol, meaning, value in rows]
+    return pd.DataFrame(shown, columns=["symbol", "meaning", "value"])
+
+
+def advantage_example(run: Run) -> pd.DataFrame:
+    """The advantages of a response of three tokens, worked out with this run's settings."""
+    discount, decay = run.config["discount"], run.config["gae_decay"]
+    rewards, values = np.array([-0.02, -0.01, 0.8]), np.array([0.3, 0.4, 0.5])
+    surprises = rewards + discount * np.append(values[1:], 0) - values
+    advantages = objectives.generalized_advantages(
+        *(jnp.asarray(x)[None] for x in (rewards, values, np.ones(3, bool))),
+        discount=discount, decay=decay,
+    )  # fmt: skip
+    return pd.DataFrame(
+        {
+            "t": [1, 2, 3], "reward": rewards, "value": values, "delta": surprises,
+            "advantage": np.asarray(advantages[0], float),
+        }
+    )  # fmt: skip
 
 
 def dropout_reading(run: Run) -> str:

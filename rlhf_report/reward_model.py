@@ -222,6 +222,14 @@ def accuracy_gain_reading(own: Mapping[str, Any]) -> str:
     return f"{text}, which chance alone may explain"
 
 
+def loss_example(run: Run) -> str:
+    """The loss of the first held-out pair, with the numbers."""
+    pairs, margin = run.arrays("test_pairs"), run.config["margin"]
+    chosen, rejected = (float(pairs[name][0]) for name in ("chosen", "rejected"))
+    loss = max(0.0, margin - (chosen - rejected))
+    return f"max(0, {margin:g} - ({chosen:.2f} - ({rejected:.2f}))) = {loss:.2f}"
+
+
 def groups_reading(run: Run) -> str:
     """What the groups are that the pairs are divided into."""
     if not run.summary.get("accuracy_by_grade"):

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Okabe and Ito's palette, whose colours the colour-blind tell apart
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
@@ -43,6 +44,24 @@ def panels(count: int, *, height: float = 2.6, width: float = 7.0) -> tuple[Figu
     """Some axes side by side."""
     figure, axes = plt.subplots(1, count, figsize=(width, height), layout="constrained")
     return figure, np.atleast_1d(axes)
+
+
+def count_axis(ax: Axes, *, axis: str = "x") -> None:
+    """Ticks at whole steps only."""
+    getattr(ax, f"{axis}axis").set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def log_axis(ax: Axes) -> None:
+    """A logarithmic axis with few, plain labels, also over less than a decade."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+def from_zero(ax: Axes) -> None:
+    """An axis that begins at zero, with room above the highest line."""
+    ax.set_ylim(0, 1.08 * ax.dataLim.y1 or None)
 
 
 def line_style(stage: str, count: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What the chapter on evaluation says follows from the numbers of the runs."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from rlhf_report import evaluation
@@ -23,3 +25,13 @@ def test_seeds_of_a_variant_are_read_together():
     assert evaluation.seeds_reading(summary | {"variants": {}}) == (
         "Each variant was trained with one seed."
     )
+
+
+def test_a_gain_is_worked_out_as_the_difference_of_its_means():
+    rewards = {"pretrained": -0.25, "ppo-full": 0.5}
+    summary = {
+        "policies": {name: {"reward": {"value": value}} for name, value in rewards.items()},
+        "gains": {"ppo-full": {"reward": {"value": 0.75}}},
+    }
+    run = SimpleNamespace(summary=summary)
+    assert evaluation.gain_example(run, "ppo-full") == "0.500 - (-0.250) = 0.750"

@@ -76,3 +76,26 @@ def test_committed_policies_are_found_by_their_stages_variants_first(trained, tm
 def test_the_learning_rates_are_compared_as_they_are(rate, words):
     full, lora = (SimpleNamespace(config={"learning_rate": x}) for x in (1e-5, rate))
     assert ppo.learning_rates_reading(full, lora) == words
+
+
+def test_the_worked_advantages_are_those_of_the_recursion():
+    rows = ppo.advantage_example(SimpleNamespace(config={"discount": 0.9, "gae_decay": 0.8}))
+    following = 0.0
+    for row in rows[::-1].itertuples():
+        following = row.delta + 0.9 * 0.8 * following
+        assert row.advantage == pytest.approx(following, abs=1e-6)
+    assert rows["delta"].iloc[-1] == pytest.approx(0.8 - 0.5)
+
+
+def test_few_plain_labels_stand_on_a_logarithmic_axis_and_no_line_lies_on_the_frame(trained):
+    runs = {"ppo-full": trained(0.0, 0.04, 0.04)}
+    ppo.kl_figure(runs)
+    figure = plt.gcf()
+    figure.canvas.draw()
+    kl, weight, _ = figure.axes
+    low, high = weight.get_ylim()
+    ticks = [x for x in weight.get_yticks() if low <= x <= high]
+    assert 1 <= len(ticks) <= 8 and not len(weight.get_yticks(minor=True))
+    assert kl.get_ylim()[0] == 0 and kl.get_ylim()[1] > 0.04
+    assert all(tick == int(tick) for tick in kl.get_xticks())
+    plt.close("all")
