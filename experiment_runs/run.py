@@ -56,6 +56,7 @@ from experiment_runs.npz import read_npz
 from experiment_runs.process import forget_peak_memory, release_memory
 from experiment_runs.provenance import code_fingerprint, provenance
 from experiment_runs.signals import heard
+from experiment_runs.tracking import StepCallback, tracker
 
 # What config.json holds at least.
 RECORD = {"stage": str, "identity": str, "config": dict, "inputs": dict, "about": dict}
@@ -69,6 +70,7 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        self.step_callbacks: list[StepCallback] = []  # called with every row that is logged
         if not (self.path / "config.json").exists():
             raise UserError(f"{self.path}: not a run, it has no config.json; name a run directory")
 
@@ -152,8 +154,10 @@ class Run:
         return read_npz(self.path / f"{name}.npz")
 
     def log(self, *, step: int, **row: Any) -> None:
-        """Appends one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl and tells it to whoever follows the training."""
         append_jsonl(self.path / "metrics.jsonl", {"step": step, **row})
+        for callback in self.step_callbacks:
+            callback(step, row)
 
     def sample(self, *, step: int, **row: Any) -> None:
         """Appends one line to samples.jsonl."""
@@ -195,6 +199,7 @@ def ensure(
     about: Mapping[str, Any] | None = None,
     root: Path | None = None,
     wait: bool = True,
+    on_step: StepCallback | None = None,
 ) -> Run:
     """Returns the finished run of exactly this configuration and these inputs, training if needed.
 
@@ -209,6 +214,7 @@ def ensure(
       about: what these are, in words, for the report; not part of the identity.
       root: directory of the runs; results/local by default.
       wait: for another process that trains this run, or refuse.
+      on_step: called with the step and what was logged of it, after every step that is trained.
 
     Raises:
       UserError: the results directory cannot be written, or another process trains the run.
@@ -231,7 +237,7 @@ def ensure(
                 write_text(path / "config.json", text + "\n")
             run = Run(path)
             if not run.finished:
-                trained(run, train)
+                trained(run, train, on_step)
     except OSError as error:
         if not concerns(error, root):
             raise
@@ -256,13 +262,14 @@ def is_recorded(path: Path, identity: str) -> bool:
     return found == identity
 
 
-def trained(run: Run, train: Callable[[Run], None]) -> None:
+def trained(run: Run, train: Callable[[Run], None], on_step: StepCallback | None = None) -> None:
     """Has a run trained to its end."""
     if (run.path / "summary.json").exists():
         print(f"{run.damage}. The run counts as not finished and is trained.", file=sys.stderr)
     started = time.monotonic()
     forget_peak_memory()
-    with heard():
+    with heard(), tracker(run.path, run.config) as tracked:
+        run.step_callbacks = [callback for callback in (tracked, on_step) if callback]
         train(run)
     release_memory()
     if not run.finished:

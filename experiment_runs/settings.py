@@ -14,6 +14,7 @@ Makefile sets the variables from its own: `make report PROFILE=tiny` sets RLHF_P
     RLHF_RESULTS             folder to train into; results/local by default
     RLHF_CHECKPOINT_SECONDS  seconds between the checkpoints of a training; 180 by default
     RLHF_DEBUG               any text: the traceback of an error as well as its message
+    RLHF_LOG_TO              tensorboard or trackio: where every step is logged besides
     RLHF_PROGRESS            any text: progress bars even where no terminal shows them
     RLHF_FORCE               any text: hand in what would not count
     RLHF_SUBMISSION          set while the report is handed in: the student's own run alone is shown
@@ -140,6 +141,18 @@ def forced() -> bool:
 def debugging() -> bool:
     """Whether the tracebacks of errors are shown as well as their messages."""
     return bool(os.environ.get("RLHF_DEBUG"))
+
+
+def log_to() -> str | None:
+    """The tracker that RLHF_LOG_TO names, if it names one.
+
+    Raises:
+      UserError: it is none that is known.
+    """
+    named = os.environ.get("RLHF_LOG_TO") or None
+    if named not in (None, "tensorboard", "trackio"):
+        raise UserError(f"RLHF_LOG_TO={named}: unknown; say tensorboard or trackio, or nothing")
+    return named
 
 
 def progress_wanted() -> bool:

@@ -44,6 +44,7 @@ def test_an_empty_variable_asks_for_nothing(monkeypatch):
         ("RLHF_DATA_DIR", "nowhere", settings.data_dir, "DATA_DIR=nowhere: no such folder"),
         ("RLHF_RUN", "nothing", settings.committed, "RUN=nothing: .*there are: .*reference"),
         ("RLHF_CHECKPOINT_SECONDS", "soon", settings.checkpoint_seconds, "soon: write a number"),
+        ("RLHF_LOG_TO", "paper", settings.log_to, "paper: unknown; say tensorboard or trackio"),
         ("RLHF_CHECKPOINT_SECONDS", "-1", settings.checkpoint_seconds, "-1: write a number"),
     ],
 )
