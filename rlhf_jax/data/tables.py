@@ -277,7 +277,7 @@ def hub_frame(repository: str, columns: Sequence[str]) -> pd.DataFrame:
         parts = datasets.load_dataset(*repository.split(":"))
         frames = [
             part.select_columns(
-                [column for column in columns if column in part.column_names] or part.column_names
+                [column for column in part.column_names if column in columns] or part.column_names
             )
             .to_pandas()
             .assign(split=name)

@@ -317,3 +317,11 @@ def test_columns_without_a_question_are_told_with_those_that_would_do(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"prompt": 7}])
     with pytest.raises(UserError, match=r"a\.jsonl, line 1: 'prompt' is 7; it must be a text or a"):
         load_prompts(None, str(tmp_path))
+
+
+def test_oasst_of_the_hub_is_read_by_its_messages(monkeypatch):
+    parts = {name: datasets.Dataset.from_list([message(n)]) for n, name in enumerate("ab")}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: parts)
+    prompts, source = load_prompts(None, "OpenAssistant/oasst1")
+    assert [prompt.prompt_id for prompt in prompts] == ["m0", "m1"]
+    assert (source.kind, source.licence) == ("hub", "Apache-2.0")
