@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from experiment_runs.configuration import check_fraction, check_positive, check_seed, check_types
 from experiment_runs.errors import UserError
 
 POLICIES = ("colour", "translation", "cutout")  # of augmentation.py
@@ -21,6 +22,8 @@ class EvidenceConfig:
     classifier_steps: int = 1500  # of batches of 128; the classifier's features measure distances
 
     def __post_init__(self):
+        check_types(self)
+        check_positive(self, "classifier_steps")
         if self.draws < 2:
             raise UserError(f"draws is {self.draws}; an interval needs at least 2")
         if not 1 <= self.neighbours < self.images:
@@ -53,6 +56,10 @@ class GANConfig:
     evidence: EvidenceConfig = EvidenceConfig()
 
     def __post_init__(self):
+        check_types(self)
+        check_positive(self, "learning_rate")
+        check_fraction(self, "momentum", "variance_decay")
+        check_seed(self)
         if self.side not in (28, 64):
             raise UserError(f"side is {self.side}; the generator's last layer makes 28 or 64")
         if len(self.widths) != 4 or min(self.widths) < 1:

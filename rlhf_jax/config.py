@@ -4,6 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from experiment_runs.configuration import (
+    check_fraction,
+    check_not_negative,
+    check_positive,
+    check_seed,
+    check_types,
+    reject,
+)
 from experiment_runs.errors import UserError
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -19,12 +27,14 @@ class LoRAConfig:
     targets: tuple[str, ...] = ("q_proj", "v_proj")
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise UserError(f"lora rank={self.rank} must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"lora dropout={self.dropout} must be in [0, 1)")
+        check_types(self)
+        check_positive(self, "rank", "alpha")
+        if self.dropout and not 1 / 256 <= self.dropout <= 255 / 256:  # it is drawn as a byte
+            reject(self, "dropout", "0, or from 1/256 to 255/256")
         if unknown := set(self.targets) - set(LINEAR_LAYERS):
-            raise UserError(f"lora targets={sorted(unknown)} unknown; choose from {LINEAR_LAYERS}")
+            raise UserError(
+                f"LoRAConfig.targets={sorted(unknown)} unknown; choose from {LINEAR_LAYERS}"
+            )
 
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -57,10 +67,16 @@ class RewardConfig:
     seed: int = 0
 
     def __post_init__(self):
-        positive(self, "learning_rate", "batch_pairs", "epochs", "evaluations_per_epoch")
-        positive(self, "batch_rows", "max_tokens", "clip_norm")
-        if self.margin < 0:
-            raise UserError(f"RewardConfig.margin={self.margin} must not be negative")
+        check_types(self)
+        check_positive(self, "learning_rate", "batch_pairs", "epochs", "evaluations_per_epoch")
+        check_positive(self, "batch_rows", "max_tokens", "clip_norm", "max_pairs_per_post")
+        check_positive(self, "train_pairs", "validation_pairs", "test_pairs")
+        check_positive(self, "reference_prompt_tokens", "reference_response_tokens")
+        check_not_negative(self, "margin", "weight_decay")
+        check_fraction(self, "warmup_fraction")
+        check_seed(self)
+        if self.reference_samples < 2:
+            reject(self, "reference_samples", "2 or more: one response has no deviation")
         if self.min_score_ratio < 1:
             raise UserError(f"RewardConfig.min_score_ratio={self.min_score_ratio} must be >= 1")
 
@@ -102,8 +118,16 @@ class PPOConfig:
     seed: int = 0
 
     def __post_init__(self):
-        positive(self, "learning_rate", "value_learning_rate", "batch", "forward_batch", "passes")
-        positive(self, "inner_epochs", "prompts", "response_tokens", "temperature", "target_kl")
+        check_types(self)
+        check_positive(self, "learning_rate", "value_learning_rate", "adam_epsilon", "clip_norm")
+        check_positive(self, "batch", "forward_batch", "passes", "inner_epochs", "sample_every")
+        check_positive(self, "prompts", "prompt_tokens", "response_tokens", "temperature")
+        check_positive(self, "ratio_clip", "value_clip", "target_kl")
+        check_not_negative(self, "value_weight", "kl_weight", "kl_gain", "missing_end_penalty")
+        check_fraction(self, "warmup_fraction")
+        check_seed(self)
+        if self.approx_kl_limit <= 0:
+            reject(self, "approx_kl_limit", "above zero; inf never ends the inner epochs early")
         if self.batch % self.forward_batch:
             raise UserError(
                 f"PPOConfig.batch={self.batch} is not a multiple of "
@@ -132,7 +156,9 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self):
-        positive(self, "prompts", "rated_prompts", "batch", "resamples")
+        check_types(self)
+        check_positive(self, "prompts", "rated_prompts", "batch", "resamples", "temperature")
+        check_seed(self)
         if self.prompts < self.rated_prompts:
             raise UserError("EvaluationConfig.prompts must not be less than rated_prompts")
 
@@ -145,7 +171,7 @@ class Profile:
     promise: str
     time: str  # on two cores
     model: str = SMOLLM2
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations
     reward: RewardConfig
     gold: RewardConfig  # a second one on other posts, which no policy is tuned against
     ppo: PPOConfig
@@ -155,6 +181,8 @@ class Profile:
     evaluation: EvaluationConfig
 
     def __post_init__(self):
+        check_types(self)
+        check_positive(self, "seeds")
         for field in ("max_pairs_per_post", "min_score_ratio"):
             if getattr(self.gold, field) != getattr(self.reward, field):
                 raise UserError(
@@ -173,15 +201,6 @@ class Profile:
         if self.lora_everywhere:
             found["ppo-lora-everywhere"] = self.lora_everywhere
         return found
-
-
-def positive(config, *fields: str) -> None:
-    """Rejects values that are not above zero, naming the field."""
-    for field in fields:
-        if not getattr(config, field) > 0:
-            raise UserError(
-                f"{type(config).__name__}.{field}={getattr(config, field)} must be above zero"
-            )
 
 
 def lora_config(stored: Mapping[str, Any] | None) -> LoRAConfig | None:

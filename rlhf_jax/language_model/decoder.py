@@ -6,13 +6,14 @@ arrays. No module knows of devices.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from experiment_runs.configuration import check_types
 from experiment_runs.errors import UserError
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.language_model.attention import (
@@ -46,9 +47,10 @@ class DecoderConfig:
     attention_bias: bool = False  # biases on q, k and v (Qwen2)
     qk_norm: bool = False  # RMS norm of every query and key head (Qwen3)
     family: str = "llama"
-    dtype: str = "float32"  # of activations; parameters keep their own
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters keep their own
 
     def __post_init__(self):
+        check_types(self)
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"

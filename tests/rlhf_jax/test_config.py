@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import jaxtyping
 import pytest
 
 from experiment_runs.errors import UserError
@@ -12,6 +13,14 @@ from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
 REFERENCE = PROJECT / "results" / "reference"
 
 
+@pytest.fixture
+def unchecked_types():
+    """As outside of tests, where nothing but the configuration itself checks its fields."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.mark.parametrize(
     "kind, wrong, named",
     [
@@ -19,6 +28,26 @@ REFERENCE = PROJECT / "results" / "reference"
         (RewardConfig, {"batch_pairs": -1}, "batch_pairs=-1"),
         (RewardConfig, {"margin": -0.5}, "margin=-0.5"),
         (RewardConfig, {"min_score_ratio": 0.5}, "min_score_ratio=0.5"),
+        (RewardConfig, {"loss": "mse"}, "loss=mse .*hinge, logistic"),
+        (RewardConfig, {"reference_samples": 0}, "reference_samples=0"),
+        (RewardConfig, {"reference_response_tokens": 0}, "reference_response_tokens=0"),
+        (RewardConfig, {"train_pairs": 0}, "train_pairs=0"),
+        (RewardConfig, {"weight_decay": -0.1}, "weight_decay=-0.1"),
+        (RewardConfig, {"learning_rate": float("nan")}, "learning_rate=nan"),
+        (RewardConfig, {"warmup_fraction": 2.0}, "warmup_fraction=2.0"),
+        (RewardConfig, {"seed": -1}, "seed=-1"),
+        (PPOConfig, {"seed": 10**20}, "seed=1000"),
+        (PPOConfig, {"seed": 1e20}, "seed=1e.20 .*int"),
+        (PPOConfig, {"sample_every": 0}, "sample_every=0"),
+        (PPOConfig, {"ratio_clip": -0.2}, "ratio_clip=-0.2"),
+        (PPOConfig, {"value_clip": -0.2}, "value_clip=-0.2"),
+        (PPOConfig, {"value_weight": -1.0}, "value_weight=-1.0"),
+        (PPOConfig, {"kl_weight": float("inf")}, "kl_weight=inf"),
+        (PPOConfig, {"approx_kl_limit": 0.0}, "approx_kl_limit=0.0"),
+        (PPOConfig, {"learning_rate": float("inf")}, "learning_rate=inf"),
+        (PPOConfig, {"batch": 64.0}, "batch=64.0 .*int"),
+        (EvaluationConfig, {"temperature": float("nan")}, "temperature=nan"),
+        (EvaluationConfig, {"seed": -1}, "seed=-1"),
         (PPOConfig, {"batch": 10, "forward_batch": 4}, "batch=10.*forward_batch=4"),
         (PPOConfig, {"prompts": 8}, "prompts=8 .*batch=64"),
         (PPOConfig, {"temperature": 0.0}, "temperature=0.0"),
@@ -27,9 +56,14 @@ REFERENCE = PROJECT / "results" / "reference"
         (EvaluationConfig, {"prompts": 2}, "rated_prompts"),
     ],
 )
-def test_what_cannot_be_is_rejected_naming_field_and_value(kind, wrong, named):
+def test_what_cannot_be_is_rejected_naming_field_and_value(unchecked_types, kind, wrong, named):
     with pytest.raises(UserError, match=named):
         kind(**wrong)
+
+
+def test_a_precision_that_there_is_not_is_rejected_by_name(unchecked_types):
+    with pytest.raises(UserError, match="Profile.dtype=float16 .*float32, bfloat16"):
+        dataclasses.replace(config.profile("tiny"), dtype="float16")
 
 
 def test_an_unknown_profile_is_answered_with_those_there_are():

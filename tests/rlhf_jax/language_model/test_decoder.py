@@ -204,8 +204,16 @@ def test_a_missing_field_of_the_configuration_is_named():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("rank", 0), ("dropout", 1.0), ("targets", ("q_proj", "lm_head"))]
+    "field, value",
+    [
+        ("rank", 0),
+        ("alpha", 0.0),
+        ("dropout", 1.0),
+        ("dropout", 0.001),
+        ("dropout", 0.999),
+        ("targets", ("q_proj", "lm_head")),
+    ],
 )
 def test_adapters_that_cannot_be_are_rejected_by_name(field, value):
-    with pytest.raises(UserError, match=f"lora {field}"):
+    with pytest.raises(UserError, match=f"LoRAConfig.{field}"):
         LoRAConfig(**{field: value})

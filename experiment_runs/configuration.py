@@ -1,0 +1,78 @@
+"""What every configuration checks of its fields, wherever it is made."""
+
+import dataclasses
+import math
+import numbers
+import types
+import typing
+from typing import Any, Literal, Union
+
+from experiment_runs.errors import UserError
+
+SEEDS = 2**31  # of which the generators take one
+
+
+def check_types(config: Any) -> None:
+    """Rejects a value that is not of its field's type, naming the field; not-a-number is none."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        if not fits(getattr(config, field.name), hint):
+            options = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
+            wanted = f"one of {', '.join(map(str, options))}" if options else described(hint)
+            reject(config, field.name, wanted)
+
+
+def check_seed(config: Any) -> None:
+    """Rejects a seed that the generators do not take."""
+    if not 0 <= config.seed < SEEDS:
+        reject(config, "seed", f"from 0 to {SEEDS - 1}")
+
+
+def check_positive(config: Any, *fields: str) -> None:
+    """Rejects what is not above zero or has no end; None is nothing to check."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not 0 < value < math.inf:
+            reject(config, field, "above zero, and finite")
+
+
+def check_not_negative(config: Any, *fields: str) -> None:
+    """Rejects what is below zero or has no end."""
+    for field in fields:
+        if not 0 <= getattr(config, field) < math.inf:
+            reject(config, field, "at least zero, and finite")
+
+
+def check_fraction(config: Any, *fields: str) -> None:
+    """Rejects what is not in [0, 1]."""
+    for field in fields:
+        if not 0 <= getattr(config, field) <= 1:
+            reject(config, field, "from 0 to 1")
+
+
+def reject(config: Any, field: str, wanted: str) -> None:
+    """Raises a UserError that names field, value and what would be right."""
+    raise UserError(
+        f"{type(config).__name__}.{field}={getattr(config, field)} is impossible: must be {wanted}"
+    )
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type as a field may have it."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in options
+    if origin in (Union, types.UnionType):
+        return any(fits(value, option) for option in options)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(item, options[0]) for item in value)
+    if hint is float:
+        return isinstance(value, numbers.Real) and not math.isnan(value)
+    if hint is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def described(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
