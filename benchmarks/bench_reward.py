@@ -181,11 +181,10 @@ def reward_config(args: argparse.Namespace):
 def jax_side(args: argparse.Namespace):
     """The library's compiled step on packed posts."""
     import jax
-    import optax
     from flax import nnx
 
     pass
-    from rlhf_jax.optimization.optimizer import optimizer_for
+    from rlhf_jax.optimization.optimizer import decayed_adam, optimizer_for
     from rlhf_jax.optimization.state import initial_state
     from rlhf_jax.reward_model.encoding import EncodedPost
     from rlhf_jax.reward_model.packing import pack
@@ -197,7 +196,7 @@ def jax_side(args: argparse.Namespace):
     layout = {"batch_pairs": PARTS[name].batch_pairs, "pad": model.tokenizer.pad}
     layout["shapes"] = [tuple(shape) for shape in work["shapes"]]
     definition, trainable, frozen = reward_models.initial(model, cfg.seed)
-    adamw = optax.adamw(cfg.learning_rate, weight_decay=cfg.weight_decay)
+    adamw = decayed_adam(cfg.learning_rate, cfg.weight_decay)
     optimizer = optimizer_for({"all": adamw}, lambda path: "all", clip_norm=cfg.clip_norm)
     state = initial_state(trainable, optimizer)
 

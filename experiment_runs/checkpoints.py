@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -55,8 +56,10 @@ class Checkpoints:
         """Saves now.
 
         Raises:
+          FloatingPointError: a value is not finite; what was saved before stays.
           UserError: it cannot be written.
         """
+        check_savable(f"step {step}", state)
         own = {"notes": notes, "checksums": checksums(state, notes)}
         with written(self.folder):
             self.manager.save(
@@ -154,12 +157,28 @@ def written(path: Path) -> Iterator[None]:
         ) from error
 
 
-def save_weights(path: Path, weights: Any) -> None:
+def check_savable(where: str, tree: Any) -> None:
+    """Stops before anything is saved that is not finite.
+
+    Raises:
+      FloatingPointError: names the place, the array and the remedy.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
+            raise FloatingPointError(
+                f"{where}: {jax.tree_util.keystr(path)} is not finite, so that nothing is "
+                "saved; the last checkpoint stays. Lower the learning rate"
+            )
+
+
+def save_weights(path: Path, weights: Any, *, step: int | None = None) -> None:
     """Saves a tree of arrays whole or not at all; an older one of that name is replaced.
 
     Raises:
+      FloatingPointError: a value is not finite (`step` says after which); the older one stays.
       UserError: it cannot be written.
     """
+    check_savable(str(path) if step is None else f"step {step}", weights)
     path = path.resolve()
     fresh = path.with_name(f"{path.name}.new")
     with written(path), ocp.StandardCheckpointer() as checkpointer:

@@ -66,7 +66,7 @@ def evaluate(
             texts[name] += [tokenizer.decode(t[m]) for t, m in zip(tokens, mask, strict=True)]
             ended = (np.isin(tokens, tokenizer.ends) & mask).any(axis=1)
             kl = sequence_kl(
-                decoder[1], pretrained.state, *batch, responses, lengths.temperature,
+                decoder[1], pretrained.state, *batch, responses, cfg.temperature,
                 definitions=(decoder[0], pretrained.definition),
             )  # fmt: skip
             parts.append(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -43,3 +44,24 @@ def linear_schedule(peak: float, steps: int, warmup_fraction: float) -> optax.Sc
          optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))],
         [warmup],
     )  # fmt: skip
+
+
+def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
+    """The state of an optimizer whose schedules go on from a step; moments keep their count."""
+
+    def moved(part: Any) -> Any:
+        return part._replace(count=step) if scheduled(part) else part
+
+    def scheduled(part: Any) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    return jax.tree.map(moved, opt_state, is_leaf=scheduled)
+
+
+def decayed_adam(rate: float | optax.Schedule, decay: float) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter, 2019) that decays matrices, and neither norms nor biases."""
+
+    def matrices(params: Any) -> Any:
+        return jax.tree.map(lambda x: x.ndim > 1, params)
+
+    return optax.adamw(rate, weight_decay=decay, mask=matrices)

@@ -25,7 +25,7 @@ from rlhf_jax.config import PPOConfig
 from rlhf_jax.devices import check_divisible, over_devices, replicated
 from rlhf_jax.language_model.logprobs import token_logprobs
 from rlhf_jax.language_model.sampling import Responses, divided, draw_keys, ends_response
-from rlhf_jax.optimization.optimizer import linear_schedule, optimizer_for
+from rlhf_jax.optimization.optimizer import at_step, linear_schedule, optimizer_for
 from rlhf_jax.optimization.state import (
     TrainState,
     check_finite,
@@ -100,7 +100,8 @@ def train(
         program = program or compiled(update, *arguments, static=static)
         state, metrics, episodes = program(*arguments)
         row = to_row(metrics)
-        check_finite(step + 1, **{k: row[k] for k in ("policy_loss", "value_loss", "kl")})
+        watched = ("policy_loss", "value_loss", "kl", "gradient_norm")
+        check_finite(step + 1, **{name: row[name] for name in watched})
         run.log(
             step=step + 1, epoch=(step + 1) * cfg.passes / cfg.steps, **row, **notes,
             **cost(episodes, sampled - began, time.perf_counter() - sampled),
@@ -117,7 +118,7 @@ def train(
         bar.set_postfix(reward=f"{row['reward']:.2f}", kl=f"{row['kl']:.3f}")
     bar.close()
     checkpoints.close()
-    save_weights(run.checkpoints / "policy", state.trainable)
+    save_weights(run.checkpoints / "policy", state.trainable, step=cfg.steps)
     run.finish(**outcome(run, cfg, state.trainable), prompts_cut=cut, prompts=len(prompts))
 
 
@@ -194,7 +195,8 @@ def optimise(
     """The inner epochs: one optimizer step each, gradients summed over forward batches.
 
     An epoch that finds the policy further than `approx_kl_limit` from the one that sampled is the
-    last. Metrics are those of the first and of the last epoch that ran.
+    last. Metrics are those of the first and of the last epoch that ran. The learning rate goes on
+    as if all had run, so that it ends at zero.
     """
     cfg = static.cfg
     count = jnp.maximum(episodes.mask.sum(), 1)
@@ -232,7 +234,9 @@ def optimise(
         return (index < cfg.inner_epochs) & (metrics["approx_kl"] <= cfg.approx_kl_limit)
 
     empty = dict.fromkeys((*METRICS, "gradient_norm"), jnp.zeros(()))
+    planned = state.step + cfg.inner_epochs
     index, state, first, last = jax.lax.while_loop(going_on, epoch, (0, state, empty, empty))
+    state = state._replace(opt_state=at_step(state.opt_state, planned), step=planned)
     return state, last | {
         "inner_epochs": index,
         "first_ratio_error": first["ratio_error"],

@@ -21,7 +21,7 @@ from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.devices import mesh, over_devices, replicated
-from rlhf_jax.optimization.optimizer import linear_schedule, optimizer_for
+from rlhf_jax.optimization.optimizer import decayed_adam, linear_schedule, optimizer_for
 from rlhf_jax.optimization.state import TrainState, check_finite, initial_state, parameter_counts
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ def train(
     validation = [batch for _, batch in batches(parts["validation"][0], cfg, pad)]
     definition, trainable, frozen = initial(pretrained, cfg.seed, cfg.lora)
     schedule = linear_schedule(cfg.learning_rate, len(plan), cfg.warmup_fraction)
-    adamw = optax.adamw(schedule, weight_decay=cfg.weight_decay)
+    adamw = decayed_adam(schedule, cfg.weight_decay)
     optimizer = optimizer_for({"all": adamw}, lambda path: "all", clip_norm=cfg.clip_norm)
     state, frozen = initial_state(trainable, optimizer), replicated(frozen)
     static = {"definition": definition, "cfg": cfg}
@@ -93,10 +93,11 @@ def train(
         row |= cost(batch, time.perf_counter() - began)
         if (step + 1) % every == 0 or step + 1 == len(plan):
             scored = measure(state.trainable, frozen, validation, **static)
+            check_finite(step + 1, validation_loss=scored["loss"])
             row |= {f"validation_{name}": value for name, value in scored.items()}
             if scored["loss"] < best["loss"]:
                 best = {"loss": scored["loss"], "step": step + 1}
-                save_weights(run.checkpoints / "best", state.trainable)
+                save_weights(run.checkpoints / "best", state.trainable, step=step + 1)
         epoch = (step + 1) * cfg.epochs / len(plan)
         run.log(step=step + 1, epoch=epoch, learning_rate=float(schedule(step)), **row)
         checkpoints.maybe_save(step + 1, state, best)

@@ -170,3 +170,21 @@ def test_an_interval_that_is_no_number_of_seconds_is_refused(tmp_path, monkeypat
     monkeypatch.setenv("RLHF_CHECKPOINT_SECONDS", named)
     with pytest.raises(UserError, match=f"RLHF_CHECKPOINT_SECONDS={named}: write a number"):
         Checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_nothing_that_is_not_finite_is_saved_and_the_last_good_state_stays(tmp_path, wrong):
+    good, bad = state_of(1), state_of(2)
+    bad = jax.tree.map(lambda x: jnp.where(x == x.max(), wrong, x) if x.ndim else x, bad)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, good, {})
+    with pytest.raises(FloatingPointError, match="step 2: .* not finite.*stays.*learning rate"):
+        checkpoints.save(2, bad, {})
+    step, state, _ = checkpoints.restore(good)
+    checkpoints.close()
+    assert step == 1
+    jax.tree.map(np.testing.assert_array_equal, state, good)
+    save_weights(tmp_path / "best", good)
+    with pytest.raises(FloatingPointError, match="step 7: .* not finite"):
+        save_weights(tmp_path / "best", bad, step=7)
+    jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path / "best", good), good)

@@ -111,6 +111,22 @@ def test_seeds_of_a_variant_are_averaged_prompt_by_prompt(evaluated):
         assert variants["ppo-full"][judge]["count"] == len(PROMPTS)
 
 
+def test_the_kl_is_that_at_the_temperature_of_the_samples(evaluated, toy, tuned):
+    tokens, mask, _ = prompt_rows(PROMPTS, toy.tokenizer, length=16)
+    definition, state = tuned["ppo-lora"]
+    keys = sampling.draw_keys(jax.random.key(CFG.seed), range(len(PROMPTS)))
+    responses = sampling.sample(
+        state, tokens, mask, keys, CFG.temperature, decoder_def=definition, length=5,
+        end=toy.tokenizer.ends, pad=toy.tokenizer.pad,
+    )  # fmt: skip
+    assert LENGTHS.temperature != CFG.temperature
+    expected = evaluation.sequence_kl(
+        state, toy.state, tokens, mask, responses, CFG.temperature,
+        definitions=(definition, toy.definition),
+    )  # fmt: skip
+    np.testing.assert_allclose(evaluated.arrays()["ppo-lora.kl"], expected, rtol=1e-4)
+
+
 def test_each_judge_scores_in_its_own_column(evaluated):
     arrays = evaluated.arrays()
     for name in evaluated.summary["policies"]:

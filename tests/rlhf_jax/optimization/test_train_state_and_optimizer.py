@@ -10,7 +10,7 @@ from experiment_runs.checkpoints import Checkpoints, load_weights, save_weights
 from experiment_runs.errors import UserError
 from rlhf_jax import devices
 from rlhf_jax.optimization import state as train_state
-from rlhf_jax.optimization.optimizer import FROZEN, linear_schedule, optimizer_for
+from rlhf_jax.optimization.optimizer import FROZEN, decayed_adam, linear_schedule, optimizer_for
 from rlhf_jax.optimization.state import TrainState
 
 
@@ -108,3 +108,13 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused_by_name():
         devices.over_devices((np.arange(8), np.arange(3)))
     with pytest.raises(UserError, match="PPOConfig.batch=9 .* 2 devices.*CUDA_VISIBLE_DEVICES"):
         devices.check_divisible("PPOConfig.batch", 9)
+
+
+def test_weight_decay_falls_on_matrices_alone():
+    params = {"matrix": jnp.ones((2, 3)), "norm": jnp.ones(3), "bias": jnp.ones(2)}
+    optimizer = decayed_adam(0.1, 0.5)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    np.testing.assert_allclose(updates["matrix"], -0.05, rtol=1e-6)
+    assert not updates["norm"].any() and not updates["bias"].any()

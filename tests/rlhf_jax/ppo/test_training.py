@@ -224,6 +224,31 @@ def test_an_update_that_runs_away_ends_the_inner_epochs(toy, toy_judge, episodes
     assert metrics["inner_epochs"] == 2
 
 
+@pytest.mark.parametrize("limit", [1e-3, 1e6])
+def test_the_learning_rate_goes_on_as_if_every_inner_epoch_had_run(toy, toy_judge, episodes, limit):
+    cfg = dataclasses.replace(CFG, approx_kl_limit=limit, inner_epochs=4)
+    optimizer = optax.sgd(lambda step: jnp.where(step < 4, 1.0, 0.0))
+    built, frozen = moved(toy, toy_judge, None)
+    start = TrainState(built.trainable, optimizer.init(built.trainable), jnp.zeros((), jnp.int32))
+    static = Static(
+        built.definition, toy.definition, toy_judge.definition, optimizer, cfg, toy.tokenizer.ends
+    )
+    state, metrics, _ = ppo_training.update(
+        jax.tree.map(jnp.copy, start), frozen, *episodes, 0.3, jax.random.key(1), static=static
+    )
+    assert (metrics["inner_epochs"] < 4) == (limit < 1)
+    schedule = state.opt_state[-1]
+    assert int(schedule.count) == int(state.step) == 4
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_an_update_that_leaves_no_finite_weights_is_told_and_not_saved(train_toy, tmp_path):
+    """What the last update before the end of a run did, no metric shows."""
+    with pytest.raises(FloatingPointError, match="step 1: .* not finite.*learning rate"):
+        train_toy("full", tmp_path, passes=1, inner_epochs=1, learning_rate=1e39)
+    assert not [*tmp_path.rglob("policy"), *tmp_path.rglob("summary.json")]
+
+
 def test_the_optimizer_leaves_frozen_parameters_of_a_whole_tree_alone(toy):
     cfg = dataclasses.replace(CFG, lora=LoRAConfig())
     built = actor_critic.build(toy, cfg.lora, seed=0)
