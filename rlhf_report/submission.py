@@ -32,6 +32,7 @@ EXAMPLE = "make submission LAST_NAME=Lovelace STUDENT_ID=123456"
 PUNCTUATION = " .'’-"  # in names of people, and harmless in names of files
 LONGEST = 200  # bytes of a name; a file's name holds 255
 PROTOCOL = "assignment"  # the profile that keeps to the protocol
+ENDINGS = ("_HW2.pdf", "_HW2_source_code.ipynb", "_HW2.html")  # of the names of the files
 REMEDY = {
     "preferences": "put SHP's files into DATA_DIR/shp, or run where the hub can be reached",
     "prompts": "put OASST1's file into DATA_DIR/oasst, or run where the hub can be reached",
@@ -133,6 +134,7 @@ def write(name: str, document: Path, runs: Mapping[str, Run]) -> list[Path]:
     """
     student = f"{name.replace('_', ' ')}, student ID {settings.student_id()}"
     identities = [f"{stage}={run.identity}" for stage, run in runs.items()]
+    identities.append(f"profile={settings.profile()}")
     with tempfile.TemporaryDirectory() as scratch:
         front_matter = {"author": [student], "keywords": identities}
         formats = ["pdf", "ipynb", "html"]
@@ -140,8 +142,7 @@ def write(name: str, document: Path, runs: Mapping[str, Run]) -> list[Path]:
         folder = document.parent / "_output" / "submission"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        endings = ("_HW2.pdf", "_HW2_source_code.ipynb", "_HW2.html")
-        handed_in = [folder / f"{name}{ending}" for ending in endings]
+        handed_in = [folder / f"{name}{ending}" for ending in ENDINGS]
         for one, other in zip(written, handed_in, strict=True):
             shutil.move(one, other)
     notebook = nbformat.read(handed_in[1], as_version=4)

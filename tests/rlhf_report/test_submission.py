@@ -103,8 +103,9 @@ def test_the_files_are_named_as_asked_and_the_notebook_runs_again_with_the_same_
     first = pypdf.PdfReader(paper).pages[0].extract_text().replace("\xa0", " ")
     assert "Müller, student ID 123457" in first and "See Section 1" in first
     assert "Müller, student ID 123457" in page.read_text()
-    assert pypdf.PdfReader(paper).metadata["/Keywords"] == "evaluate=0123abcd"
-    assert '<meta name="keywords" content="evaluate=0123abcd">' in page.read_text()
+    assert pypdf.PdfReader(paper).metadata["/Keywords"] == "evaluate=0123abcd, profile=tiny"
+    for keyword in ("evaluate=0123abcd", "profile=tiny"):
+        assert f'<meta name="keywords" content="{keyword}">' in page.read_text()
 
     environment.delenv("RLHF_PROFILE")
     environment.setenv("RLHF_STUDENT_ID", "2")
@@ -115,7 +116,7 @@ def test_the_files_are_named_as_asked_and_the_notebook_runs_again_with_the_same_
     NotebookClient(notebook, resources={"metadata": {"path": str(cells.parent)}}).execute()
     assert notebook.cells[-1].outputs[0].text == before
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    assert notebook.metadata.keywords == ["evaluate=0123abcd"]
+    assert notebook.metadata.keywords == ["evaluate=0123abcd", "profile=tiny"]
     assert (
         prose[0] == "# Handed in\n\nMüller, student ID 123457" and "See Section\xa01." in prose[1]
     )
