@@ -76,12 +76,12 @@ def evaluate(command: Evaluate) -> None:
 
 
 def detector_table(rows: list[dict]) -> str:
-    """Detectors by scenario; an asterisk marks what lies outside real against real."""
+    """Detectors by scenario; an asterisk marks what is caught."""
     table = pd.DataFrame(rows)
     table["shown"] = [f"{row['mean']:.3g}{' *'[row['caught']]}" for row in rows]
     wide = table.pivot(index="scenario", columns="detector", values="shown")
     wide = wide.loc[table["scenario"].unique(), table["detector"].unique()]
-    return f"{wide.to_string()}\n* outside the range of 95 % of draws of real against real"
+    return f"{wide.to_string()}\n* differs from real against real, by t-tests with Holm's correction over all"
 
 
 def parsed(arguments: list[str]) -> Train | Evaluate:

@@ -58,7 +58,7 @@ def evaluate(
         "feature_space": space.name,
         "classifier": space.accuracy,
         "detectors": calibration.calibration_table(values),
-        "birthday": calibration.birthday_table(values, cfg.evidence.images),
+        "birthday": calibration.birthday_table(values, real.count),
         **class_summaries(images, space, held_out, generated, cfg.evidence.images, random),
         "discriminator": discriminator_summary(scores["held_out"], scores["generated"]),
         "scores": scores_summary(scores, random),

@@ -11,7 +11,7 @@ from gan_jax.config import EvidenceConfig
 from gan_jax.features import FeatureSpace, feature_space
 from gan_jax.training import to_unit
 
-CFG = EvidenceConfig(images=80, draws=4)
+CFG = EvidenceConfig(images=80, draws=12)
 
 
 def embed(images):
@@ -55,6 +55,71 @@ def test_other_draws_of_real_images_are_caught_by_nothing(table):
     assert again != real
 
 
+def test_real_and_other_real_images_share_no_image_in_any_draw(squares):
+    real = calibration.real_images(squares, np.random.default_rng(0), CFG)
+    seen = []
+
+    def scenario(random, own, count):
+        seen.append(own)
+        return to_unit(squares.held_out[own[:count]])
+
+    sets = {"real": scenario, calibration.AGAIN: scenario, "third": scenario}
+    calibration.measured(sets, real, FeatureSpace("means", embed, {}), CFG, [0])
+    for own, again, third in zip(seen[::3], seen[1::3], seen[2::3], strict=True):
+        assert not set(own) & set(again) and set(again) == set(third)
+        assert max(*own, *again) < real.pool and min(len(own), len(again)) >= real.count
+    assert set(seen[0]) != set(seen[3])  # divided anew
+
+
+def test_blurred_real_images_lose_detail_and_no_image(squares):
+    sets = calibration.scenarios(squares, imitation, latents=16)
+    own = np.arange(30)
+    sharp, blurred = (sets[n](np.random.default_rng(0), own, 20) for n in ("real", "real, blurred"))
+    np.testing.assert_allclose(blurred.mean(axis=(1, 2)), sharp.mean(axis=(1, 2)), atol=0.01)
+    assert np.abs(np.diff(blurred, axis=1)).mean() < 0.6 * np.abs(np.diff(sharp, axis=1)).mean()
+
+
+def drawn_table(shift, seed, draws=10):
+    """A table of 40 detectors of independent normal draws; the scenario is shifted by so much."""
+    random = np.random.default_rng(seed)
+    values = {
+        name: {f"d{i}": (random.normal(size=draws) + (name != "real") * shift).tolist()
+               for i in range(40)}
+        for name in ("real", "scenario")
+    }  # fmt: skip
+    rows = calibration.calibration_table(values)
+    return [row["caught"] for row in rows if row["scenario"] == "scenario"]
+
+
+def test_without_a_difference_anything_is_caught_in_a_twentieth_of_all_tables():
+    alarms = sum(any(drawn_table(0.0, seed)) for seed in range(400))
+    assert 4 <= alarms <= 36  # 20 expected, four deviations around it
+
+
+def test_a_shift_that_a_single_draw_would_hide_is_seen():
+    """A mean of draws beside the range of one would show a shift of 1.5 deviations in few cases."""
+    assert np.mean([drawn_table(3.0, seed) for seed in range(50)]) > 0.8
+    assert np.mean([drawn_table(1.5, seed, draws=30) for seed in range(50)]) > 0.9
+
+
+def test_holm_rejects_what_its_step_down_procedure_rejects():
+    random = np.random.default_rng(0)
+    p_values = (random.uniform(size=12) ** 3).tolist()
+    for level in (0.01, 0.05, 0.2):
+        rejected = set()
+        for rank, index in enumerate(np.argsort(p_values)):
+            if p_values[index] > level / (12 - rank):
+                break
+            rejected.add(index)
+        adjusted = calibration.holm(p_values)
+        assert rejected == {i for i, p in enumerate(adjusted) if p <= level}
+
+
+def test_draws_that_never_differ_differ_by_chance_alone_and_a_constant_difference_does_not():
+    assert calibration.difference_p([1.0, 2.0], [1.0, 2.0]) == 1
+    assert calibration.difference_p([2.0, 3.0], [1.0, 2.0]) == 0
+
+
 def test_repeated_images_are_caught_as_collapse(table):
     found = caught(table, "10 real images repeated")
     assert {"twins", "recall", "coverage", "nn_accuracy"} <= found
@@ -81,7 +146,10 @@ def test_without_labels_no_detector_needs_a_class(squares):
         name="u", source="", train=squares.train, held_out=squares.held_out
     )
     space = feature_space(unlabelled, jax.random.key(0), steps=1)
-    real, random = RealImages(squares.train, squares.held_out, 0.1), np.random.default_rng(0)
+    real, random = (
+        RealImages(squares.train, squares.held_out, 0.1, 20, 40),
+        np.random.default_rng(0),
+    )
     sample = to_unit(squares.held_out[:20])
     found = calibration.measure(sample, space.embed(sample), space.embed(sample), real, 3, random)
     assert "class_divergence" not in found and found["fid"] == pytest.approx(0, abs=1e-3)

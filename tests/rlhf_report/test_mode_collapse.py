@@ -10,15 +10,16 @@ from rlhf_report import mode_collapse
 RECORD = {"stage": "stage", "identity": "0", "config": {}, "inputs": {}, "about": {}}
 
 SCENARIOS = (
-    "real", "real + noise", "copies of training images", "10 real images repeated",
+    "real", "real + noise", "real, blurred", "copies of training images", "10 real images repeated",
     "generator collapsed to 10 latents", "generated",
 )  # fmt: skip
+OLD = tuple(name for name in SCENARIOS if "blurred" not in name)
 # one row a detector, one value a scenario; 0 is real, and beyond -1 and 1 it is caught
 MOVED = {
-    "twins": (0, 0, 0, 9, 9, 2),
-    "birthday": (0, 5, 0, -9, -9, 0),
-    "fid": (0, 7, 0, 9, 9, 7),
-    "train_nearest": (0, 0, 3, 0, 0, 0),
+    "twins": (0, 0, 0, 0, 9, 9, 2),
+    "birthday": (0, 5, 0, 0, -9, -9, 0),
+    "fid": (0, 7, 0, 0, 9, 9, 7),
+    "train_nearest": (0, 0, 0, 3, 0, 0, 0),
 }
 
 
@@ -26,13 +27,13 @@ MOVED = {
 def told(tmp_path):
     """A run with these means of the detectors, and other results."""
 
-    def write(moved, **summary):
+    def write(moved, places=SCENARIOS, **summary):
         rows = [
-            {
+            ({} if places == OLD else {"p": 0.001 if abs(value) > 1 else 1.0}) | {
                 "scenario": scenario, "detector": detector, "mean": value, "low": value - 0.1,
                 "high": value + 0.1, "real_low": -1, "real_high": 1, "caught": abs(value) > 1,
             }
-            for place, scenario in enumerate(SCENARIOS)
+            for place, scenario in enumerate(places)
             for detector, value in ((name, values[place]) for name, values in moved.items())
         ]  # fmt: skip
         (tmp_path / "config.json").write_text(json.dumps(RECORD))
@@ -54,6 +55,21 @@ def test_detectors_of_collapse_move_with_both_collapses_and_so_with_nothing_else
     assert list(table["moves alike"]) == ["no", "yes"]
 
 
+def test_what_blur_alone_moves_says_nothing_of_collapse(told):
+    run = told(MOVED | {"twins": (0, 0, 4, 0, 9, 9, 9)})
+    assert mode_collapse.collapse_detectors(run) == ["birthday size"]
+    assert "move twins: what these say" in mode_collapse.planted_defects_reading(run)
+    downwards = told(MOVED | {"twins": (0, 0, -4, 0, 9, 9, 9)})
+    assert mode_collapse.collapse_detectors(downwards) == ["birthday size"]
+
+
+def test_a_run_of_the_old_rule_says_so_and_concludes_nothing(told):
+    run = told({name: (*values[:2], *values[3:]) for name, values in MOVED.items()}, places=OLD)
+    assert "older than the rule of today" in mode_collapse.rule_reading(run)
+    assert "nothing can be said of collapse" in mode_collapse.collapse_reading(run)
+    assert "Holm's correction over all 24" in mode_collapse.rule_reading(told(MOVED))
+
+
 def test_the_reading_names_who_reacts_to_the_trained_generator_and_who_does_not(told):
     text = mode_collapse.collapse_reading(told(MOVED))
     assert text.startswith(
@@ -64,13 +80,16 @@ def test_the_reading_names_who_reacts_to_the_trained_generator_and_who_does_not(
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"twins": (0, 0, 0, 9, 9, 0)}, "Verdict: no mode collapse of this kind is seen."),
-        ({"birthday": (0, 5, 0, -9, -9, 5)}, "variety is lost in part"),
+        ({"twins": (0, 0, 0, 0, 9, 9, 0)}, "Verdict: no mode collapse of this kind is seen."),
+        ({"birthday": (0, 5, 0, 0, -9, -9, 5)}, "variety is lost in part"),
         (
-            {"birthday": (0, 5, 0, -9, -9, -5)},
+            {"birthday": (0, 5, 0, 0, -9, -9, -5)},
             "and twins move the same way. Verdict: every",
         ),
-        ({"twins": (0, 9, 0, 9, 9, 9), "birthday": (0, 0, 0, 0, 9, 9)}, "there is no verdict"),
+        (
+            {"twins": (0, 9, 0, 0, 9, 9, 9), "birthday": (0, 0, 0, 0, 0, 9, 9)},
+            "there is no verdict",
+        ),
     ],
 )
 def test_the_reading_of_collapse_follows_the_table(told, change, words):
@@ -78,7 +97,7 @@ def test_the_reading_of_collapse_follows_the_table(told, change, words):
 
 
 def test_a_defect_that_nothing_catches_is_said_to_go_unnoticed(told):
-    run = told(MOVED | {"train_nearest": (0, 0, 0, 0, 0, 0)})
+    run = told(MOVED | {"train_nearest": (0, 0, 0, 0, 0, 0, 0)})
     text = mode_collapse.planted_defects_reading(run)
     assert "3 are caught" in text and '"copies of training images": such a defect' in text
     assert "would go unseen" in mode_collapse.copying_reading(run)
@@ -89,7 +108,7 @@ def test_a_defect_that_nothing_catches_is_said_to_go_unnoticed(told):
     [(0, "no recitation"), (4, "moves the same way. Verdict: signs"), (-4, "no recitation")],
 )
 def test_recitation_is_read_from_what_catches_copies(told, value, words):
-    text = mode_collapse.copying_reading(told(MOVED | {"train_nearest": (0, 0, 3, 0, 0, value)}))
+    text = mode_collapse.copying_reading(told(MOVED | {"train_nearest": (0, 0, 0, 3, 0, 0, value)}))
     assert "training share" in text and words in text
 
 
