@@ -81,7 +81,7 @@ def detector_table(rows: list[dict]) -> str:
     table["shown"] = [f"{row['mean']:.3g}{' *'[row['caught']]}" for row in rows]
     wide = table.pivot(index="scenario", columns="detector", values="shown")
     wide = wide.loc[table["scenario"].unique(), table["detector"].unique()]
-    return f"{wide.to_string()}\n* differs from real against real, by t-tests with Holm's correction over all"
+    return f"{wide.to_string()}\n* caught: t-tests with Holm's correction"
 
 
 def parsed(arguments: list[str]) -> Train | Evaluate:

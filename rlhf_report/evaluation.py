@@ -80,7 +80,7 @@ def policies_table(run: Run) -> pd.DataFrame:
         rows.append(
             {
                 "policy": policy_name(name), "mean reward": with_interval(own["reward"], 2),
-                "by the second judge": with_interval(own["gold"], 2),
+                "by the second reward model": with_interval(own["gold"], 2),
                 "KL per token": own["kl_per_token"], "KL per response": own["kl_per_sequence"],
                 "tokens": own["tokens"], "ended": f"{own['ended']:.0%}",
                 "empty": f"{own['empty']:.0%}", "distinct-2": own["distinct_2"],
@@ -111,11 +111,39 @@ def gains_table(run: Run) -> pd.DataFrame:
         rows.append(
             {
                 "policy": name, "gain": with_interval(own["reward"], 2),
-                "by the second judge": with_interval(own["gold"], 2),
+                "by the second reward model": with_interval(own["gold"], 2),
                 "wins / ties / losses": f"{own['wins']} / {own['ties']} / {own['losses']}",
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def second_model_reading(gold: Run) -> str:
+    """How far the second reward model can be believed: its own accuracy, beside the baseline's."""
+    own, longer = (
+        f"{of['value']:.1%} [{of['low']:.1%}, {of['high']:.1%}]"
+        for of in (
+            gold.summary["accuracy"],
+            gold.summary["baselines"]["longer"]["accuracy"],
+        )
+    )
+    return (
+        f"The second reward model orders {own} of its own held-out pairs as they were voted; "
+        f"naming the longer answer, {longer}. It has the same base, loss and kind of posts as the "
+        "first, so that it is no independent judge."
+    )
+
+
+def cap_reading(summary: Mapping[str, Any]) -> str:
+    """How many responses were cut off, where that keeps lengths from varying."""
+    cut = [1 - own["ended"] for own in summary["policies"].values()]
+    if max(cut) < 0.5:
+        return ""
+    return (
+        f"Of the responses {min(cut):.0%} to {max(cut):.0%}, by policy, are cut off at the longest "
+        "length and judged with an end pasted on. Their lengths hardly vary, so that what length "
+        "explains cannot be seen here."
+    )
 
 
 def length_table(run: Run) -> pd.DataFrame:

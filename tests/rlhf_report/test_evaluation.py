@@ -35,3 +35,17 @@ def test_a_gain_is_worked_out_as_the_difference_of_its_means():
     }
     run = SimpleNamespace(summary=summary)
     assert evaluation.gain_example(run, "ppo-full") == "0.500 - (-0.250) = 0.750"
+
+
+def test_the_second_reward_model_is_told_with_its_accuracy_and_the_longer_answers():
+    own, longer = ({"value": v, "low": v - 0.06, "high": v + 0.06} for v in (0.647, 0.666))
+    gold = SimpleNamespace(summary={"accuracy": own, "baselines": {"longer": {"accuracy": longer}}})
+    text = evaluation.second_model_reading(gold)
+    assert "orders 64.7% [58.7%, 70.7%] of its own" in text and "answer, 66.6% [60.6%" in text
+
+
+@pytest.mark.parametrize(("ended", "said"), [((0.01, 0.08), True), ((0.6, 0.9), False)])
+def test_lengths_that_cannot_vary_are_said_to_explain_nothing(ended, said):
+    policies = {name: {"ended": share} for name, share in zip("ab", ended, strict=True)}
+    text = evaluation.cap_reading({"policies": policies})
+    assert ("92% to 99%" in text and "cannot be seen" in text) if said else not text
