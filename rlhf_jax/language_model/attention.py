@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from rlhf_jax.language_model.rope import Scaling, rope_frequencies
+
 BLOCK = 64  # tokens in a block of a cache, at most
 MASKED = -1e30  # finite, so that a row with no visible key stays finite
 
@@ -31,15 +33,16 @@ def block_mask(
 
 
 def rotary(
-    length: int, head_dim: int, theta: float
+    length: int, head_dim: int, theta: float, scaling: Scaling = ()
 ) -> tuple[Float[np.ndarray, "time half"], Float[np.ndarray, "time half"]]:
     """Cosines and sines of the rotary embedding (Su et al., 2021), in the half-split layout.
 
     Constants: what XLA can compute, it would compute again for every head of every layer.
     """
-    exponents = np.arange(0, head_dim, 2) / head_dim
-    angles = np.arange(length)[:, None] * theta**-exponents
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    frequencies, factor = rope_frequencies(head_dim, theta, scaling)
+    angles = np.arange(length)[:, None] * frequencies
+    cos, sin = factor * np.cos(angles), factor * np.sin(angles)
+    return cos.astype(np.float32), sin.astype(np.float32)
 
 
 def rotate(

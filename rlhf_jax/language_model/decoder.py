@@ -4,17 +4,11 @@ The modules are only definitions: training splits them once into a static graph 
 arrays. No module knows of devices.
 """
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from experiment_runs.configuration import check_types
-from experiment_runs.errors import UserError
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.language_model.attention import (
     attend,
@@ -24,73 +18,9 @@ from rlhf_jax.language_model.attention import (
     rotary,
     rotate,
 )
+from rlhf_jax.language_model.decoder_config import DecoderConfig
 from rlhf_jax.language_model.layer_loop import Layers, arranged, through
 from rlhf_jax.language_model.layers import Linear, RMSNorm, gated, logits
-
-FAMILIES = ("llama", "qwen2", "qwen3")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Shape of a decoder; the switches tell the families apart."""
-
-    vocab_size: int
-    embed_dim: int
-    mlp_dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float = 10_000.0
-    norm_epsilon: float = 1e-5
-    tied_embeddings: bool = True
-    attention_bias: bool = False  # biases on q, k and v (Qwen2)
-    qk_norm: bool = False  # RMS norm of every query and key head (Qwen3)
-    family: str = "llama"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters keep their own
-
-    def __post_init__(self):
-        check_types(self)
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
-            )
-
-    @classmethod
-    def from_huggingface(cls, config: Mapping[str, Any], *, dtype: str = "float32"):
-        """Reads the fields of a transformers `config.json`.
-
-        Raises:
-          UserError: the family or one of its options is not supported, or a field is missing.
-        """
-        family = config.get("model_type")
-        if family not in FAMILIES:
-            raise UserError(
-                f"config.json: model_type {family!r} is not supported; use one of {FAMILIES}"
-            )
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) not in (None, "default"):
-            raise UserError(f"config.json: rope_type {rope} is not supported; use plain rope")
-        try:
-            return cls(
-                vocab_size=config["vocab_size"],
-                embed_dim=config["hidden_size"],
-                mlp_dim=config["intermediate_size"],
-                num_layers=config["num_hidden_layers"],
-                num_heads=config["num_attention_heads"],
-                num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-                head_dim=config.get("head_dim")
-                or config["hidden_size"] // config["num_attention_heads"],
-                rope_theta=rope.get("rope_theta") or config.get("rope_theta", 10_000.0),
-                norm_epsilon=config.get("rms_norm_eps", 1e-6),
-                tied_embeddings=config.get("tie_word_embeddings", False),
-                attention_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
-                qk_norm=family == "qwen3",
-                family=family,
-                dtype=dtype,
-            )
-        except KeyError as error:
-            raise UserError(f"config.json: field {error} is missing") from None
 
 
 class Attention(nnx.Module):
@@ -100,7 +30,7 @@ class Attention(nnx.Module):
         self.q_proj = Linear(cfg.embed_dim, query_dim, use_bias=cfg.attention_bias, rngs=rngs)
         self.k_proj = Linear(cfg.embed_dim, kv_dim, use_bias=cfg.attention_bias, rngs=rngs)
         self.v_proj = Linear(cfg.embed_dim, kv_dim, use_bias=cfg.attention_bias, rngs=rngs)
-        self.o_proj = Linear(query_dim, cfg.embed_dim, rngs=rngs)
+        self.o_proj = Linear(query_dim, cfg.embed_dim, use_bias=cfg.output_bias, rngs=rngs)
         self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_epsilon) if cfg.qk_norm else None
         self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_epsilon) if cfg.qk_norm else None
 
@@ -225,7 +155,7 @@ class Decoder(nnx.Module):
 
     def rope(self, positions: Int[Array, "batch time"], length: int):
         """Cosines and sines of positions below `length`, [batch time half] each."""
-        tables = rotary(length, self.cfg.head_dim, self.cfg.rope_theta)
+        tables = rotary(length, self.cfg.head_dim, self.cfg.rope_theta, self.cfg.rope_scaling)
         return tuple(jnp.asarray(table)[positions] for table in tables)
 
     def output_matrix(self) -> Float[Array, "vocab embed"]:

@@ -35,6 +35,29 @@ FAMILIES = {
     },
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": False},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 16},
+    "llama 3.1": {
+        "architectures": ["LlamaForCausalLM"], "head_dim": 16,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "llama stretched, biased": {
+        "architectures": ["LlamaForCausalLM"], "attention_bias": True,
+        "rope_scaling": {"type": "linear", "factor": 4.0},
+    },
+    "qwen2 with yarn": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    },
+    "qwen3 with yarn": {
+        "architectures": ["Qwen3ForCausalLM"], "head_dim": 32,
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+            "beta_fast": 4.0, "beta_slow": 0.5, "mscale": 1.0, "mscale_all_dim": 0.5,
+            "truncate": False,
+        },
+    },
 }  # fmt: skip
 
 
