@@ -20,6 +20,11 @@ def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
     fields = {key: field.contents() for key, field in reader.fields.items()}
     if fields["general.architecture"] != "llama" or fields["tokenizer.ggml.model"] != "gpt2":
         raise UserError(f"{path}: only llama-family GGUF with a gpt2 tokenizer is supported")
+    if fields["tokenizer.ggml.pre"] not in ("smollm", "gpt-2"):
+        raise UserError(
+            f"{path}: tokenizer.ggml.pre={fields['tokenizer.ggml.pre']!r}: only smollm and gpt-2 "
+            "are read as their models do; use the folder with tokenizer.json and safetensors"
+        )
     config = huggingface_config(
         fields, tied="output.weight" not in {t.name for t in reader.tensors}
     )
@@ -37,7 +42,7 @@ def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
         tensors[names.get(tensor.name, tensor.name)] = values
     return Pretrained(
         name=name,
-        origin=f"{path.name} from the package {path.parent.name} (4-bit weights, dequantized)",
+        origin=f"{path.name} from {path.parent.name} (quantized weights, read as float32)",
         config=decoder,
         huggingface_config=config,
         state=decoder_state(decoder, tensors, source=str(path)),

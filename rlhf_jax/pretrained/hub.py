@@ -26,15 +26,15 @@ def find(model: str) -> Path | None:
     """Where a model's files are, downloading them if need be; None for "random".
 
     Args:
-      model: a directory in the Hugging Face layout, a hub id, or "random". The default model is
-        read from the package that carries it when the hub does not answer.
+      model: a directory in the Hugging Face layout, a GGUF file, a hub id, or "random". The default
+        model is read from the package that carries it when the hub does not answer.
 
     Raises:
       UserError: there is no such model.
     """
     if model == RANDOM:
         return None
-    if Path(model).is_dir():
+    if Path(model).is_dir() or (model.endswith(".gguf") and Path(model).is_file()):
         return Path(model)
     if model.startswith((".", "/", "~")):
         raise UserError(f"MODEL={model}: no such directory; name a folder or a hub id")
