@@ -92,8 +92,10 @@ def policies_table(run: Run) -> pd.DataFrame:
 
 def cut_reading(summary: Mapping[str, Any]) -> str:
     """How many prompts were longer than what the policies read."""
-    if "prompts_cut" not in summary:  # runs that did not count them
-        return ""
+    if "prompts_cut" not in summary:
+        return (
+            "Prompts that were longer than a prompt may be were cut, and not counted in this run."
+        )
     return (
         f"Of {summary['prompts_cut']} of the {summary['prompts']} prompts the policies and the "
         "reward model read the beginning only, because they are longer than a prompt may be."
@@ -135,15 +137,15 @@ def second_model_reading(gold: Run) -> str:
 
 
 def cap_reading(summary: Mapping[str, Any]) -> str:
-    """How many responses were cut off, where that keeps lengths from varying."""
+    """How many responses were cut off, and whether that keeps lengths from varying."""
     cut = [1 - own["ended"] for own in summary["policies"].values()]
-    if max(cut) < 0.5:
-        return ""
-    return (
+    text = (
         f"Of the responses {min(cut):.0%} to {max(cut):.0%}, by policy, are cut off at the longest "
-        "length and judged with an end pasted on. Their lengths hardly vary, so that what length "
-        "explains cannot be seen here."
+        "length and judged with an end pasted on."
     )
+    if max(cut) < 0.5:
+        return f"{text} The lengths of the others vary."
+    return f"{text} Their lengths hardly vary, so that what length explains cannot be seen here."
 
 
 def length_table(run: Run) -> pd.DataFrame:

@@ -48,4 +48,11 @@ def test_the_second_reward_model_is_told_with_its_accuracy_and_the_longer_answer
 def test_lengths_that_cannot_vary_are_said_to_explain_nothing(ended, said):
     policies = {name: {"ended": share} for name, share in zip("ab", ended, strict=True)}
     text = evaluation.cap_reading({"policies": policies})
-    assert ("92% to 99%" in text and "cannot be seen" in text) if said else not text
+    assert "are cut off" in text and ("cannot be seen" in text) == said
+    assert ("92% to 99%" in text) == said
+
+
+def test_a_run_that_did_not_count_cut_prompts_says_so():
+    """An empty value would be printed as code."""
+    assert "not counted" in evaluation.cut_reading({"prompts": 3})
+    assert evaluation.cut_reading({"prompts": 3, "prompts_cut": 2}).startswith("Of 2 of the 3")
