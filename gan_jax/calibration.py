@@ -102,10 +102,12 @@ def scenarios(
     }  # fmt: skip
     if images.classes:
         labels = images.held_out_labels.argmax(axis=1)
-        second = np.argsort(np.bincount(labels, minlength=2))[-2]
-        sets[f"without {images.classes[second]}"] = lambda random, own, count: real(
-            random, own[labels[own] != second], count
-        )
+        counts = np.bincount(labels, minlength=2)
+        second = np.argsort(counts)[-2]
+        if counts[second]:  # of images of one class, none can be left out
+            sets[f"without {images.classes[second]}"] = lambda random, own, count: real(
+                random, own[labels[own] != second], count
+            )
     return sets | {
         "copies of training images": lambda random, _, count: pick(images.train, random, count),
         f"{MODES} real images repeated": repeated,

@@ -50,7 +50,9 @@ class ImageSet:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.name, self.train, self.held_out)
+        """Of all that a run reads: labels and their names are part of what it finds."""
+        labels = self.train_labels, self.held_out_labels
+        return fingerprint(self.name, self.train, self.held_out, self.classes, *labels)
 
 
 def dataset_for(student_id: str | None) -> str:

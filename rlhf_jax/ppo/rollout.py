@@ -92,7 +92,8 @@ def episode_metrics(episodes: Episodes, responses: Responses, returns, cut_off) 
     mask = episodes.mask
     k1 = objectives.kl_k1(episodes.logprobs, episodes.reference_logprobs)
     k3 = objectives.kl_k3(episodes.logprobs, episodes.reference_logprobs)
-    error = jnp.abs(episodes.logprobs - responses.logprobs)  # sampled against recomputed
+    # Sampled against recomputed: what the cache rounds otherwise.
+    error = jnp.where(mask, jnp.abs(episodes.logprobs - responses.logprobs), jnp.nan)
     return {
         "reward": episodes.reward.mean(),
         "reward_std": episodes.reward.std(),
@@ -104,7 +105,9 @@ def episode_metrics(episodes: Episodes, responses: Responses, returns, cut_off) 
         "explained_variance": objectives.explained_variance(episodes.values, returns, mask),
         "response_tokens": mask.sum(axis=1).mean(),
         "ended": 1 - cut_off.mean(),
-        "logprob_error": jnp.where(mask, error, 0.0).max(),
+        "logprob_error": jnp.nanmax(error),
+        "logprob_error_mean": jnp.nanmean(error),
+        "logprob_error_p99": jnp.nanquantile(error, 0.99),
     }
 
 

@@ -1,5 +1,7 @@
 """The detectors detect what was planted, and only the draws decide."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -187,3 +189,24 @@ def test_the_classifier_learns_the_classes(squares):
     features, probabilities = space.embed(to_unit(squares.held_out[:5]))
     assert features.shape == (5, 64)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_of_images_of_one_class_no_class_is_left_out(squares):
+    one = np.zeros_like(squares.held_out_labels)
+    one[:, 0] = 1
+    images = dataclasses.replace(squares, held_out_labels=one)
+    names = calibration.scenarios(images, imitation, 16)
+    assert not any(name.startswith("without") for name in names)
+
+
+def test_images_with_other_labels_or_names_of_classes_are_another_input(squares):
+    held_out, train = (
+        np.roll(labels, 1, axis=1) for labels in (squares.held_out_labels, squares.train_labels)
+    )
+    changed = [
+        squares,
+        dataclasses.replace(squares, held_out_labels=held_out),
+        dataclasses.replace(squares, train_labels=train),
+        dataclasses.replace(squares, classes=squares.classes[::-1]),
+    ]
+    assert len({images.fingerprint for images in changed}) == len(changed)
