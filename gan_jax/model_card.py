@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 from experiment_runs.run import Run
 
 USE = """\
@@ -43,10 +45,10 @@ def generator_card(run: Run, summary: Mapping[str, Any]) -> str:
     settings = [f"| {name} | {value} |" for name, value in run.config.items()]
     source = f"{summary['source']}; {summary['train_images']} training images"
     epochs = summary["steps"] * run.config["batch"] / summary["train_images"]
+    about = ModelCardData(pipeline_tag="unconditional-image-generation", tags=["dcgan", "jax"])
     return "\n".join(
         [
-            "---", "pipeline_tag: unconditional-image-generation", "tags:", "- dcgan", "- jax",
-            "---", "", f"# DCGAN of {summary['dataset']}", "",
+            "---", about.to_yaml(), "---", "", f"# DCGAN of {summary['dataset']}", "",
             f"Draws images of {run.config['side']} pixels from noise. Trained on: {source}; "
             f"{summary['steps']} updates, {epochs:.1f} epochs.",
             "", "## Use", "", "`generator.safetensors` is a plain `nn.Sequential` of PyTorch:",

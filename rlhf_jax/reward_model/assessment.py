@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
+from sklearn import metrics
 
 from rlhf_jax.intervals import bootstrap, bootstrap_weighted, by_group
 from rlhf_jax.reward_model.bag_of_words import log_loss
@@ -20,6 +21,7 @@ LENGTHS = ("under half as long", "shorter", "within 20 %", "longer", "over twice
 LENGTH_EDGES = (1 / 2, 1 / 1.2, 1.2, 2)  # of the ratio of chosen to rejected tokens
 BINS = 10  # of the confidence, between 0.5 and 1
 MISTAKES = 5
+CLASSES = ("first preferred", "second preferred")
 SCORES = ("chosen", "rejected", "chosen_tokens", "rejected_tokens")
 
 
@@ -114,15 +116,15 @@ def verdicts(
       auc: area under the ROC curve of "the first is preferred", by the score of first minus second.
     """
     shown, first = np.where(flipped, -difference, difference), ~flipped
-    truths, says_first = (first, ~first), shown > 0
-    confusion = np.array([[np.sum(t & says_first), np.sum(t & ~says_first)] for t in truths])
-    report = []
-    for k, name in enumerate(("first preferred", "second preferred")):
-        hits, claimed, support = confusion[k, k], confusion[:, k].sum(), confusion[k].sum()
-        precision, recall = hits / max(claimed, 1), hits / max(support, 1)
-        f1 = 2 * hits / max(claimed + support, 1)
-        row = {"precision": precision, "recall": recall, "f1": f1, "support": support}
-        report.append({"class": name, **row})
+    truth, verdict = np.where(first, *CLASSES), np.where(shown > 0, *CLASSES)
+    scores = metrics.precision_recall_fscore_support(
+        truth, verdict, labels=CLASSES, zero_division=0
+    )
+    report = [
+        dict(zip(("class", "precision", "recall", "f1", "support"), row, strict=True))
+        for row in zip(CLASSES, *scores, strict=True)
+    ]
+    confusion = metrics.confusion_matrix(truth, verdict, labels=CLASSES)
     auc = bootstrap_weighted(
         lambda weights: area_under_curve(shown, first, weights), clusters=clusters
     )
@@ -132,13 +134,14 @@ def verdicts(
 def roc_curve(
     scores: Float[np.ndarray, "items"], positive: Bool[np.ndarray, "items"]
 ) -> dict[str, Float[np.ndarray, "thresholds"]]:
-    """Share of negatives and of positives above each threshold, from the highest score down."""
-    values, place = np.unique(-scores, return_inverse=True)
-    curve = {}
-    for name, member in (("false_positive", ~positive), ("true_positive", positive)):
-        above = np.cumsum(np.bincount(place, member, minlength=len(values)))
-        curve[name] = np.concatenate([[0.0], above / max(above[-1], 1)])
-    return curve
+    """Share of negatives and of positives above each threshold, from the highest score down.
+
+    Without both classes it is the diagonal, of which half of the square lies below.
+    """
+    if positive.all() or not positive.any():
+        return {name: np.array([0.0, 1.0]) for name in ("false_positive", "true_positive")}
+    false_positive, true_positive, _ = metrics.roc_curve(positive, scores, drop_intermediate=False)
+    return {"false_positive": false_positive, "true_positive": true_positive}
 
 
 def area_under_curve(
@@ -148,15 +151,12 @@ def area_under_curve(
 ) -> float:
     """Share of (positive, negative) couples of which the positive one scores higher.
 
-    A tie counts as half (Mann and Whitney, 1947); without either class it is one half.
+    A tie counts as half (Mann and Whitney, 1947); where a class has no weight, as in some samples
+    of the bootstrap, it is one half.
     """
-    place = np.unique(scores, return_inverse=True)[1]
-    positives, negatives = (
-        np.bincount(place, weights * member) for member in (positive, ~positive)
-    )
-    below = np.cumsum(negatives) - negatives / 2
-    couples = positives.sum() * negatives.sum()
-    return float((positives * below).sum() / couples) if couples else 0.5
+    if not (weights[positive].any() and weights[~positive].any()):
+        return 0.5
+    return float(metrics.roc_auc_score(positive, scores, sample_weight=weights))
 
 
 def fitted_temperature(difference: Float[np.ndarray, "pairs"]) -> float:

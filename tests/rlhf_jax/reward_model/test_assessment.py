@@ -1,9 +1,10 @@
-"""The figures about held-out pairs against counts by hand, scalar loops and scikit-learn."""
+"""The figures about held-out pairs against counts by hand, scalar loops and committed runs."""
 
 import numpy as np
 import pytest
-from sklearn import metrics
 
+from experiment_runs.run import find
+from experiment_runs.settings import PROJECT
 from rlhf_jax.reward_model import assessment
 from rlhf_jax.reward_model.assessment import LENGTHS
 from rlhf_jax.reward_model.assessment import evidence as gather
@@ -38,12 +39,36 @@ def test_the_confusion_matrix_counts_the_order_in_which_replies_are_shown():
     flipped = np.array([False, False, True, True, True])
     found = assessment.verdicts(difference, flipped, np.arange(5))
     assert found["confusion"].tolist() == [[1, 1], [1, 2]]
-    truth, verdict = ["1", "1", "2", "2", "2"], ["1", "2", "2", "2", "1"]
-    expected = metrics.precision_recall_fscore_support(truth, verdict)
-    for row, own in zip(found["report"], zip(*expected, strict=True), strict=True):
-        assert [row[name] for name in ("precision", "recall", "f1", "support")] == pytest.approx(
-            own
-        )
+    shares = [[row[name] for name in ("precision", "recall", "f1")] for row in found["report"]]
+    assert shares == [pytest.approx([1 / 2] * 3), pytest.approx([2 / 3] * 3)]
+    assert [row["support"] for row in found["report"]] == [2, 3]
+
+
+def test_a_verdict_that_is_never_given_has_precision_zero():
+    found = assessment.verdicts(np.ones(3), np.zeros(3, bool), np.arange(3))
+    assert found["confusion"].tolist() == [[3, 0], [0, 0]] and found["auc"]["value"] == 0.5
+    never = dict(found["report"][1])
+    assert never.pop("class") == "second preferred" and set(never.values()) == {0}
+    curve = assessment.roc_curve(np.ones(3), np.ones(3, bool))
+    assert np.trapezoid(curve["true_positive"], curve["false_positive"]) == 0.5
+
+
+@pytest.mark.parametrize("stage", ["reward", "gold"])
+def test_the_figures_of_committed_runs_are_found_again(stage):
+    """They were computed by code of our own, without scikit-learn."""
+    run = find(stage, PROJECT / "results" / "reference")
+    pairs, roc, stored = run.arrays("test_pairs"), run.arrays("roc"), run.summary["verdicts"]
+    difference = pairs["chosen"] - pairs["rejected"]
+    flipped = assessment.coin(len(difference), run.config["seed"])
+    found = assessment.verdicts(difference, flipped, pairs["post"])
+    assert found["confusion"].tolist() == stored["confusion"]
+    for name in ("value", "low", "high"):
+        assert found["auc"][name] == pytest.approx(stored["auc"][name], abs=1e-12)
+    for row, expected in zip(found["report"], stored["report"], strict=True):
+        assert row == pytest.approx(expected, abs=1e-12)
+    curve = assessment.roc_curve(np.where(flipped, -difference, difference), ~flipped)
+    for name, values in curve.items():
+        np.testing.assert_allclose(values, roc[name], atol=1e-12)
 
 
 def test_half_of_the_pairs_are_flipped_so_that_a_constant_verdict_is_worth_nothing():
@@ -75,7 +100,6 @@ def test_the_curve_has_that_area():
     curve = assessment.roc_curve(scores, positive)
     area = np.trapezoid(curve["true_positive"], curve["false_positive"])
     assert area == pytest.approx(assessment.area_under_curve(scores, positive, np.ones(60)))
-    assert area == pytest.approx(metrics.roc_auc_score(positive, scores))
     assert (curve["true_positive"][0], curve["true_positive"][-1]) == (0, 1)
 
 
