@@ -47,7 +47,7 @@ def main() -> int:
     keys = draw_keys(jax.random.key(0), range(len(rows)))
     responses = sample(
         pretrained.state, rows, masks, keys, 1.0, decoder_def=pretrained.definition,
-        length=LENGTH, end=pretrained.tokenizer.end, pad=pretrained.tokenizer.pad,
+        length=LENGTH, end=pretrained.tokenizer.ends, pad=pretrained.tokenizer.pad,
     )  # fmt: skip
     reads = functools.partial(read, pretrained, rows, masks, jax.device_get(responses))
     with jax.default_matmul_precision("highest"):
