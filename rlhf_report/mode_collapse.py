@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from experiment_runs import settings
 from experiment_runs.run import Run
 from rlhf_report.style import BLUE, GREY, ORANGE, listed, mean_with_interval, panels, short
 
@@ -25,11 +26,68 @@ COLLAPSED = ("repeated", "collapsed")  # words in the names of the planted colla
 REAL, GENERATED = "real", "generated"
 AGAIN = "other"  # a word in the name of the control: real images again
 COPIES, NOISE, BLURRED = "copies", "noise", "blurred"  # in the names of other planted defects
+MOST = 0.5  # share of images with a twin above which a training counts as collapsed
 BY_CLASS = {
     "labels": "real, by label",
     "held_out": "real, by classifier",
     "generated": "generated, by classifier",
 }
+
+
+def long_runs() -> dict[str, Run]:
+    """The committed trainings of the assignment's length and of attempts at a cure, by name."""
+    results = settings.PROJECT / "results"
+    paths = sorted([*results.glob("assignment/gan-*"), *results.glob("collapse/gan-*")])
+    return {options_in_words(run): run for run in map(Run, paths)}
+
+
+def options_in_words(run: Run) -> str:
+    """What of a training is not plain, and how long it took."""
+    cfg = run.config
+    options = [
+        "label smoothing" if cfg["label_smoothing"] else "",
+        "augmentation" if cfg["augmentation"] else "",
+        "spectral norm" if cfg["spectral_norm"] else "",
+    ]
+    return f"{' and '.join(filter(None, options)) or 'plain'}, {cfg['epochs']:,} epochs"
+
+
+def long_runs_table(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Detectors of the long trainings' images beside those of real ones, with 95 % intervals."""
+    rows = [long_run_row("real images", next(iter(runs.values())), REAL)]
+    rows += [long_run_row(name, run, GENERATED) for name, run in runs.items()]
+    return pd.DataFrame(rows)
+
+
+def long_runs_reading(runs: Mapping[str, Run]) -> str:
+    """Which long trainings have collapsed: most of their images have a twin (table's first run)."""
+    twins = {
+        name: next(
+            row["mean"]
+            for row in run.summary["detectors"]
+            if (row["scenario"], row["detector"]) == (GENERATED, "twins")
+        )
+        for name, run in runs.items()
+    }
+    sentences = [
+        f"Of the images of “{name}” {share:.0%} have a twin: "
+        + ("the training has collapsed" if share > MOST else "most of them stand alone")
+        for name, share in twins.items()
+    ]
+    return "; ".join(sentences).replace("; Of", "; of") + "."
+
+
+def long_run_row(name: str, run: Run, scenario: str) -> dict[str, str]:
+    found = {
+        row["detector"]: row for row in run.summary["detectors"] if row["scenario"] == scenario
+    }
+    (birthday,) = (row for row in run.summary["birthday"] if row["scenario"] == scenario)
+    support = {name: round(value, -1) for name, value in birthday["support"].items()}
+    shown = {name: mean_with_interval(found[name]) for name in ("twins", "recall", "coverage")}
+    return {
+        "images": name, **shown, "FID": mean_with_interval(found["fid"]),
+        "support": "{mean:,.0f} [{low:,.0f}, {high:,.0f}]".format(**support),
+    }  # fmt: skip
 
 
 def detector_figure(rows: pd.DataFrame) -> None:

@@ -1,6 +1,7 @@
 """What the GAN's chapter says follows from the table of its detectors, whatever stands there."""
 
 import json
+import types
 
 import pytest
 
@@ -136,3 +137,24 @@ def test_only_intervals_that_lie_apart_are_read_as_a_difference(told):
         "–", "0.2 [0.1, 0.3]", "–",
     ]  # fmt: skip
     assert "no labels" in mode_collapse.class_table(told(MOVED, x=[]), "x").to_string()
+
+
+def with_twins(share):
+    """A finished training of whose images this share has a twin."""
+    row = {"scenario": mode_collapse.GENERATED, "detector": "twins", "mean": share}
+    return types.SimpleNamespace(summary={"detectors": [row]})
+
+
+def test_a_long_training_has_collapsed_exactly_where_most_of_its_images_have_a_twin():
+    runs = {"plain": with_twins(0.69), "augmentation": with_twins(0.21)}
+    assert mode_collapse.long_runs_reading(runs) == (
+        "Of the images of “plain” 69% have a twin: the training has collapsed; "
+        "of the images of “augmentation” 21% have a twin: most of them stand alone."
+    )
+
+
+def test_the_committed_long_trainings_stand_beside_real_images():
+    runs = mode_collapse.long_runs()
+    table = mode_collapse.long_runs_table(runs)
+    assert list(table["images"]) == ["real images", *runs]
+    assert next(iter(runs)) == "plain, 1,000 epochs"
