@@ -31,7 +31,7 @@ $(error GPU=$(GPU): unknown; choose cuda12 or cuda13, the newer one with a drive
 endif
 INSTALLED := .venv/done $(if $(GPU),.venv/$(GPU))
 
-.PHONY: report submission test invariants test-slow test-interop lint bench-gan bench-reward bench-ppo clean
+.PHONY: report submission test invariants test-slow test-hostile test-interop lint bench-gan bench-reward bench-ppo clean
 
 report: $(INSTALLED)
 	$(PY) -m rlhf_jax check
@@ -55,6 +55,10 @@ invariants: .venv/done
 
 test-slow: .venv/done
 	$(PY) -m pytest -m slow
+
+# Hundreds of malformed files: another seed makes others.
+test-hostile: .venv/done
+	HOSTILE_FILES=$(or $(FILES),400) HOSTILE_SEED=$(or $(SEED),1) $(PY) -m pytest -m slow tests/hostile
 
 test-interop: .venv-interop/done .venv-transformers4/done
 	.venv-interop/bin/python -m pytest -m interop

@@ -1,6 +1,7 @@
 """Arrays in an npz file: what it says of itself is checked before anything is unpacked."""
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from experiment_runs.errors import UserError, first_line
 # nested without end.
 UNREADABLE = (
     ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError,
-    IndexError, OverflowError, MemoryError, SyntaxError,
+    IndexError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError,
 )  # fmt: skip
 
 

@@ -37,7 +37,8 @@ UNPACKING = 30  # a file may unpack to so many times its size
 LONGEST_LINE = 2**24  # bytes
 LONGEST_HEADER = 2**16  # bytes
 MOST_COLUMNS = 1000
-MOST_ROWS = 2_000_000
+MOST_ROWS = 1_000_000
+MANY_LINES = 100_000
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 
@@ -156,34 +157,38 @@ def largest_content(path: Path) -> int:
 def json_lines(path: Path) -> pd.DataFrame:
     """One JSON object a line; blank lines are passed over."""
     rows, numbers, names = [], [], set()
-    with io.BufferedReader(Unpacked(path), 2**20) as file:
-        number = 0
-        while line := file.readline(LONGEST_LINE + 1):
-            number += 1
-            check_count(number)
-            where = f"{path}, line {number}"
+    raw = Unpacked(path)
+    with io.BufferedReader(raw, 2**20) as file:
+        for number in range(1, MOST_ROWS + 2):
+            line = file.readline(LONGEST_LINE + 1)
+            if not line:
+                break
+            if number == MANY_LINES and raw.count < 20 * number:
+                raise ValueError(f"{number:,} lines of less than 20 bytes each are no data")
             if len(line) > LONGEST_LINE:
-                raise UserError(f"{where}: longer than {LONGEST_LINE:,} bytes; remove the line")
-            if line.strip():
-                rows.append(json_object(line.decode(), where))
+                raise ValueError(f"line {number} is longer than {LONGEST_LINE:,} bytes")
+            if not line.isspace():
+                rows.append(json_object(line.decode(), path, number))
                 numbers.append(number)
-                names |= rows[-1].keys()
+                if not names.issuperset(rows[-1]):
+                    names |= rows[-1].keys()
                 if len(names) > MOST_COLUMNS:
-                    raise UserError(f"{where}: more than {MOST_COLUMNS} fields; use one schema")
+                    raise ValueError(f"more than {MOST_COLUMNS} fields up to line {number}")
+    check_count(number)
     return pd.DataFrame(rows, index=pd.Index(numbers, name="line"))
 
 
-def json_object(line: str, where: str) -> dict:
+def json_object(line: str, path: Path, number: int) -> dict:
     try:
         value = encodable(json.loads(line))
+        if isinstance(value, dict):
+            return value
+        wrong = "not a JSON object; the file must hold one object a line"
     except RecursionError:
-        raise UserError(f"{where}: nested too deeply; repair or delete the line") from None
+        wrong = "nested too deeply; repair or delete the line"
     except ValueError as error:  # among them a number of too many digits
-        reason = str(error).split(";")[0]
-        raise UserError(f"{where}: not JSON ({reason}); repair or delete the line") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: not a JSON object; the file must hold one object a line")
-    return value
+        wrong = f"not JSON ({str(error).split(';')[0]}); repair or delete the line"
+    raise UserError(f"{path}, line {number}: {wrong}")
 
 
 def encodable(item: object) -> object:
@@ -277,6 +282,10 @@ def hub_frame(repository: str, columns: Sequence[str]) -> pd.DataFrame:
     """
     if not hub_reachable():
         datasets.config.HF_HUB_OFFLINE = True  # read the cache at once, not after 25 s of retries
+    failed = (
+        f"{repository}: cannot be loaded from the hub ({{}}); try again, give a local copy "
+        "as the data directory, or set HF_HUB_OFFLINE=1 to use the stand-in"
+    )
     try:
         parts = datasets.load_dataset(*repository.split(":"))
         frames = [
@@ -287,11 +296,8 @@ def hub_frame(repository: str, columns: Sequence[str]) -> pd.DataFrame:
             .assign(split=name)
             for name, part in parts.items()
         ]
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(
-            f"{repository}: cannot be loaded from the hub ({error}); try again, give a local copy "
-            "as the data directory, or set HF_HUB_OFFLINE=1 to use the stand-in"
-        ) from None
+    except Exception as error:  # of datasets, httpx and Arrow, which share no class of errors
+        raise UserError(failed.format(first_line(error))) from error
     return pd.concat(frames, ignore_index=True)
 
 

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiment_runs.errors import UserError
+from experiment_runs.foreign import readable
 from rlhf_jax.language_model.decoder import DecoderConfig
+from rlhf_jax.pretrained.hub import model_files
 from rlhf_jax.pretrained.loading import read_directory
 from rlhf_jax.pretrained.tensor_names import abstract, decoder_state
 from rlhf_jax.pretrained.tokenizer import Tokenizer
@@ -28,6 +30,12 @@ def load_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str = "float32
       UserError: it is not a sequence classifier with one label, of a supported family, or it reads
         tokens that mean something else to the policy.
     """
+    model_files(path)
+    with readable(path, "a reward model"):
+        return read_reward_model(path, tokenizer, dtype=dtype)
+
+
+def read_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str) -> Judge:
     config, tensors = read_directory(path)
     architecture = (config.get("architectures") or ["nothing"])[0]
     weight = tensors.pop("score.weight", None)

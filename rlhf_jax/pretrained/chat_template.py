@@ -7,9 +7,11 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from experiment_runs.errors import UserError
+from experiment_runs.foreign import within
 
 MARK = "\N{BLACK SQUARE}mark\N{BLACK SQUARE}"
 # Some templates write today's date, with which the tokens of a run would change from day to day.
+LONGEST_RENDERING = 1.0  # seconds; a template may loop without end
 DATED = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
 # Texts at whose edges tokenizers read template and text together.
 PROBES = (
@@ -73,11 +75,13 @@ class ChatTemplate:
     def render(self, turns: Sequence[tuple[str, str]], *, prompt: bool) -> str:
         messages = [{"role": role, "content": text} for role, text in turns]
         try:
-            return self.huggingface.apply_chat_template(
-                self.system + messages, chat_template=DATED + self.huggingface.chat_template,
-                tokenize=False, add_generation_prompt=prompt, enable_thinking=False,
-            )  # fmt: skip
-        except (TemplateError, TypeError, ValueError) as error:
+            with within(LONGEST_RENDERING, "the template"):
+                return self.huggingface.apply_chat_template(
+                    self.system + messages, chat_template=DATED + self.huggingface.chat_template,
+                    tokenize=False, add_generation_prompt=prompt, enable_thinking=False,
+                )  # fmt: skip
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
+                RecursionError, MemoryError, TimeoutError) as error:  # fmt: skip
             raise UserError(
                 f"{self.huggingface.name_or_path}: the chat template fails on a single question "
                 f"({error}); choose an instruction-tuned model"

@@ -4,9 +4,9 @@ import importlib.util
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief, first_line
 from experiment_runs.files import fingerprint
 from rlhf_jax.config import SMOLLM2
 from rlhf_jax.data.tables import hub_reachable
@@ -44,13 +44,15 @@ def find(model: str) -> Path | None:
                 model, allow_patterns=FILES, etag_timeout=3, local_files_only=not hub_reachable()
             )
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except HFValidationError:
+        raise UserError(f"MODEL={brief(model)}: neither a folder nor a hub id") from None
+    except Exception as error:  # of httpx, json and the hub, however its answer fails
         if model == SMOLLM2 and (packaged := packaged_gguf()):
             return packaged
         raise UserError(
-            f"MODEL={model}: neither on disk nor on the hub ({type(error).__name__}); name a "
+            f"MODEL={model}: neither on disk nor on the hub ({first_line(error)}); name a "
             f"directory with config.json and safetensors, or install {PACKAGE} for {SMOLLM2}"
-        ) from None
+        ) from error
 
 
 def identity(path: Path | None, *, dtype: str) -> str:
@@ -59,13 +61,25 @@ def identity(path: Path | None, *, dtype: str) -> str:
         return fingerprint(RANDOM, dtype)
     if path.is_file():
         return fingerprint(path, dtype)
+    return fingerprint(dtype, *model_files(path))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files that make up a model.
+
+    Raises:
+      UserError: one is no regular file, from which reading might never end, or cannot be opened.
+    """
     files = sorted(
         file
         for ending in ENDINGS
-        for file in path.glob(f"*{ending}")
+        for file in folder.glob(f"*{ending}")
         if not file.name.startswith("._")
     )
-    return fingerprint(dtype, *files)
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: not a regular file, or a link to nothing; remove it")
+    return files
 
 
 def packaged_gguf() -> Path | None:

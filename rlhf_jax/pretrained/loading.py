@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import load_file
 
 from experiment_runs.errors import UserError
+from experiment_runs.foreign import readable
 from experiment_runs.process import release_memory
 from rlhf_jax.language_model.decoder import DecoderConfig
 from rlhf_jax.pretrained.gguf_files import load_gguf
+from rlhf_jax.pretrained.hub import model_files
 from rlhf_jax.pretrained.model import Pretrained, random_model
-from rlhf_jax.pretrained.tensor_names import decoder_state
+from rlhf_jax.pretrained.tensor_names import decoder_state, leaf_name
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -37,9 +40,27 @@ def load(path: Path | None, *, name: str, dtype: str = "float32") -> Pretrained:
     """
     if path is None:
         return random_model(dtype)
-    loaded = (load_gguf if path.is_file() else load_directory)(path, name=name, dtype=dtype)
+    if path.is_dir():
+        model_files(path)
+    with readable(path, "a model"):
+        loaded = (load_gguf if path.is_file() else load_directory)(path, name=name, dtype=dtype)
+    check_finite(loaded, path)
     release_memory()  # of the files and of what they were converted from
     return loaded
+
+
+def check_finite(loaded: Pretrained, path: Path) -> None:
+    """Refuses weights that are not numbers, which would be blamed on the learning rate later.
+
+    Raises:
+      UserError: names the tensors.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(loaded.state)
+    if wrong := [leaf_name(at) for at, leaf in leaves if not jnp.isfinite(leaf).all()]:
+        raise UserError(
+            f"{path}: {len(wrong)} tensors hold values that are not finite, {', '.join(wrong[:5])}"
+            "; download the weights again"
+        )
 
 
 def load_directory(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:

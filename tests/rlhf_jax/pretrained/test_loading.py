@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from experiment_runs.errors import UserError
 from rlhf_jax import config
 from rlhf_jax.language_model import logprobs
-from rlhf_jax.pretrained import gguf_files, hub, loading, tensor_names
+from rlhf_jax.pretrained import chat_template, gguf_files, hub, loading, tensor_names
 from rlhf_jax.pretrained import model as pretrained_model
 
 REMOTE = "somebody/a-model-that-is-nowhere"
@@ -260,3 +260,44 @@ def test_the_packaged_model_pads_with_something_else_than_its_end(packaged):
     assert tokenizer.pad not in tokenizer.prefix + tokenizer.suffix
     (user_text,) = tokenizer.encode(["<|im_end|>"])
     assert tokenizer.end not in user_text and len(user_text) > 1
+
+
+@pytest.mark.parametrize("value", [10**6, -1, 0])
+def test_a_size_that_no_decoder_has_is_told_before_anything_is_made(folder, value):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": value}))
+    with pytest.raises(UserError, match=r"num_layers is .*it must be from 1 to 1,000"):
+        load(str(folder))
+
+
+def test_weights_that_are_not_finite_are_told_by_name(model, folder):
+    tensors = dict(tensor_names.huggingface_tensors(model.state, model.config))
+    tensors["model.norm.weight"] = np.full_like(tensors["model.norm.weight"], np.nan)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"1 tensors hold values that are not finite, norm\.scale"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors", "config.json"])
+@pytest.mark.parametrize("content", [b"", b"null", b"[1]", b"\xff\xfe", b"[" * 10**5, b"{}"])
+def test_a_broken_file_of_a_model_is_one_message(folder, file, content):
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load(str(folder))
+    assert str(folder) in str(error.value) or "config.json" in str(error.value)
+
+
+def test_a_template_that_loops_without_end_is_given_up(folder, monkeypatch):
+    monkeypatch.setattr(chat_template, "LONGEST_RENDERING", 0.2)
+    loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
+    (folder / "chat_template.jinja").write_text(loops)
+    with pytest.raises(UserError, match="the template takes longer than 0.2 seconds"):
+        load(str(folder))
+
+
+def test_what_is_no_regular_file_is_not_read(folder):
+    (folder / "extra.json").symlink_to("nothing")
+    with pytest.raises(UserError, match="extra.json: not a regular file"):
+        load(str(folder))
+    with pytest.raises(UserError, match="extra.json: not a regular file"):
+        hub.identity(folder, dtype="float32")

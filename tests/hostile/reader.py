@@ -1,0 +1,45 @@
+"""Reads malformed files, one after the other, and says what each came to; one process a kind.
+
+Called with a folder and lines "kind seed" on standard input. For each it prints a JSON line: the
+outcome (accepted, refused, or the traceback), the seconds, and the peak of resident memory.
+"""
+
+import json
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import files
+
+from experiment_runs.errors import UserError
+
+
+def peak_gb() -> float:
+    """The largest resident memory since it was last reset (`VmHWM`), in GB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e6
+
+
+for line in sys.stdin:
+    kind, seed = line.split()
+    folder = Path(sys.argv[1]) / f"{kind}-{seed}"
+    files.make(kind, folder, int(seed))
+    print(json.dumps({"kind": kind, "seed": seed, "began": True}), flush=True)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, began = peak_gb(), time.monotonic()
+    message = ""
+    try:
+        files.read(kind, folder)
+        outcome = "accepted"
+    except UserError as error:
+        outcome, message = "refused", str(error)
+    except BaseException:
+        outcome, message = "traceback", traceback.format_exc()
+    print(json.dumps({
+        "kind": kind, "seed": seed, "outcome": outcome, "message": message[-4000:],
+        "length": len(message), "seconds": time.monotonic() - began, "peak_gb": peak_gb(),
+        "before_gb": before,
+    }), flush=True)  # fmt: skip
+    shutil.rmtree(folder)
