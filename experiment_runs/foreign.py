@@ -1,7 +1,6 @@
 """Where files from outside are read by libraries from outside: bounded in time, one message."""
 
 import contextlib
-import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -55,8 +54,3 @@ def within(seconds: float, what: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def whole_number(value: object, low: int, high: int | float = math.inf) -> bool:
-    """Whether a value of a file is an integer in a range; true and false are none."""
-    return type(value) is int and low <= value <= high

@@ -8,6 +8,7 @@ from experiment_runs.configuration import check_types
 from experiment_runs.errors import UserError
 from rlhf_jax.language_model.rope import rope_scaling
 
+LARGEST, MOST_LAYERS = 2**24, 1000  # of a decoder's sizes: beyond any that could be trained here
 FAMILIES = ("llama", "qwen2", "qwen3")
 # Fields of a config.json that the decoder is built from.
 USED = {
@@ -81,6 +82,10 @@ class DecoderConfig:
 
     def __post_init__(self):
         check_types(self)
+        sizes = ("vocab_size", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
+        for field, most in (*dict.fromkeys(sizes, LARGEST).items(), ("num_layers", MOST_LAYERS)):
+            if not 1 <= (value := getattr(self, field)) <= most:
+                raise UserError(f"{field} is {value}; it must be from 1 to {most:,}")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
