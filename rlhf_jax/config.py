@@ -314,7 +314,7 @@ def assignment() -> Profile:
     return Profile(
         name="assignment",
         promise="the protocol to the letter",
-        time="several days (half an hour on one data-centre GPU)",
+        time="several days",
         dtype="bfloat16",
         reward=RewardConfig(train_pairs=6000),
         gold=other(RewardConfig(train_pairs=6000)),
