@@ -113,12 +113,12 @@ def last_samples(run: Run, count: int = 3) -> list[dict[str, Any]]:
     return run.samples()[-count:]
 
 
-def missing_end_reading(run: Run) -> str:
+def missing_end_reading(run: Run) -> Markdown:
     """What a response pays for being cut off."""
     penalty = run.config["missing_end_penalty"]
     if penalty == 0:
-        return "A response that was cut off pays nothing for it here."
-    return (
+        return Markdown("A response that was cut off pays nothing for it here.")
+    return Markdown(
         f"A response that was cut off, without an end token, has its $r(x, y)$ cut by {penalty:g}."
     )
 

@@ -99,3 +99,10 @@ def test_few_plain_labels_stand_on_a_logarithmic_axis_and_no_line_lies_on_the_fr
     assert kl.get_ylim()[0] == 0 and kl.get_ylim()[1] > 0.04
     assert all(tick == int(tick) for tick in kl.get_xticks())
     plt.close("all")
+
+
+@pytest.mark.parametrize(("penalty", "words"), [(0.0, "pays nothing"), (0.5, "cut by 0.5")])
+def test_what_a_cut_response_pays_is_said_as_mathematics(penalty, words):
+    """A bare string with dollars would be mathematics to Quarto alone, so it is refused."""
+    shown = ppo.missing_end_reading(SimpleNamespace(config={"missing_end_penalty": penalty}))
+    assert words in shown.data
