@@ -107,6 +107,7 @@ def jax_side(args: argparse.Namespace):
     from rlhf_jax.export.foreign_reward_model import load_reward_model
     from rlhf_jax.optimization.state import compiled, initial_state
     from rlhf_jax.ppo.rollout import Frozen, Static, draw
+    from rlhf_jax.ppo.update import update
 
     model = turns.loaded(args.model)
     version = {"version": f"jax {jax.__version__} on {jax.devices()[0].platform}"}
@@ -123,10 +124,11 @@ def jax_side(args: argparse.Namespace):
     tuned = actor_critic.build(model, cfg.lora, seed=0)
     optimizer = ppo_training.ppo_optimizer(cfg)
     state = initial_state(tuned.trainable, optimizer)
-    frozen = Frozen(tuned.frozen, model.state, judge.state)
+    frozen = Frozen(tuned.frozen, model.state, {"reward": judge.state})
     static = Static(
-        tuned.definition, model.definition, judge.definition, optimizer, cfg, model.tokenizer.end
-    )
+        tuned.definition, model.definition, (("reward", 1.0, judge.definition),), optimizer, cfg,
+        model.tokenizer.ends,
+    )  # fmt: skip
 
     program = None
 
@@ -139,8 +141,8 @@ def jax_side(args: argparse.Namespace):
         keys = draw_keys(draws, range(len(prompts)))
         responses = jax.block_until_ready(draw(actor, batch, keys, cfg, model.tokenizer))
         sampled = time.perf_counter()
-        arguments = (state, frozen, *batch, responses, cfg.kl_weight, dropout)
-        program = program or compiled(ppo_training.update, *arguments, static=static)
+        arguments = (state, frozen, *batch, responses, {}, cfg.kl_weight, dropout)
+        program = program or compiled(update, *arguments, static=static)
         state, metrics, _ = jax.block_until_ready(program(*arguments))
         finished = time.perf_counter()
         assert metrics["inner_epochs"] == cfg.inner_epochs

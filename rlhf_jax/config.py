@@ -89,6 +89,10 @@ class PPOConfig:
     """
 
     lora: LoRAConfig | None = None  # None trains every weight
+    # From a value head (Schulman et al., 2016), or from the other responses to the same prompt:
+    # Ahmadian et al. (2024), RLOO, and Shao et al. (2024), GRPO. These two train no value head.
+    advantages: Literal["gae", "leave-one-out", "group"] = "gae"
+    responses_per_prompt: int = 1  # in a step
     learning_rate: float = 1e-5
     value_learning_rate: float = 1e-4  # the value head starts at zero and has little time
     warmup_fraction: float = 0.05  # of the optimizer's steps; the rates then fall linearly to zero
@@ -133,15 +137,37 @@ class PPOConfig:
                 f"PPOConfig.batch={self.batch} is not a multiple of "
                 f"forward_batch={self.forward_batch}"
             )
-        if self.prompts < self.batch:
-            raise UserError(f"PPOConfig.prompts={self.prompts} is less than batch={self.batch}")
+        if self.responses_per_prompt < 1 or self.batch % self.responses_per_prompt:
+            raise UserError(
+                f"PPOConfig.responses_per_prompt={self.responses_per_prompt} does not divide "
+                f"batch={self.batch}, the episodes of a step"
+            )
+        if self.responses_per_prompt == 1 and not self.has_critic:
+            raise UserError(
+                f"PPOConfig.advantages={self.advantages!r} compares the responses to a prompt; "
+                "give responses_per_prompt, 2 or more"
+            )
+        if self.prompts < self.prompts_per_step:
+            raise UserError(
+                f"PPOConfig.prompts={self.prompts} is less than the {self.prompts_per_step} of a "
+                f"step, batch={self.batch} / responses_per_prompt={self.responses_per_prompt}"
+            )
         if not 0 < self.gae_decay <= 1 or not 0 < self.discount <= 1:
             raise UserError("PPOConfig.gae_decay and PPOConfig.discount must be in (0, 1]")
 
     @property
     def steps(self) -> int:
         """Optimisation steps on fresh episodes in the whole run."""
-        return self.passes * (self.prompts // self.batch)
+        return self.passes * (self.prompts // self.prompts_per_step)
+
+    @property
+    def prompts_per_step(self) -> int:
+        return self.batch // self.responses_per_prompt
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a value head is trained."""
+        return self.advantages == "gae"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

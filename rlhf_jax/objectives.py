@@ -96,6 +96,36 @@ def generalized_advantages(
     return jnp.where(mask, advantages.T, 0.0)
 
 
+def leave_one_out_advantages(
+    returns: Float[Array, "prompts responses"],
+) -> Float[Array, "prompts responses"]:
+    """What a response got more than the others to its prompt (Ahmadian et al., 2024, eq. 8).
+
+    A_i = R_i - mean of the R_j, j other than i: the baseline is unbiased, because it does not
+    depend on the response.
+
+    Args:
+      returns: of each response, penalties included, in units of the reward; two or more a prompt.
+    """
+    others = returns.shape[1] - 1
+    return (returns - returns.mean(axis=1, keepdims=True)) * ((others + 1) / others)
+
+
+def group_advantages(
+    returns: Float[Array, "prompts responses"],
+) -> Float[Array, "prompts responses"]:
+    """Returns in deviations from the mean of their prompt (Shao et al., 2024, sec. 4.1.2).
+
+    A_i = (R_i - mean) / (deviation + 1e-4): every prompt moves the policy alike, however far apart
+    its rewards are; where all are equal, no response does. The deviation is the biased one.
+
+    Args:
+      returns: of each response, penalties included, in units of the reward; two or more a prompt.
+    """
+    centred = returns - returns.mean(axis=1, keepdims=True)
+    return centred / (jnp.sqrt((centred**2).mean(axis=1, keepdims=True)) + 1e-4)
+
+
 def clipped_policy_loss(
     logprobs: Float[Array, "batch time"],
     old_logprobs: Float[Array, "batch time"],

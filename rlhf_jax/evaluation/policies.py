@@ -18,6 +18,7 @@ from rlhf_jax.language_model import logprobs
 from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
+from rlhf_jax.pretrained.responses import response_texts
 from rlhf_jax.reward_model.model import Judge, response_rewards
 
 BASE = "pretrained"
@@ -63,7 +64,7 @@ def evaluate(
                 length=lengths.response_tokens, end=tokenizer.ends, pad=tokenizer.pad,
             )  # fmt: skip
             tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
-            texts[name] += [tokenizer.decode(t[m]) for t, m in zip(tokens, mask, strict=True)]
+            texts[name] += response_texts(responses, tokenizer)
             ended = (np.isin(tokens, tokenizer.ends) & mask).any(axis=1)
             kl = sequence_kl(
                 decoder[1], pretrained.state, *batch, responses, cfg.temperature,

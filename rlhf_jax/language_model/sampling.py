@@ -25,20 +25,23 @@ class Responses(NamedTuple):
     logprobs: Float[Array, "batch response"]  # nats, of the token under the sampling policy
 
 
-@functools.partial(jax.jit, static_argnames=("temperature", "decoder_def", "length", "end", "pad"))
+@functools.partial(
+    jax.jit, static_argnames=("temperature", "decoder_def", "length", "end", "pad", "samples")
+)
 def sample(
     decoder_state: nnx.State,
     prompts: Int[Array, "batch prompt"],
     prompt_mask: Bool[Array, "batch prompt"],
-    keys: Key[Array, "batch"],
+    keys: Key[Array, "rows"],
     temperature: float,
     *,
     decoder_def: nnx.GraphDef,
     length: int,
     end: int | tuple[int, ...],
     pad: int,
+    samples: int = 1,
 ) -> Responses:
-    """Samples one response per prompt from softmax(logits / temperature), nothing cut off.
+    """Samples responses to each prompt from softmax(logits / temperature), nothing cut off.
 
     The loop stops early when every response has ended.
 
@@ -52,11 +55,16 @@ def sample(
       length: the longest response, in tokens.
       end: the token that ends a response, or all of them; it is part of it.
       pad: fills what follows the end.
+      samples: responses to each prompt, whose rows follow each other; it is read once for all.
     """
     decoder = nnx.merge(decoder_def, decoder_state)
-    batch, prompt = prompts.shape
+    batch, prompt = len(prompts) * samples, prompts.shape[1]
     blocks = arranged(decoder.blocks)
     hidden, cache = prefill(decoder, blocks, prompts, prompt_mask, length)
+    if samples > 1:
+        hidden, prompt_mask = (jnp.repeat(x, samples, axis=0) for x in (hidden, prompt_mask))
+        rows = int(isinstance(blocks, Stacked))  # axis of the caches; layers go before it
+        cache = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=rows), cache)
     lengths = prompt_mask.sum(axis=1)
     slots, readable = (
         blocked(x, prompt + length) for x in (jnp.arange(prompt + length)[None], prompt_mask)

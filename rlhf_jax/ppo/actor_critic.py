@@ -1,4 +1,4 @@
-"""Policies: a decoder with a value head, its adapters, and what of it is trained."""
+"""Policies: a decoder, its adapters, its value head if it has one, and what is trained."""
 
 from typing import NamedTuple
 
@@ -16,10 +16,13 @@ from rlhf_jax.pretrained.tensor_names import leaf_name
 
 
 class ActorCritic(nnx.Module):
-    """A policy and its critic, a linear layer on the policy's hidden states."""
+    """A policy with, or without, a critic that reads its hidden states."""
 
-    def __init__(self, decoder: Decoder, *, rngs: nnx.Rngs):
+    def __init__(self, decoder: Decoder, *, critic: bool = True, rngs: nnx.Rngs):
         self.decoder = decoder
+        if not critic:
+            self.value = None
+            return
         self.value = Linear(decoder.cfg.embed_dim, 1, use_bias=True, rngs=rngs)
         self.value.kernel[...] = jnp.zeros_like(
             self.value.kernel[...]
@@ -31,9 +34,11 @@ class ActorCritic(nnx.Module):
         mask: Bool[Array, "batch time"],
         prompt: int,
         dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, "batch response embed"], Float[Array, "batch response"]]:
-        """The policy's hidden states before each response token, and the critic's estimates."""
+    ) -> tuple[Float[Array, "batch response embed"], Float[Array, "batch response"] | None]:
+        """The policy's hidden states before each response token; the critic's estimates, if any."""
         states = response_states(self.decoder, tokens, mask, prompt, dropout_key)
+        if self.value is None:
+            return states, None
         return states, self.value(states.astype(jnp.float32))[..., 0]
 
 
@@ -49,13 +54,15 @@ class Policy(NamedTuple):
         return nnx.split(nnx.merge(*self).decoder)
 
 
-def build(pretrained: Pretrained, lora: LoRAConfig | None, *, seed: int) -> Policy:
+def build(
+    pretrained: Pretrained, lora: LoRAConfig | None, *, seed: int, critic: bool = True
+) -> Policy:
     """The policy before training: the pretrained model, with adapters that change nothing yet."""
     rngs = nnx.Rngs(seed)
     decoder = nnx.merge(pretrained.definition, pretrained.state, copy=True)
     if lora is not None:
         decoder.add_adapters(lora, rngs=rngs)
-    model = ActorCritic(decoder, rngs=rngs)
+    model = ActorCritic(decoder, critic=critic, rngs=rngs)
     return Policy(*nnx.split(model, lambda path, _: group(path, lora) != FROZEN, ...))
 
 

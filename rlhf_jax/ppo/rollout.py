@@ -1,5 +1,7 @@
 """Episodes: responses to prompts, and what every model says of them before the update."""
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ class Static(NamedTuple):
 
     policy: nnx.GraphDef
     reference: nnx.GraphDef
-    judge: nnx.GraphDef
+    reward_models: tuple[tuple[str, float, nnx.GraphDef], ...]  # name, weight, static half
     optimizer: optax.GradientTransformation
     cfg: PPOConfig
     end: tuple[int, ...]  # tokens that end a response
@@ -35,7 +37,7 @@ class Frozen(NamedTuple):
 
     policy: nnx.State  # what the variant does not train
     reference: nnx.State  # with LoRA the same arrays as above: the tree with adapters off
-    judge: nnx.State
+    reward_models: dict[str, nnx.State]
 
 
 class Episodes(NamedTuple):
@@ -48,43 +50,56 @@ class Episodes(NamedTuple):
     reference_logprobs: Float[Array, "batch response"]
     entropy: Float[Array, "batch response"]  # nats
     kl: Float[Array, "batch response"]  # nats, exact, policy to reference
-    values: Float[Array, "batch response"]  # the critic's, before the token
-    reward: Float[Array, "batch"]  # of the reward model, normalised; nothing added
+    values: Float[Array, "batch response"] | None  # the critic's, before the token
+    terms: dict[str, Float[Array, "batch"]]  # of the reward, each times its weight
+
+    @property
+    def reward(self) -> Float[Array, "batch"]:
+        """The sum of the terms: of a reward model alone its normalised reward, nothing added."""
+        return functools.reduce(operator.add, self.terms.values())
 
 
 def draw(tuned: Policy, batch, keys: Array, cfg, tokenizer) -> Responses:
-    """One response per prompt from the policy as it is."""
+    """Responses to each prompt from the policy as it is, those to one prompt together."""
     definition, state = tuned.decoder()
     return sample(
         state, *batch, keys, cfg.temperature, decoder_def=definition,
         length=cfg.response_tokens, end=tokenizer.ends, pad=tokenizer.pad,
+        samples=cfg.responses_per_prompt,
     )  # fmt: skip
 
 
-def score(trainable, frozen, prompts, prompt_mask, responses, *, static) -> Episodes:
-    """What policy, reference, critic and reward model say of the episodes, before any update.
+def score(trainable, frozen, prompts, prompt_mask, responses, given, *, static) -> Episodes:
+    """What policy, reference, critic and reward models say of the episodes, before any update.
 
-    Works on `forward_batch` episodes at a time, so that activations of no more exist.
+    Works on `forward_batch` episodes at a time, so that activations of no more exist. `given` are
+    the terms of the reward that are known already.
     """
     cfg = static.cfg
     model = nnx.merge(static.policy, trainable, frozen.policy)
     reference = nnx.merge(static.reference, frozen.reference)
-    judge = nnx.merge(static.judge, frozen.judge)
+    reward_models = {
+        name: (weight, nnx.merge(definition, frozen.reward_models[name]))
+        for name, weight, definition in static.reward_models
+    }
     width = prompts.shape[1]
 
     def some(part):
-        tokens, token_mask, mask = part
+        tokens, token_mask, mask, given = part
         states, values = model.states_and_values(tokens, token_mask, width)
         others = logprobs.response_states(reference, tokens, token_mask, width)
         compared = logprobs.compare(
             model.decoder, reference, states, others, tokens[:, width:], cfg.temperature
         )
-        reward = judge(*with_end(tokens, token_mask, static.end, judge.tail))
-        return Episodes(tokens, token_mask, mask, *compared, values, reward)
+        terms = {
+            name: weight * judge(*with_end(tokens, token_mask, static.end, judge.tail))
+            for name, (weight, judge) in reward_models.items()
+        }
+        return Episodes(tokens, token_mask, mask, *compared, values, {**terms, **given})
 
     tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
     token_mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
-    return in_parts(some, (tokens, token_mask, responses.mask), cfg.forward_batch)
+    return in_parts(some, (tokens, token_mask, responses.mask, given), cfg.forward_batch)
 
 
 def episode_metrics(episodes: Episodes, responses: Responses, returns, cut_off) -> dict[str, Array]:
@@ -94,7 +109,7 @@ def episode_metrics(episodes: Episodes, responses: Responses, returns, cut_off) 
     k3 = objectives.kl_k3(episodes.logprobs, episodes.reference_logprobs)
     # Sampled against recomputed: what the cache rounds otherwise.
     error = jnp.where(mask, jnp.abs(episodes.logprobs - responses.logprobs), jnp.nan)
-    return {
+    metrics = {
         "reward": episodes.reward.mean(),
         "reward_std": episodes.reward.std(),
         "kl": objectives.masked_mean(episodes.kl, mask),
@@ -102,13 +117,18 @@ def episode_metrics(episodes: Episodes, responses: Responses, returns, cut_off) 
         "kl_k3": objectives.masked_mean(k3, mask),
         "kl_sequence": jnp.where(mask, episodes.kl, 0.0).sum(axis=1).mean(),
         "entropy": objectives.masked_mean(episodes.entropy, mask),
-        "explained_variance": objectives.explained_variance(episodes.values, returns, mask),
         "response_tokens": mask.sum(axis=1).mean(),
         "ended": 1 - cut_off.mean(),
         "logprob_error": jnp.nanmax(error),
         "logprob_error_mean": jnp.nanmean(error),
         "logprob_error_p99": jnp.nanquantile(error, 0.99),
     }
+    if returns is not None:
+        values = episodes.values
+        metrics["explained_variance"] = objectives.explained_variance(values, returns, mask)
+    if len(episodes.terms) > 1:
+        metrics |= {f"reward_{name}": term.mean() for name, term in episodes.terms.items()}
+    return metrics
 
 
 def cost(episodes: Episodes, seconds_sampling: float, seconds_update: float) -> dict[str, float]:

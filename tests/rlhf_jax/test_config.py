@@ -116,3 +116,18 @@ def test_the_configurations_of_committed_policies_can_still_be_read():
     stored = [read_json(path) for path in REFERENCE.glob("ppo-*/config.json")]
     cfgs = [config.ppo_config(record["config"]) for record in stored]
     assert {cfg.steps for cfg in cfgs} == {25} and len(cfgs) == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"advantages": "group"}, "advantages='group' compares.*responses_per_prompt, 2 or more"),
+        ({"responses_per_prompt": 5}, "responses_per_prompt=5 does not divide batch=64"),
+        ({"responses_per_prompt": 0}, "responses_per_prompt=0"),
+        ({"prompts": 15, "responses_per_prompt": 4}, "prompts=15 is less than the 16 of a step"),
+    ],
+)
+def test_responses_to_a_prompt_must_fit_the_batch(changes, told):
+    with pytest.raises(UserError, match=told):
+        config.PPOConfig(**changes)
+    assert config.PPOConfig(prompts=16, responses_per_prompt=4).steps == 5

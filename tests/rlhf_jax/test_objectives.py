@@ -156,3 +156,24 @@ def test_the_kl_controller_rises_tenfold_within_ten_steps_falls_slower_and_rests
     assert after(1, 0.5) / 0.05 == pytest.approx((0.05 / after(1, -0.01)) ** 4)
     assert after(40, -0.01) < 0.005
     assert after(5, 0.05) == pytest.approx(0.05)
+
+
+def test_leave_one_out_is_the_return_less_the_mean_of_the_others():
+    returns = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    found = objectives.leave_one_out_advantages(jnp.asarray(returns))
+    for i in range(5):
+        for j in range(4):
+            others = np.delete(returns[i], j).mean()
+            assert float(found[i, j]) == pytest.approx(returns[i, j] - others, abs=1e-6)
+
+
+def test_group_advantages_are_standard_scores_within_a_prompt_and_zero_where_all_are_equal():
+    returns = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    returns[2] = 3.0
+    found = np.asarray(objectives.group_advantages(jnp.asarray(returns)))
+    assert not found[2].any()
+    expected = (returns - returns.mean(axis=1, keepdims=True))[[0, 1, 3, 4]]
+    expected /= returns[[0, 1, 3, 4]].std(axis=1, keepdims=True)
+    np.testing.assert_allclose(found[[0, 1, 3, 4]], expected, rtol=1e-3)
+    scaled = objectives.group_advantages(jnp.asarray(10 * returns + 2))
+    np.testing.assert_allclose(scaled, found, rtol=1e-3, atol=1e-6)

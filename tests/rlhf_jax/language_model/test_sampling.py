@@ -173,3 +173,20 @@ def test_a_draw_hits_a_certain_word_wherever_it_stands():
     drawn, logprobs = jax.jit(sampling.pick, static_argnums=2)(numbers, logits, 1.0)
     np.testing.assert_array_equal(drawn, words)
     np.testing.assert_array_equal(logprobs, 0.0)
+
+
+def test_several_responses_from_one_reading_are_those_of_as_many_copies_of_the_prompt(
+    model, prompts
+):
+    keys = sampling.draw_keys(jax.random.key(0), range(12))
+    options = {
+        "decoder_def": model.definition, "length": LENGTH, "end": model.tokenizer.end,
+        "pad": model.tokenizer.pad,
+    }  # fmt: skip
+    copies = tuple(jnp.repeat(x, 3, axis=0) for x in prompts)
+    expected = sampling.sample(model.state, *copies, keys, 1.0, **options)
+    found = sampling.sample(model.state, *prompts, keys, 1.0, samples=3, **options)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+    assert len(np.unique(found.tokens[:3], axis=0)) == 3  # three draws, not one

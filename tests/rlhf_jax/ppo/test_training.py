@@ -18,6 +18,7 @@ from rlhf_jax.optimization.state import TrainState
 from rlhf_jax.ppo import actor_critic, rollout
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.ppo.rollout import Frozen, Static
+from rlhf_jax.ppo.update import estimated, update
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tensor_names import leaf_name
 from rlhf_jax.reward_model import model as reward_models
@@ -45,30 +46,31 @@ def episodes(toy):
     return jnp.asarray(tokens), jnp.asarray(mask), responses
 
 
-def moved(toy, toy_judge, variant, seed=0):
+def moved(toy, toy_judge, variant, seed=0, critic=True):
     """A policy some way from the reference, so that nothing is zero by chance."""
-    built = actor_critic.build(toy, variant, seed=seed)
+    built = actor_critic.build(toy, variant, seed=seed, critic=critic)
     leaves, structure = jax.tree.flatten(built.trainable)
     keys = jax.random.split(jax.random.key(5), len(leaves))
     noisy = [
         x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)
     ]
     built = built._replace(trainable=jax.tree.unflatten(structure, noisy))
-    return built, Frozen(built.frozen, toy.state, toy_judge.state)
+    return built, Frozen(built.frozen, toy.state, {"reward": toy_judge.state})
 
 
 def run_update(toy, toy_judge, episodes, cfg, *, optimizer=STILL_THEN_GRADIENT, spread=False):
     """One step on given episodes: the change of what is trained, the metrics, the episodes."""
-    built, frozen = moved(toy, toy_judge, cfg.lora)
+    built, frozen = moved(toy, toy_judge, cfg.lora, critic=cfg.has_critic)
     state = TrainState(built.trainable, optimizer.init(built.trainable), jnp.zeros((), jnp.int32))
     state = jax.tree.map(jnp.copy, state)
     static = Static(
-        built.definition, toy.definition, toy_judge.definition, optimizer, cfg, toy.tokenizer.end
-    )
+        built.definition, toy.definition, (("reward", 1.0, toy_judge.definition),), optimizer, cfg,
+        toy.tokenizer.end,
+    )  # fmt: skip
     if spread:
         state, frozen, episodes = replicated(state), replicated(frozen), over_devices(episodes)
-    after, metrics, scored = ppo_training.update(
-        state, frozen, *episodes, 0.3, jax.random.key(1), static=static
+    after, metrics, scored = update(
+        state, frozen, *episodes, {}, 0.3, jax.random.key(1), static=static
     )
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))  # donated
     change = jax.tree.map(
@@ -258,9 +260,9 @@ def test_the_optimizer_leaves_frozen_parameters_of_a_whole_tree_alone(toy):
     optimizer = ppo_training.ppo_optimizer(cfg)
     grads = jax.tree.map(lambda x: 100 * jnp.ones_like(x), whole)
     updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(whole), whole)
-    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+    for path, change in jax.tree_util.tree_leaves_with_path(updates):
         name = leaf_name(path)
-        assert bool(update.any()) == ("lora_" in name or name.startswith("value.")), name
+        assert bool(change.any()) == ("lora_" in name or name.startswith("value.")), name
 
 
 def test_every_pass_takes_every_prompt_once_in_another_order():
@@ -268,6 +270,20 @@ def test_every_pass_takes_every_prompt_once_in_another_order():
     drawn = [ppo_training.episode_prompts(cfg, 12, step).tolist() for step in range(cfg.steps)]
     first, second = sum(drawn[:3], []), sum(drawn[3:], [])
     assert sorted(first) == sorted(second) == list(range(12)) and first != second
+
+
+def test_every_response_to_a_prompt_has_a_number_of_its_own():
+    cfg = PPOConfig(
+        prompts=12, batch=12, forward_batch=4, passes=2, responses_per_prompt=3,
+        advantages="leave-one-out",
+    )  # fmt: skip
+    drawn = [ppo_training.episode_prompts(cfg, 12, step) for step in range(cfg.steps)]
+    assert cfg.steps == 6 and sorted(sum(map(list, drawn[:3]), [])) == list(range(12))
+    answered, numbers = ppo_training.numbered(drawn[0], 3)
+    assert [*answered] == [i for i in drawn[0] for _ in range(3)]
+    assert len({*numbers}) == 12 and [*numbers // 3] == [*answered]
+    alone, same = ppo_training.numbered(drawn[0], 1)
+    assert [*alone] == [*same] == [*drawn[0]]
 
 
 def test_every_step_and_stream_has_a_key_of_its_own():
@@ -385,3 +401,41 @@ def test_samples_are_kept_as_text_with_their_reward(toy_run):
     assert {sample["step"] for sample in samples} == expected == {*range(1, cfg.steps + 1, 5)}
     assert all(set(sample) >= {"prompt", "response", "reward"} for sample in samples)
     assert samples[-1]["response"].count("c") >= 3 and samples[-1]["reward"] > samples[0]["reward"]
+
+
+@pytest.mark.parametrize("advantages", ["leave-one-out", "group"])
+def test_the_optimum_is_found_without_a_critic(train_toy, toy, best_token, tmp_path, advantages):
+    run, cfg = train_toy("full", tmp_path, advantages=advantages, responses_per_prompt=4, passes=8)
+    assert cfg.steps == 32
+    rows = run.metrics()
+    assert rows["reward"].iloc[0] < 0.3 * rows["reward"].max()
+    samples = [row["response"] for row in run.samples()[-3:]]
+    assert all(response.count("c") >= 3 for response in samples), samples
+    assert not {"value_loss", "explained_variance"} & {*rows.columns}
+    built = ppo_training.untrained(toy, cfg)
+    assert not [name for name, _ in named(built.trainable) if name.startswith("value")]
+    definition, state = ppo_training.tuned_decoder(run, cfg, toy)
+    tokens, mask, _ = prompt_rows(["ab", "hd"], toy.tokenizer, length=cfg.prompt_tokens)
+    responses = sampling.sample(
+        state, jnp.asarray(tokens), jnp.asarray(mask), jax.random.split(jax.random.key(0)), 0.0,
+        decoder_def=definition, length=4, end=toy.tokenizer.end, pad=toy.tokenizer.pad,
+    )  # fmt: skip
+    assert (responses.tokens == best_token).all()
+
+
+def test_advantages_without_a_critic_are_equal_within_a_response_and_sum_to_zero_in_a_prompt(
+    toy, toy_judge, episodes
+):
+    cfg = dataclasses.replace(CFG, advantages="leave-one-out", responses_per_prompt=4)
+    _, metrics, scored = run_update(toy, toy_judge, episodes, cfg)
+    assert scored.values is None and "value_loss" not in metrics
+    rewards = jnp.where(scored.mask, 1.0, 0.0) * jnp.arange(8.0)[:, None]
+    advantages, returns = estimated(rewards, scored, cfg)
+    assert returns is None
+    mask, found = np.asarray(scored.mask), np.asarray(advantages)
+    totals = np.asarray(rewards).sum(axis=1)
+    for row in range(8):
+        group = [other for other in range(row // 4 * 4, row // 4 * 4 + 4) if other != row]
+        expected = totals[row] - totals[group].mean()
+        np.testing.assert_allclose(found[row][mask[row]], expected, rtol=1e-5)
+        assert not found[row][~mask[row]].any()

@@ -1,0 +1,100 @@
+"""What an episode is rewarded for: reward models, Python functions of texts, weighted sums."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from experiment_runs.errors import UserError
+from experiment_runs.files import fingerprint
+from rlhf_jax.reward_model.model import Judge
+
+# prompts and responses to one number a response
+RewardFunction = Callable[[list[Any], list[str]], Sequence[float]]
+
+
+class Term(NamedTuple):
+    """One summand of the reward."""
+
+    source: Judge | RewardFunction
+    weight: float
+
+
+Reward = Judge | RewardFunction | Mapping[str, tuple[Judge | RewardFunction, float]]
+
+
+def reward_terms(reward: Any) -> dict[str, Term]:
+    """The summands of a `Reward` by name; a single one is called "reward" and has weight 1.
+
+    Raises:
+      UserError: a summand is neither a reward model nor a function, or its weight is no number.
+    """
+    named = reward if isinstance(reward, Mapping) else {"reward": (reward, 1.0)}
+    if not named:
+        raise UserError("reward={}: name at least one reward, as {'name': (reward, weight)}")
+    terms = {}
+    for name, pair in named.items():
+        if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair, Judge):
+            raise UserError(f"reward[{name!r}] must be a pair (reward, weight), not {pair!r:.80}")
+        source, weight = pair
+        if not isinstance(source, Judge) and not callable(source):
+            raise UserError(
+                f"reward[{name!r}] is {source!r:.80}; give a trained reward model or a function "
+                "of a list of prompts and a list of responses"
+            )
+        if not isinstance(weight, int | float) or not np.isfinite(weight):
+            raise UserError(f"reward[{name!r}] has the weight {weight!r}; give a finite number")
+        terms[str(name)] = Term(source, float(weight))
+    return terms
+
+
+def function_rewards(
+    functions: Mapping[str, RewardFunction], prompts: Sequence[Any], responses: Sequence[str]
+) -> dict[str, Float[np.ndarray, "batch"]]:
+    """What each function says of the responses.
+
+    Args:
+      functions: by name.
+      prompts: one a response, as they were given.
+      responses: as text, without the end token.
+
+    Raises:
+      UserError: a function returns other than one finite number for each response.
+    """
+    return {
+        name: checked(name, function(list(prompts), list(responses)), responses)
+        for name, function in functions.items()
+    }
+
+
+def checked(name: str, returned: Any, responses: Sequence[str]) -> Float[np.ndarray, "batch"]:
+    """What a function returned as an array, one finite number for each response."""
+    wanted = f"it must return {len(responses)} numbers, one for each response"
+    try:
+        rewards = np.asarray(returned, np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"reward function {name!r} returned {returned!r:.80}; {wanted}") from None
+    if rewards.shape != (len(responses),):
+        raise UserError(
+            f"reward function {name!r} returned an array of shape {rewards.shape}; {wanted}"
+        )
+    wrong = np.flatnonzero(~(np.abs(rewards) <= np.finfo(np.float32).max))
+    if len(wrong):
+        raise UserError(
+            f"reward function {name!r} returned {rewards[wrong[0]]} for the response "
+            f"{responses[wrong[0]]!r:.80}; every reward must be a finite number"
+        )
+    return rewards.astype(np.float32)
+
+
+def function_fingerprint(function: RewardFunction) -> str:
+    """Tells functions apart by name and source text; what they read from elsewhere is not seen."""
+    function = inspect.unwrap(function)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    try:
+        source = inspect.getsource(named)
+    except (OSError, TypeError):  # typed into a shell, or not written in Python
+        source = ""
+    return fingerprint(f"{named.__module__}.{named.__qualname__}", source)
