@@ -12,7 +12,7 @@ from experiment_runs.files import fingerprint
 from experiment_runs.run import Run, ensure
 from rlhf_jax import config
 from rlhf_jax.config import PPOConfig, Profile, RewardConfig
-from rlhf_jax.data.near_duplicates import near_duplicate_posts, near_duplicates
+from rlhf_jax.data.near_duplicates import near_duplicates
 from rlhf_jax.data.preferences import Post, load_preferences, posts
 from rlhf_jax.data.prompts import Prompt, load_prompts, top_up
 from rlhf_jax.data.splits import keys, lost, split_posts, split_prompts
@@ -23,7 +23,7 @@ from rlhf_jax.pretrained import hub, loading
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.reward_model import model as reward_models
 from rlhf_jax.reward_model import training as reward_training
-from rlhf_jax.reward_model.encoding import encode_posts, first_pairs
+from rlhf_jax.reward_model.encoding import first_pairs
 
 FRACTIONS = {"train": 0.73, "gold": 0.05, "validation": 0.09, "test": 0.13}  # of the posts
 REWARD_MODELS = {"reward": "train", "gold": "gold"}  # stages, and the posts that they learn from
@@ -200,16 +200,7 @@ class Experiment:
         return [prompt.text for prompt in self.prompts[which]]
 
     def _reward(self, run: Run, *, cfg: RewardConfig, parts, prompts: list[str]) -> None:
-        tokenizer = self.pretrained.tokenizer
-        encoded = {
-            name: encode_posts(own, tokenizer, max_tokens=cfg.max_tokens)
-            for name, own in parts.items()
-        }
-        for name in ("validation", "test"):
-            same = near_duplicate_posts(parts[name], parts["train"])
-            fit = dataclasses.replace(encoded[name][1], near_duplicates=same)
-            encoded[name] = encoded[name][0], fit
-        reward_training.train(run, cfg, self.pretrained, encoded, prompts)
+        reward_training.train_on_posts(run, cfg, self.pretrained, parts, prompts)
 
     def _ppo(self, run: Run, *, cfg: PPOConfig, prompts: list[str]) -> None:
         ppo_training.train(run, cfg, self.pretrained, self.judge(), prompts)

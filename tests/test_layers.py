@@ -18,7 +18,7 @@ FOLDERS = (
     "data", "language_model", "pretrained", "optimization", "reward_model", "ppo", "evaluation",
     "ratings", "export",
 )  # fmt: skip
-ROOF = ("trained", "chat", "run_commands", "experiment", "__main__")
+ROOF = ("trained", "chat", "run_commands", "experiment", "api", "__main__")
 LONGEST = 400  # lines of a module
 
 

@@ -15,10 +15,12 @@ from experiment_runs.run import Run
 from rlhf_jax.config import EvaluationConfig, PPOConfig
 from rlhf_jax.evaluation.response_statistics import Columns, describe, gain
 from rlhf_jax.language_model import logprobs
-from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
+from rlhf_jax.language_model.sampling import Responses
+from rlhf_jax.ppo.rewards import Term, function_rewards, functions_of, models_of, reward_terms
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
-from rlhf_jax.pretrained.responses import response_texts
+from rlhf_jax.pretrained.responses import respond, response_texts
+from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model.model import Judge, response_rewards
 
 BASE = "pretrained"
@@ -47,9 +49,48 @@ def evaluate(
       tuned: the tuned policies.
       prompts: unseen ones.
     """
-    tokenizer = pretrained.tokenizer
-    rows, masks, _ = prompt_rows(prompts, tokenizer, length=lengths.prompt_tokens)
     decoders = {BASE: (pretrained.definition, pretrained.state), **tuned}
+    columns, texts = answered(
+        decoders, pretrained.tokenizer, reward_terms({n: (j, 1.0) for n, j in judges.items()}),
+        prompts, cfg, lengths,
+    )  # fmt: skip
+    run.rewind(-1)  # what an attempt that was cut off has left
+    read = cut_texts(prompts, pretrained.tokenizer, length=lengths.prompt_tokens)
+    keep_responses(run, prompts, read, texts, columns, cfg)
+    run.save_arrays(
+        **{f"{name}.{key}": value for name, own in columns.items() for key, value in own.items()}
+    )
+    run.finish(
+        policies={
+            name: describe(columns[name], texts[name], cfg, rewards=[*judges]) for name in decoders
+        },
+        gains={name: gain(columns[name], columns[BASE], cfg) for name in tuned},
+        variants={name: gain(own, columns[BASE], cfg) for name, own in over_seeds(columns).items()},
+        prompts=len(prompts),
+        prompts_cut=sum(map(bool, read)),
+    )
+
+
+def answered(
+    decoders: Decoders,
+    tokenizer: Tokenizer,
+    rewards: Mapping[str, Term],
+    prompts: Sequence[str],
+    cfg: EvaluationConfig,
+    lengths: PPOConfig,
+) -> tuple[dict[str, Columns], dict[str, list[str]]]:
+    """Every model's responses as text, and what is measured of each.
+
+    Args:
+      decoders: the first one is what the KL is measured to.
+      tokenizer: of all of them.
+      rewards: become columns of their names, beside "kl" (nats a response), "tokens" and "ended".
+      prompts: unseen ones.
+      cfg: the configuration.
+      lengths: gives the lengths of prompts and responses.
+    """
+    rows, masks, _ = prompt_rows(prompts, tokenizer, length=lengths.prompt_tokens)
+    reference = next(iter(decoders.values()))
     columns: dict[str, dict[str, np.ndarray]] = {}
     texts: dict[str, list[str]] = {}
     starts = range(0, len(prompts), cfg.batch)
@@ -58,20 +99,21 @@ def evaluate(
         parts, texts[name] = [], []
         for start in starts:
             batch = rows[start : start + cfg.batch], masks[start : start + cfg.batch]
-            keys = draw_keys(jax.random.key(cfg.seed), range(start, start + len(batch[0])))
-            responses = sample(
-                decoder[1], *batch, keys, cfg.temperature, decoder_def=decoder[0],
-                length=lengths.response_tokens, end=tokenizer.ends, pad=tokenizer.pad,
+            responses = respond(
+                decoder, *batch, tokenizer, length=lengths.response_tokens,
+                temperature=cfg.temperature, seed=cfg.seed, first=start,
             )  # fmt: skip
             tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
-            texts[name] += response_texts(responses, tokenizer)
+            some = response_texts(responses, tokenizer)
+            texts[name] += some
             ended = (np.isin(tokens, tokenizer.ends) & mask).any(axis=1)
             kl = sequence_kl(
-                decoder[1], pretrained.state, *batch, responses, cfg.temperature,
-                definitions=(decoder[0], pretrained.definition),
+                decoder[1], reference[1], *batch, responses, cfg.temperature,
+                definitions=(decoder[0], reference[0]),
             )  # fmt: skip
             parts.append(
-                judged(judges, batch, responses, tokenizer.ends)
+                judged(rewards, batch, responses, tokenizer.ends)
+                | function_rewards(functions_of(rewards), prompts[start : start + cfg.batch], some)
                 | {"kl": kl, "tokens": mask.sum(axis=1), "ended": ended}
             )
             bar.update()
@@ -80,19 +122,7 @@ def evaluate(
             for column in parts[0]
         }
     bar.close()
-    run.rewind(-1)  # what an attempt that was cut off has left
-    read = cut_texts(prompts, tokenizer, length=lengths.prompt_tokens)
-    keep_responses(run, prompts, read, texts, columns, cfg)
-    run.save_arrays(
-        **{f"{name}.{key}": value for name, own in columns.items() for key, value in own.items()}
-    )
-    run.finish(
-        policies={name: describe(columns[name], texts[name], cfg) for name in decoders},
-        gains={name: gain(columns[name], columns[BASE], cfg) for name in tuned},
-        variants={name: gain(own, columns[BASE], cfg) for name, own in over_seeds(columns).items()},
-        prompts=len(prompts),
-        prompts_cut=sum(map(bool, read)),
-    )
+    return columns, texts
 
 
 def over_seeds(columns: Mapping[str, Columns]) -> dict[str, Columns]:
@@ -111,15 +141,17 @@ def over_seeds(columns: Mapping[str, Columns]) -> dict[str, Columns]:
 
 
 def judged(
-    judges: Mapping[str, Judge],
+    rewards: Mapping[str, Term],
     batch: tuple[np.ndarray, np.ndarray],
     responses: Responses,
     end: tuple[int, ...],
 ) -> dict[str, Float[Array, "batch"]]:
-    """Every judge's reward of the responses to a batch of prompts."""
+    """Every reward model's reward of the responses to a batch of prompts."""
     return {
-        name: response_rewards(judge.state, *batch, responses, definition=judge.definition, end=end)
-        for name, judge in judges.items()
+        name: response_rewards(
+            term.source.state, *batch, responses, definition=term.source.definition, end=end
+        )
+        for name, term in models_of(rewards).items()
     }
 
 

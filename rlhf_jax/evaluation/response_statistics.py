@@ -13,11 +13,13 @@ STRATA = 5  # classes of length
 Columns = Mapping[str, np.ndarray]  # "reward", "gold", "kl", "tokens", "ended" of every response
 
 
-def describe(columns: Columns, texts: Sequence[str], cfg: EvaluationConfig) -> dict[str, object]:
+def describe(
+    columns: Columns, texts: Sequence[str], cfg: EvaluationConfig, *, rewards: Sequence[str]
+) -> dict[str, object]:
     """One policy: reward, distance from the reference, and what its responses look like."""
     intervals = {
-        judge: bootstrap(columns[judge], resamples=cfg.resamples, seed=cfg.seed).asdict()
-        for judge in ("reward", "gold")
+        name: bootstrap(columns[name], resamples=cfg.resamples, seed=cfg.seed).asdict()
+        for name in rewards
     }
     return intervals | {
         "kl_per_token": float(columns["kl"].sum() / columns["tokens"].sum()),

@@ -50,6 +50,16 @@ def reward_terms(reward: Any) -> dict[str, Term]:
     return terms
 
 
+def models_of(terms: Mapping[str, Term]) -> dict[str, Term]:
+    """The terms that are reward models."""
+    return {name: term for name, term in terms.items() if isinstance(term.source, Judge)}
+
+
+def functions_of(terms: Mapping[str, Term]) -> dict[str, RewardFunction]:
+    """The functions among the terms."""
+    return {n: term.source for n, term in terms.items() if not isinstance(term.source, Judge)}
+
+
 def function_rewards(
     functions: Mapping[str, RewardFunction], prompts: Sequence[Any], responses: Sequence[str]
 ) -> dict[str, Float[np.ndarray, "batch"]]:

@@ -32,14 +32,20 @@ from rlhf_jax.optimization.state import (
 )
 from rlhf_jax.ppo import actor_critic
 from rlhf_jax.ppo.actor_critic import Policy
-from rlhf_jax.ppo.rewards import Reward, Term, function_rewards, reward_terms
+from rlhf_jax.ppo.rewards import (
+    Reward,
+    Term,
+    function_rewards,
+    functions_of,
+    models_of,
+    reward_terms,
+)
 from rlhf_jax.ppo.rollout import Episodes, Frozen, Static, cost, draw, histogram
 from rlhf_jax.ppo.update import update
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.responses import response_texts
 from rlhf_jax.pretrained.tokenizer import Tokenizer
-from rlhf_jax.reward_model.model import Judge
 
 ROLLOUT, DROPOUT = 0, 1  # random streams
 CHECKED = ("policy_loss", "value_loss", "kl", "gradient_norm")  # metrics that must stay finite
@@ -62,11 +68,10 @@ def train(
       UserError: a batch or a forward batch cannot be divided over the devices; the reward is none,
         or a function of it returns what is none.
     """
-    for field in ("batch", "forward_batch"):
+    for field in ("batch", "forward_batch", "prompts_per_step"):
         check_divisible(f"PPOConfig.{field}", getattr(cfg, field))
     terms = reward_terms(reward)
-    models = {name: term for name, term in terms.items() if isinstance(term.source, Judge)}
-    functions = {name: term for name, term in terms.items() if name not in models}
+    models = models_of(terms)
     tokenizer = pretrained.tokenizer
     rows, masks, cut = prompt_rows(prompts, tokenizer, length=cfg.prompt_tokens)
     tuned = untrained(pretrained, cfg)
@@ -97,7 +102,7 @@ def train(
                          keys, cfg, tokenizer)  # fmt: skip
         jax.block_until_ready(responses)
         sampled = time.perf_counter()
-        given = given_terms(functions, [prompts[i] for i in answered], responses, tokenizer)
+        given = given_terms(terms, [prompts[i] for i in answered], responses, tokenizer)
         arguments = (
             state, frozen, *batch, responses, over_devices(given), notes["kl_weight"],
             step_key(key, DROPOUT, step),
@@ -127,14 +132,14 @@ def train(
 
 
 def given_terms(
-    functions: Mapping[str, Term], prompts: list[str], responses: Responses, tokenizer: Tokenizer
+    terms: Mapping[str, Term], prompts: list[str], responses: Responses, tokenizer: Tokenizer
 ) -> dict[str, Float[np.ndarray, "batch"]]:
     """The terms of the reward that functions make of the texts, times their weights."""
+    functions = functions_of(terms)
     if not functions:
         return {}
-    sources = {name: term.source for name, term in functions.items()}
-    rewards = function_rewards(sources, prompts, response_texts(responses, tokenizer))
-    return {name: np.float32(functions[name].weight) * own for name, own in rewards.items()}
+    rewards = function_rewards(functions, prompts, response_texts(responses, tokenizer))
+    return {name: np.float32(terms[name].weight) * own for name, own in rewards.items()}
 
 
 def untrained(pretrained: Pretrained, cfg: PPOConfig) -> Policy:

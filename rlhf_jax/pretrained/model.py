@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 
+from experiment_runs.files import fingerprint
 from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
 from rlhf_jax.pretrained.tensor_names import abstract
 from rlhf_jax.pretrained.tokenizer import Tokenizer, byte_tokenizer
@@ -47,3 +50,16 @@ def random_model(dtype: str = "float32", *, seed: int = 0) -> Pretrained:
         state=state,
         tokenizer=tokenizer,
     )
+
+
+def model_fingerprint(model: Pretrained) -> str:
+    """Of weights, configuration and tokenizer, wherever they come from."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(model.state)]
+    config = dataclasses.asdict(model.config) | {"dtype": str(model.config.dtype)}
+    return fingerprint(config, tokenizer_fingerprint(model), *leaves)
+
+
+def tokenizer_fingerprint(model: Pretrained) -> str:
+    tokenizer = model.tokenizer
+    parts = tokenizer.prefix, tokenizer.suffix, tokenizer.closing, tokenizer.ends
+    return fingerprint(parts, tokenizer.huggingface.backend_tokenizer.to_str())

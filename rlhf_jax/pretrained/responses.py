@@ -1,12 +1,68 @@
-"""Responses as text."""
+"""Responses of a model to prompts, and their text."""
 
+from collections.abc import Sequence
+
+import jax
 import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Int
 
-from rlhf_jax.language_model.sampling import Responses
+from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
 from rlhf_jax.pretrained.tokenizer import Tokenizer
+
+
+def respond(
+    decoder: tuple[nnx.GraphDef, nnx.State],
+    prompts: Int[np.ndarray, "batch prompt"],
+    prompt_mask: Bool[np.ndarray, "batch prompt"],
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    temperature: float,
+    seed: int,
+    first: int = 0,
+) -> Responses:
+    """One response to each prompt; all models get the same draws for the same prompt.
+
+    Args:
+      decoder: static half and arrays of the model.
+      prompts: padded on the left.
+      prompt_mask: True on the prompts' tokens.
+      tokenizer: of the model.
+      length: the longest response, in tokens.
+      temperature: 0 takes the most likely token.
+      seed: of the draws.
+      first: the number of the first prompt among all; what is drawn for a prompt depends on it.
+    """
+    keys = draw_keys(jax.random.key(seed), range(first, first + len(prompts)))
+    return sample(
+        decoder[1], prompts, prompt_mask, keys, temperature, decoder_def=decoder[0],
+        length=length, end=tokenizer.ends, pad=tokenizer.pad,
+    )  # fmt: skip
 
 
 def response_texts(responses: Responses, tokenizer: Tokenizer) -> list[str]:
     """The text of each response, without its end token."""
     tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
     return [tokenizer.decode(row[kept]) for row, kept in zip(tokens, mask, strict=True)]
+
+
+def response_rows(
+    texts: Sequence[str], tokenizer: Tokenizer, *, length: int
+) -> tuple[Responses, int]:
+    """Texts as responses that end, padded on the right, and how many were cut to fit.
+
+    Args:
+      texts: without end token.
+      tokenizer: of the model that reads them.
+      length: the longest row; where all texts are shorter, so are the rows.
+    """
+    encoded = [[*text, *tokenizer.closing] for text in tokenizer.encode(texts, reply=True)]
+    longest = -(-max(map(len, encoded)) // 8) * 8  # whole eights, so that few shapes occur
+    shape = len(texts), min(length, longest)
+    tokens, mask = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape, bool)
+    for row, text in enumerate(encoded):
+        kept = text[: shape[1]]
+        tokens[row, : len(kept)], mask[row, : len(kept)] = kept, True
+    cut = sum(len(text) > length for text in encoded)
+    return Responses(tokens, mask, np.zeros(shape, np.float32)), cut

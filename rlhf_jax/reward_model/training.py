@@ -20,12 +20,14 @@ from experiment_runs.process import peak_memory_gb, progress
 from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.config import RewardConfig
+from rlhf_jax.data.near_duplicates import near_duplicate_posts
+from rlhf_jax.data.preferences import Post
 from rlhf_jax.devices import mesh, over_devices, replicated
 from rlhf_jax.optimization.optimizer import decayed_adam, linear_schedule, optimizer_for
 from rlhf_jax.optimization.state import TrainState, check_finite, initial_state, parameter_counts
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.tokenizer import Tokenizer
-from rlhf_jax.reward_model.encoding import EncodedPost, Fit
+from rlhf_jax.reward_model.encoding import EncodedPost, Fit, encode_posts
 from rlhf_jax.reward_model.held_out import examine
 from rlhf_jax.reward_model.model import Judge, check_references, initial, scale_on_reference
 from rlhf_jax.reward_model.packing import SHAPES, PairBatch, groups, pack, row_shapes
@@ -33,6 +35,25 @@ from rlhf_jax.reward_model.packing import SHAPES, PairBatch, groups, pack, row_s
 DROPOUT = 1  # the random stream of a run
 
 Parts = Mapping[str, tuple[list[EncodedPost], Fit]]
+
+
+def train_on_posts(
+    run: Run,
+    cfg: RewardConfig,
+    pretrained: Pretrained,
+    parts: Mapping[str, Sequence[Post]],
+    reference_prompts: Sequence[str],
+) -> None:
+    """`train` on the "train", "validation" and "test" posts as text."""
+    encoded = {
+        name: encode_posts(posts, pretrained.tokenizer, max_tokens=cfg.max_tokens)
+        for name, posts in parts.items()
+    }
+    for name in ("validation", "test"):
+        same = near_duplicate_posts(parts[name], parts["train"])
+        fit = dataclasses.replace(encoded[name][1], near_duplicates=same)
+        encoded[name] = encoded[name][0], fit
+    train(run, cfg, pretrained, encoded, reference_prompts)
 
 
 def train(

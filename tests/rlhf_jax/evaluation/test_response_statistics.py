@@ -110,7 +110,9 @@ def test_a_policy_is_described_per_token_and_per_response():
         [2, 2, 4, 4], [1.0, 2, 3, 6],
         kl=np.asarray([1.0, 2, 3, 12]), ended=np.asarray([True, False, True, True]),
     )  # fmt: skip
-    found = response_statistics.describe(own, ["", " \n", "a b", "a b"], CFG)
+    found = response_statistics.describe(
+        own, ["", " \n", "a b", "a b"], CFG, rewards=["reward", "gold"]
+    )
     assert found["reward"]["value"] == 3 and found["gold"]["value"] == -6
     means = ("kl_per_token", "kl_per_sequence", "tokens", "ended", "empty", "distinct_2")
     assert [found[name] for name in means] == [18 / 12, 18 / 4, 3, 0.75, 0.5, 0.5]
