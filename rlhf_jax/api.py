@@ -146,10 +146,9 @@ def train_reward_model(
         "model": model_fingerprint(model),
         "posts": fingerprint({n: [*map(dataclasses.astuple, own)] for n, own in parts.items()}),
     }
-    about = {"model": {"name": model.name, "file": model.origin}}
     run = ensure(
         "reward", cfg, lambda run: reward_training.train_on_posts(run, cfg, model, parts, asked),
-        inputs=inputs, about=about, root=out and Path(out),
+        inputs=inputs, about=about(model), root=out and Path(out),
     )  # fmt: skip
     return TrainedRewardModel(reward_models.load(run, model), model, run, cfg.max_tokens)
 
@@ -196,10 +195,9 @@ def train_policy(
         "reward": fingerprint({n: source_fingerprint(pair) for n, pair in sources.items()}),
     }
     terms = usable(reward, model)
-    about = {"model": {"name": model.name, "file": model.origin}}
     run = ensure(
         "ppo", cfg, lambda run: ppo_training.train(run, cfg, model, terms, texts),
-        inputs=inputs, about=about, root=out and Path(out),
+        inputs=inputs, about=about(model), root=out and Path(out),
     )  # fmt: skip
     decoder = merged_adapters(nnx.merge(*ppo_training.tuned_decoder(run, cfg, model)))
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(Pretrained)}
@@ -350,3 +348,9 @@ def source_fingerprint(pair: Any) -> str:
     if isinstance(owner, TrainedRewardModel):  # its `score`
         return fingerprint("score", owner.run.identity, weight)
     return fingerprint(function_fingerprint(source) if callable(source) else repr(source), weight)
+
+
+def about(model: Pretrained) -> dict[str, Any]:
+    """What a run was made with, in words."""
+    dtype = str(model.config.dtype)
+    return {"model": {"name": model.name, "file": model.origin, "dtype": dtype}}
