@@ -178,14 +178,14 @@ def test_a_draw_hits_a_certain_word_wherever_it_stands():
 def test_several_responses_from_one_reading_are_those_of_as_many_copies_of_the_prompt(
     model, prompts
 ):
-    keys = sampling.draw_keys(jax.random.key(0), range(12))
+    first, second = (sampling.draw_keys(jax.random.key(0), range(12)) for _ in range(2))
     options = {
         "decoder_def": model.definition, "length": LENGTH, "end": model.tokenizer.end,
         "pad": model.tokenizer.pad,
     }  # fmt: skip
     copies = tuple(jnp.repeat(x, 3, axis=0) for x in prompts)
-    expected = sampling.sample(model.state, *copies, keys, 1.0, **options)
-    found = sampling.sample(model.state, *prompts, keys, 1.0, samples=3, **options)
+    expected = sampling.sample(model.state, *copies, first, 1.0, **options)
+    found = sampling.sample(model.state, *prompts, second, 1.0, samples=3, **options)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_array_equal(found.mask, expected.mask)
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)

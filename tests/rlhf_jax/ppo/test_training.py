@@ -235,10 +235,11 @@ def test_the_learning_rate_goes_on_as_if_every_inner_epoch_had_run(toy, toy_judg
     built, frozen = moved(toy, toy_judge, None)
     start = TrainState(built.trainable, optimizer.init(built.trainable), jnp.zeros((), jnp.int32))
     static = Static(
-        built.definition, toy.definition, toy_judge.definition, optimizer, cfg, toy.tokenizer.ends
-    )
-    state, metrics, _ = ppo_training.update(
-        jax.tree.map(jnp.copy, start), frozen, *episodes, 0.3, jax.random.key(1), static=static
+        built.definition, toy.definition, (("reward", 1.0, toy_judge.definition),), optimizer, cfg,
+        toy.tokenizer.ends,
+    )  # fmt: skip
+    state, metrics, _ = update(
+        jax.tree.map(jnp.copy, start), frozen, *episodes, {}, 0.3, jax.random.key(1), static=static
     )
     assert (metrics["inner_epochs"] < 4) == (limit < 1)
     schedule = state.opt_state[-1]
