@@ -63,9 +63,9 @@ def programs(base):
     )  # fmt: skip
     cfg = PPOConfig(batch=BATCH, forward_batch=16, prompts=BATCH)
     tuned = build(base, None, seed=0)
-    frozen = Frozen(tuned.frozen, base.state, judge_state)
+    frozen = Frozen(tuned.frozen, base.state, {"reward": judge_state})
     static = Static(
-        tuned.definition, base.definition, judge_def, optimizer, cfg,
+        tuned.definition, base.definition, (("reward", 1.0, judge_def),), optimizer, cfg,
         base.tokenizer.ends,
     )  # fmt: skip
     rows = np.zeros((4, ROWS, TIME), np.int32)
@@ -80,7 +80,7 @@ def programs(base):
         ),
         "PPO update": ppo_training.update.lower(
             initial_state(tuned.trainable, optimizer), devices.replicated(frozen), *prompts,
-            responses, jnp.float32(0.1), jax.random.key(0), static=static,
+            responses, {}, jnp.float32(0.1), jax.random.key(0), static=static,
         ),
         "reward step": reward_training.update.lower(
             initial_state(judge[1], optimizer), devices.replicated(judge[2]),
