@@ -62,7 +62,7 @@ from experiment_runs.tracking import StepCallback, tracker
 RECORD = {"stage": str, "identity": str, "config": dict, "inputs": dict, "about": dict}
 
 FORMAT = 1
-NUMERICS = 1
+NUMERICS = 2
 
 
 class Run:
