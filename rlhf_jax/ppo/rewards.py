@@ -25,6 +25,9 @@ class Term(NamedTuple):
 Reward = Judge | RewardFunction | Mapping[str, tuple[Judge | RewardFunction, float]]
 
 
+RESERVED = ("std", "histogram")  # the log's own columns are reward_std and reward_histogram
+
+
 def reward_terms(reward: Any) -> dict[str, Term]:
     """The summands of a `Reward` by name; a single one is called "reward" and has weight 1.
 
@@ -39,6 +42,8 @@ def reward_terms(reward: Any) -> dict[str, Term]:
         if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair, Judge):
             raise UserError(f"reward[{name!r}] must be a pair (reward, weight), not {pair!r:.80}")
         source, weight = pair
+        if name in RESERVED:
+            raise UserError(f"reward[{name!r}]: the log has other uses for that name; take another")
         if not isinstance(source, Judge) and not callable(source):
             raise UserError(
                 f"reward[{name!r}] is {source!r:.80}; give a trained reward model or a function "

@@ -108,6 +108,7 @@ def test_numbers_in_any_container_are_rewards(returned):
         ({"a": (count_a, "2")}, "weight '2'"),
         ({"a": (count_a, float("inf"))}, "weight inf"),
         ({"a": (3, 1.0)}, "reward\\['a'\\] is 3"),
+        ({"std": (count_a, 1.0)}, "other uses for that name"),
     ],
 )
 def test_a_reward_that_cannot_be_used_is_told(reward, told):
