@@ -58,7 +58,7 @@ test-slow: .venv/done
 
 # Hundreds of malformed files: another seed makes others.
 test-hostile: .venv/done
-	HOSTILE_FILES=$(or $(FILES),400) HOSTILE_SEED=$(or $(SEED),1) $(PY) -m pytest -m slow tests/hostile
+	HOSTILE_FILES=$(or $(FILES),400) HOSTILE_SEED=$(or $(SEED),1) $(PY) -m pytest -m hostile tests/hostile
 
 test-interop: .venv-interop/done .venv-transformers4/done
 	.venv-interop/bin/python -m pytest -m interop

@@ -21,7 +21,7 @@ SEED = int(os.environ.get("HOSTILE_SEED", "1"))
 COUNT = int(os.environ.get("HOSTILE_FILES", "60"))
 
 
-@pytest.mark.slow
+@pytest.mark.hostile
 @pytest.mark.parametrize("kind", files.KINDS)
 def test_a_malformed_file_is_one_message_in_bounded_time_and_memory(kind, tmp_path):
     asked = [seed for own, seed in files.numbers(COUNT, SEED) if own == kind]
