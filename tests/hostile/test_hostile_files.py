@@ -52,6 +52,7 @@ def test_a_malformed_file_is_one_message_in_bounded_time_and_memory(kind, tmp_pa
         ):
             wrong.append(found)
     process.stdin.close()
+    process.stdout.close()
     process.wait()
     report = "\n\n".join(
         f"{x['kind']} {x['seed']}: {x['outcome']}, {x['seconds']:.1f} s, {x['peak_gb']:.2f} GB, "
