@@ -5,6 +5,7 @@ between them are planted defects, among which the two collapses are known by the
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -60,15 +61,8 @@ def long_runs_table(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def long_runs_reading(runs: Mapping[str, Run]) -> str:
-    """Which long trainings have collapsed: most of their images have a twin (table's first run)."""
-    twins = {
-        name: next(
-            row["mean"]
-            for row in run.summary["detectors"]
-            if (row["scenario"], row["detector"]) == (GENERATED, "twins")
-        )
-        for name, run in runs.items()
-    }
+    """Which long trainings have collapsed: most of their images have a twin."""
+    twins = {name: by_detector(run, GENERATED)["twins"]["mean"] for name, run in runs.items()}
     sentences = [
         f"Of the images of “{name}” {share:.0%} have a twin: "
         + ("the training has collapsed" if share > MOST else "most of them stand alone")
@@ -77,10 +71,13 @@ def long_runs_reading(runs: Mapping[str, Run]) -> str:
     return "; ".join(sentences).replace("; Of", "; of") + "."
 
 
+def by_detector(run: Run, scenario: str) -> dict[str, Mapping[str, Any]]:
+    """What every detector found in one scenario."""
+    return {row["detector"]: row for row in run.summary["detectors"] if row["scenario"] == scenario}
+
+
 def long_run_row(name: str, run: Run, scenario: str) -> dict[str, str]:
-    found = {
-        row["detector"]: row for row in run.summary["detectors"] if row["scenario"] == scenario
-    }
+    found = by_detector(run, scenario)
     (birthday,) = (row for row in run.summary["birthday"] if row["scenario"] == scenario)
     support = {name: round(value, -1) for name, value in birthday["support"].items()}
     shown = {name: mean_with_interval(found[name]) for name in ("twins", "recall", "coverage")}
