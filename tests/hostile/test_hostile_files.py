@@ -59,4 +59,4 @@ def test_a_malformed_file_is_one_message_in_bounded_time_and_memory(kind, tmp_pa
         f"{x['length']} characters\n{x['message'][-1500:]}" for x in wrong
     )  # fmt: skip
     assert not wrong, f"{len(wrong)} of {len(asked)}\n{report}"
-    assert refused >= len(asked) // 5  # or the generator has become harmless
+    assert refused >= len(asked) // 3  # or the generator has become harmless
