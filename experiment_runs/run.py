@@ -117,6 +117,11 @@ class Run:
         """Whether there is a summary that can be read and is of this very configuration."""
         return (self.path / "summary.json").exists() and self.damage is None
 
+    def require_finished(self) -> None:
+        """Raises UserError where there is more to train."""
+        if not self.finished:
+            raise UserError(f"{self.path}: the run is not finished; train it to the end first")
+
     @property
     def damage(self) -> str | None:
         """What keeps summary.json from being read, in words."""

@@ -76,8 +76,7 @@ def policy_runs(run: Run) -> dict[str, Run]:
             "or evaluate"
         )
     for one in found.values():
-        if not one.finished:
-            raise UserError(f"{one.path}: the run is not finished; train it to the end first")
+        one.require_finished()
     return found
 
 
@@ -109,6 +108,5 @@ def run_of(path: Path, stage: str) -> Run:
     run = Run(path)
     if run.stage != stage:
         raise UserError(f"{path}: a run of stage {run.stage!r}; name one of {stage!r}")
-    if not run.finished:
-        raise UserError(f"{path}: the run is not finished; train it to the end first")
+    run.require_finished()
     return run

@@ -59,8 +59,7 @@ def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = Fa
     weights = {"reward": "best", "gold": "best", "ppo": "policy"}.get(kind)
     if weights is None:
         raise UserError(f"{run.path}: a run of stage {run.stage!r} has no weights to export")
-    if not run.finished:
-        raise UserError(f"{run.path}: the run is not finished; train it to the end first")
+    run.require_finished()
     if not (run.checkpoints / weights).is_dir():
         raise UserError(f"{run.path}: the weights are not there; committed runs have none")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
