@@ -59,10 +59,10 @@ def protocol(cure_arguments: tuple[str, ...] = ()) -> dict[str, Stage]:
     gan = (sys.executable, "-m", "gan_jax", "train")
     needs = {
         "reward": ("parity",),
-        "gold": ("parity",),
+        "second_reward": ("parity",),
         "ppo-full": ("reward",),
         "ppo-lora": ("reward",),
-        "evaluate": ("gold", "ppo-full", "ppo-lora"),
+        "evaluate": ("second_reward", "ppo-full", "ppo-lora"),
     }
     language = {
         name: Stage((sys.executable, "-c", LANGUAGE, name), after) for name, after in needs.items()

@@ -85,7 +85,7 @@ def prepare(args: argparse.Namespace) -> None:
     model = turns.loaded(args.model)
     decoder = nnx.merge(model.definition, model.state)
     export_policy(decoder, model, args.folder / "policy", {"do_sample": True})
-    export_reward_model(turns.untrained_judge(model), model, args.folder / "reward")
+    export_reward_model(turns.untrained_reward_model(model), model, args.folder / "reward")
     prompts, source = load_prompts(args.data_dir)
     texts = [prompt.text for prompt in prompts[: args.batch * 2 * args.turns]]
     rows, _, _ = prompt_rows(texts, model.tokenizer, length=args.prompt_tokens)
@@ -120,14 +120,14 @@ def jax_side(args: argparse.Namespace):
         prompts=len(rows), prompt_tokens=rows.shape[1], response_tokens=args.response_tokens,
         approx_kl_limit=math.inf,  # the peer has none: all inner epochs run
     )  # fmt: skip
-    judge = load_reward_model(args.folder / "reward", model.tokenizer)
+    reward_model = load_reward_model(args.folder / "reward", model.tokenizer)
     tuned = actor_critic.build(model, cfg.lora, seed=0)
     optimizer = ppo_training.ppo_optimizer(cfg)
     state = initial_state(tuned.trainable, optimizer)
-    frozen = Frozen(tuned.frozen, model.state, {"reward": judge.state})
+    frozen = Frozen(tuned.frozen, model.state, {"reward": reward_model.state})
     static = Static(
-        tuned.definition, model.definition, (("reward", 1.0, judge.definition),), optimizer, cfg,
-        model.tokenizer.ends,
+        tuned.definition, model.definition, (("reward", 1.0, reward_model.definition),),
+        optimizer, cfg, model.tokenizer.ends,
     )  # fmt: skip
 
     program = None

@@ -106,7 +106,7 @@ def prepare(args: argparse.Namespace) -> None:
     from rlhf_jax.export.huggingface import export_reward_model
 
     model = turns.loaded(args.model)
-    export_reward_model(turns.untrained_judge(model), model, args.folder / "model")
+    export_reward_model(turns.untrained_reward_model(model), model, args.folder / "model")
     frame, source = load_preferences(args.data_dir)
     (args.folder / "about.txt").write_text(
         f"data      {source.name}; {model.name}, {model.origin}\n"

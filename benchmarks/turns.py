@@ -168,13 +168,15 @@ def loaded(name: str):
     return loading.load(hub.find(name), name=name)
 
 
-def untrained_judge(model):
+def untrained_reward_model(model):
     """The reward model before training: the pretrained trunk and a random head."""
     from flax import nnx
 
     pass
 
-    return reward_models.Judge(*nnx.split(nnx.merge(*reward_models.initial(model, seed=0))))
+    return reward_models.FrozenRewardModel(
+        *nnx.split(nnx.merge(*reward_models.initial(model, seed=0)))
+    )
 
 
 def table(answers: Mapping[str, Sequence[Answer]], columns: Mapping[str, Measure]) -> str:

@@ -64,6 +64,8 @@ RECORD = {"stage": str, "identity": str, "config": dict, "inputs": dict, "about"
 FORMAT = 1
 NUMERICS = 2
 
+RENAMED = {"gold": "second_reward"}  # stages and keys of older runs, and what they are called now
+
 
 class Run:
     """A directory of results, finished or not."""
@@ -82,7 +84,7 @@ class Run:
           UserError: it is broken.
         """
         path = self.path / "config.json"
-        record = read_json(path)
+        record = renamed(read_json(path))
         for name, kind in RECORD.items():
             if not isinstance(record.get(name), kind):
                 raise UserError(f"{path}: '{name}' is {brief(record.get(name))}; restore the file")
@@ -90,7 +92,7 @@ class Run:
 
     @property
     def stage(self) -> str:
-        return self.record["stage"]
+        return RENAMED.get(self.record["stage"], self.record["stage"])
 
     @property
     def identity(self) -> str:
@@ -139,7 +141,7 @@ class Run:
           UserError: summary.json is missing, broken or of another configuration.
         """
         path = self.path / "summary.json"
-        summary = read_json(path)
+        summary = renamed(read_json(path))
         if summary.pop("identity", None) != self.identity:
             raise UserError(f"{path}: not of the configuration in config.json; restore the file")
         return summary
@@ -156,7 +158,7 @@ class Run:
         return read_jsonl(self.path / "samples.jsonl")
 
     def arrays(self, name: str = "arrays") -> dict[str, np.ndarray]:
-        return read_npz(self.path / f"{name}.npz")
+        return renamed(read_npz(self.path / f"{name}.npz"))
 
     def log(self, *, step: int, **row: Any) -> None:
         """Appends one line to metrics.jsonl and tells it to whoever follows the training."""
@@ -253,6 +255,16 @@ def ensure(
     return run
 
 
+def renamed(found: Any) -> Any:
+    """What was read of a run, under today's names; "ppo-full.gold" is a key of two names."""
+    if not isinstance(found, dict):
+        return found
+    return {
+        ".".join(RENAMED.get(name, name) for name in key.split(".")): renamed(value)
+        for key, value in found.items()
+    }
+
+
 def is_recorded(path: Path, identity: str) -> bool:
     """Whether config.json is there, whole and of this identity; says what is wrong with it."""
     if not (path / "config.json").exists():
@@ -296,7 +308,7 @@ def find(stage: str, root: Path) -> Run:
     Raises:
       UserError: there is none.
     """
-    for path in sorted(Path(root).glob(f"{stage}*/config.json")):
+    for path in sorted(Path(root).glob("*/config.json")):
         run = Run(path.parent)
         if run.stage == stage and run.finished:
             return run

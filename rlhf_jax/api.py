@@ -34,7 +34,7 @@ from rlhf_jax.pretrained.responses import respond, response_rows, response_texts
 from rlhf_jax.reward_model import model as reward_models
 from rlhf_jax.reward_model import training as reward_training
 from rlhf_jax.reward_model.encoding import first_pairs
-from rlhf_jax.reward_model.model import Judge, response_rewards
+from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
 
 FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}  # of the posts
 Prompt = str | Sequence[Mapping[str, str]]  # a text, or chat messages that end with the user's
@@ -57,7 +57,7 @@ class TunedModel(Pretrained):
 class TrainedRewardModel:
     """A frozen reward model and the run that trained it."""
 
-    judge: Judge
+    frozen: FrozenRewardModel
     pretrained: Pretrained
     run: Run
     max_tokens: int  # of prompt and response together
@@ -90,8 +90,8 @@ class TrainedRewardModel:
         for start in range(0, len(rows), batch):
             part = slice(start, start + batch)
             rewards += response_rewards(
-                self.judge.state, rows[part], masks[part], Responses(*(x[part] for x in replies)),
-                definition=self.judge.definition, end=tokenizer.ends,
+                self.frozen.state, rows[part], masks[part], Responses(*(x[part] for x in replies)),
+                definition=self.frozen.definition, end=tokenizer.ends,
             ).tolist()  # fmt: skip
         return rewards
 
@@ -336,7 +336,7 @@ def usable(reward: Any, model: Pretrained) -> Any:
             f"the reward model {reward.run.path.name} has another tokenizer than {model.name}; "
             "give its method `score` as the reward, which reads texts"
         )
-    return reward.judge
+    return reward.frozen
 
 
 def source_fingerprint(pair: Any) -> str:

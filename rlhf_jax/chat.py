@@ -9,12 +9,12 @@ from rlhf_jax.language_model.sampling import draw_keys, sample
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.ratings.plain_text import block, printable, read_until
-from rlhf_jax.reward_model.model import Judge, response_rewards
+from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
 
 
 def chat(
     models: Mapping[str, tuple[nnx.GraphDef, nnx.State]],
-    judge: Judge,
+    reward_model: FrozenRewardModel,
     tokenizer: Tokenizer,
     *,
     prompt_tokens: int = 256,
@@ -28,7 +28,7 @@ def chat(
 
     Args:
       models: a policy's name to its decoder.
-      judge: scores the answers.
+      reward_model: scores the answers.
       tokenizer: of all of them.
       prompt_tokens: longest question, template included; what is longer is cut and said to be.
       response_tokens: longest answer.
@@ -43,8 +43,8 @@ def chat(
             print(f"\n{printable(read_until(read))}")
         for name, decoder in models.items():
             text, reward, ended = answer(
-                question, decoder, judge, tokenizer, jax.random.fold_in(key, turn), temperature,
-                prompt_tokens=prompt_tokens, response_tokens=response_tokens,
+                question, decoder, reward_model, tokenizer, jax.random.fold_in(key, turn),
+                temperature, prompt_tokens=prompt_tokens, response_tokens=response_tokens,
             )  # fmt: skip
             cut = "" if ended else ", cut off"
             print(f"\n{name} (reward {reward:+.2f}{cut})\n{block(text)}", flush=True)
@@ -63,7 +63,7 @@ def ask() -> str:
 def answer(
     question: str,
     decoder: tuple[nnx.GraphDef, nnx.State],
-    judge: Judge,
+    reward_model: FrozenRewardModel,
     tokenizer: Tokenizer,
     key: jax.Array,
     temperature: float,
@@ -80,7 +80,11 @@ def answer(
         decoder_def=definition, length=response_tokens, end=tokenizer.ends, pad=tokenizer.pad,
     )  # fmt: skip
     reward = response_rewards(
-        judge.state, *prompt, responses, definition=judge.definition, end=tokenizer.ends
+        reward_model.state,
+        *prompt,
+        responses,
+        definition=reward_model.definition,
+        end=tokenizer.ends,
     )
     tokens = jax.device_get(responses.tokens)[0]
     ended = not set(tokenizer.ends).isdisjoint(tokens.tolist())

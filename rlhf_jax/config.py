@@ -199,7 +199,7 @@ class Profile:
     model: str = SMOLLM2
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations
     reward: RewardConfig
-    gold: RewardConfig  # a second one on other posts, which no policy is tuned against
+    second_reward: RewardConfig  # a second one on other posts, which no policy is tuned against
     ppo: PPOConfig
     lora: PPOConfig
     seeds: int = 1  # of both variants; the report shows the first in full, the others as numbers
@@ -210,10 +210,11 @@ class Profile:
         check_types(self)
         check_positive(self, "seeds")
         for field in ("max_pairs_per_post", "min_score_ratio"):
-            if getattr(self.gold, field) != getattr(self.reward, field):
+            if getattr(self.second_reward, field) != getattr(self.reward, field):
                 raise UserError(
-                    f"Profile.gold.{field}={getattr(self.gold, field)} must be the reward model's, "
-                    f"{getattr(self.reward, field)}: both learn from parts of the same posts"
+                    f"Profile.second_reward.{field}={getattr(self.second_reward, field)} must be "
+                    f"the reward model's, {getattr(self.reward, field)}: both learn from parts of "
+                    "the same posts"
                 )
 
     @property
@@ -269,7 +270,7 @@ def tiny() -> Profile:
         time="a minute",
         model="random",
         reward=reward,
-        gold=other(reward, train_pairs=24),
+        second_reward=other(reward, train_pairs=24),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=2.5e-2),
         evaluation=EvaluationConfig(prompts=16, batch=8, resamples=500),
@@ -297,7 +298,7 @@ def cpu() -> Profile:
         ),
         time="14 minutes (twice that with posts of a forum, which are longer)",
         reward=reward,
-        gold=other(reward, train_pairs=300, evaluations_per_epoch=1),
+        second_reward=other(reward, train_pairs=300, evaluations_per_epoch=1),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=2.5e-3),
         evaluation=EvaluationConfig(prompts=96, batch=32),
@@ -321,7 +322,7 @@ def study() -> Profile:
         promise="the smallest run whose claims deserve belief, given real votes and prompts",
         time="two to three hours",
         reward=reward,
-        gold=other(
+        second_reward=other(
             reward, train_pairs=1250, validation_pairs=200, test_pairs=400, evaluations_per_epoch=1
         ),
         ppo=ppo,
@@ -343,7 +344,7 @@ def assignment() -> Profile:
         time="several days",
         dtype="bfloat16",
         reward=RewardConfig(train_pairs=6000),
-        gold=other(RewardConfig(train_pairs=6000)),
+        second_reward=other(RewardConfig(train_pairs=6000)),
         ppo=ppo,
         lora=with_lora(ppo),
         evaluation=EvaluationConfig(),

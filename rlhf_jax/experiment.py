@@ -25,8 +25,11 @@ from rlhf_jax.reward_model import model as reward_models
 from rlhf_jax.reward_model import training as reward_training
 from rlhf_jax.reward_model.encoding import first_pairs
 
-FRACTIONS = {"train": 0.73, "gold": 0.05, "validation": 0.09, "test": 0.13}  # of the posts
-REWARD_MODELS = {"reward": "train", "gold": "gold"}  # stages, and the posts that they learn from
+FRACTIONS = {"train": 0.73, "second_reward": 0.05, "validation": 0.09, "test": 0.13}  # of the posts
+REWARD_MODELS = {
+    "reward": "train",
+    "second_reward": "second_reward",
+}  # stages, and the posts that they learn from
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,14 +74,14 @@ class Experiment:
 
     @functools.cached_property
     def posts(self) -> dict[str, list]:
-        """The posts of each part; "gold" also gets what "train" has more than it needs, but no
-        text that is trained on."""
+        """The posts of each part; "second_reward" also gets what "train" has more than it needs,
+        but no text that is trained on."""
         cfg, parts = self.profile.reward, dict(self.division[0])
         used = len(first_pairs(parts["train"], cfg.train_pairs))
         train, left = parts["train"][:used], parts["train"][used:]
         seen = {key for post in train for key in keys(post)}
         more = [post for post in left if seen.isdisjoint(keys(post))]
-        return parts | {"train": train, "gold": parts["gold"] + more}
+        return parts | {"train": train, "second_reward": parts["second_reward"] + more}
 
     @functools.cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt], Source]:
@@ -106,7 +109,7 @@ class Experiment:
     @property
     def stages(self) -> list[str]:
         """All stages in the order in which they depend on each other."""
-        return ["reward", "gold", *self.policies, "evaluate"]
+        return ["reward", "second_reward", *self.policies, "evaluate"]
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -155,7 +158,7 @@ class Experiment:
             return self._ensure(stage, cfg, train, inputs)
         prompts = self._texts(1)
         inputs["prompts"] = fingerprint(prompts)
-        inputs |= {name: self.run(name).identity for name in ("gold", *self.policies)}
+        inputs |= {name: self.run(name).identity for name in ("second_reward", *self.policies)}
         train = functools.partial(self._evaluate, prompts=prompts)
         return self._ensure(stage, self.profile.evaluation, train, inputs)
 
@@ -173,7 +176,7 @@ class Experiment:
             about[name] = dataclasses.asdict(dataclasses.replace(source, location=""))
         return ensure(stage, cfg, train, inputs=inputs, about=about)
 
-    def judge(self, stage: str = "reward") -> reward_models.Judge:
+    def reward_model(self, stage: str = "reward") -> reward_models.FrozenRewardModel:
         return reward_models.load(self.run(stage), self.pretrained)
 
     def tuned(self, stages: Sequence[str] = ("ppo-full", "ppo-lora")) -> evaluation.Decoders:
@@ -203,12 +206,12 @@ class Experiment:
         reward_training.train_on_posts(run, cfg, self.pretrained, parts, prompts)
 
     def _ppo(self, run: Run, *, cfg: PPOConfig, prompts: list[str]) -> None:
-        ppo_training.train(run, cfg, self.pretrained, self.judge(), prompts)
+        ppo_training.train(run, cfg, self.pretrained, self.reward_model(), prompts)
 
     def _evaluate(self, run: Run, *, prompts: list[str]) -> None:
         evaluation.evaluate(
             run, self.profile.evaluation, self.profile.ppo, self.pretrained,
-            {name: self.judge(name) for name in ("reward", "gold")}, self.tuned(self.policies),
+            {name: self.reward_model(name) for name in REWARD_MODELS}, self.tuned(self.policies),
             prompts,
         )  # fmt: skip
 

@@ -117,14 +117,14 @@ class Chat(UseModel):
         run = Run(self.run)
         runs = trained.policy_runs(run)
         base = trained.starting_model(run, model=self.model)
-        judge = (
+        reward_model = (
             load_reward_model(hub.find(self.judge), base.tokenizer)
             if self.judge
-            else trained.judge(run, base)
+            else trained.reward_model(run, base)
         )
         cfg = trained.lengths(runs)
         chat(
-            trained.policies(runs, base), judge, base.tokenizer,
+            trained.policies(runs, base), reward_model, base.tokenizer,
             prompt_tokens=cfg.prompt_tokens, response_tokens=cfg.response_tokens,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.pretrained import hub, loading
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.reward_model import model as reward_models
-from rlhf_jax.reward_model.model import Judge
+from rlhf_jax.reward_model.model import FrozenRewardModel
 
 
 def starting_model(run: Run, *, model: str = "") -> Pretrained:
@@ -94,7 +94,7 @@ def lengths(runs: Mapping[str, Run]) -> PPOConfig:
     return ppo_config(next(iter(runs.values())).config)
 
 
-def judge(run: Run, pretrained: Pretrained) -> Judge:
+def reward_model(run: Run, pretrained: Pretrained) -> FrozenRewardModel:
     """The reward model that a run was made with."""
     return reward_models.load(upstream(run, "reward"), pretrained)
 

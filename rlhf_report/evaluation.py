@@ -67,7 +67,7 @@ def reward_against_kl_figure(run: Run, training: Mapping[str, Run]) -> None:
         label = policy_name(name) if name in VARIANT_STYLES else None
         ax.scatter(place, own["reward"]["value"], s=60, color=style["color"],
                    marker=style["marker"], edgecolor="black", label=label)  # fmt: skip
-        ax.scatter(place, own["gold"]["value"], s=60, facecolor="none",
+        ax.scatter(place, own["second_reward"]["value"], s=60, facecolor="none",
                    marker=style["marker"], edgecolor=style["color"])  # fmt: skip
     ax.set(xlabel="square root of KL (nats per response)", ylabel="reward")
     ax.legend(title="unseen prompts", loc="center left", bbox_to_anchor=(1, 0.5))
@@ -80,7 +80,7 @@ def policies_table(run: Run) -> pd.DataFrame:
         rows.append(
             {
                 "policy": policy_name(name), "mean reward": with_interval(own["reward"], 2),
-                "by the second reward model": with_interval(own["gold"], 2),
+                "by the second reward model": with_interval(own["second_reward"], 2),
                 "KL per token": own["kl_per_token"], "KL per response": own["kl_per_sequence"],
                 "tokens": own["tokens"], "ended": f"{own['ended']:.0%}",
                 "empty": f"{own['empty']:.0%}", "distinct-2": own["distinct_2"],
@@ -113,20 +113,20 @@ def gains_table(run: Run) -> pd.DataFrame:
         rows.append(
             {
                 "policy": name, "gain": with_interval(own["reward"], 2),
-                "by the second reward model": with_interval(own["gold"], 2),
+                "by the second reward model": with_interval(own["second_reward"], 2),
                 "wins / ties / losses": f"{own['wins']} / {own['ties']} / {own['losses']}",
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def second_model_reading(gold: Run) -> str:
+def second_model_reading(second_reward: Run) -> str:
     """How far the second reward model can be believed: its own accuracy, beside the baseline's."""
     own, longer = (
         f"{of['value']:.1%} [{of['low']:.1%}, {of['high']:.1%}]"
         for of in (
-            gold.summary["accuracy"],
-            gold.summary["baselines"]["longer"]["accuracy"],
+            second_reward.summary["accuracy"],
+            second_reward.summary["baselines"]["longer"]["accuracy"],
         )
     )
     return (

@@ -199,9 +199,9 @@ def surest_mistakes(run: Run) -> list[str]:
         blocks.append(f"**{post}**: {own['confidence']:.0%} sure of the wrong reply.")
         text = texts.get(own["pair"])
         blocks += [quote(excerpt(text["prompt"]))] if text else []
-        for name, judge in (("rejected", "by the model"), ("chosen", "in the data")):
+        for name, by_whom in (("rejected", "by the model"), ("chosen", "in the data")):
             numbers = f"score {own[name]:.2f}, {own[f'{name}_tokens']} tokens"
-            blocks.append(f"*Preferred {judge}* ({numbers}){':' if text else ''}")
+            blocks.append(f"*Preferred {by_whom}* ({numbers}){':' if text else ''}")
             blocks += [quote(excerpt(text[name]))] if text else []
     return blocks or ["The model made none."]
 

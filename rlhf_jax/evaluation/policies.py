@@ -21,7 +21,7 @@ from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
 from rlhf_jax.pretrained.responses import respond, response_texts
 from rlhf_jax.pretrained.tokenizer import Tokenizer
-from rlhf_jax.reward_model.model import Judge, response_rewards
+from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
 
 BASE = "pretrained"
 RATED = (BASE, "ppo-full", "ppo-lora")  # policies whose responses are rated by hand
@@ -33,7 +33,7 @@ def evaluate(
     cfg: EvaluationConfig,
     lengths: PPOConfig,
     pretrained: Pretrained,
-    judges: Mapping[str, Judge],
+    reward_models: Mapping[str, FrozenRewardModel],
     tuned: Decoders,
     prompts: Sequence[str],
 ) -> None:
@@ -44,16 +44,14 @@ def evaluate(
       cfg: the configuration.
       lengths: gives the lengths of prompts and responses that the policies were trained with.
       pretrained: the policy that the tuned ones are compared with.
-      judges: "reward", the frozen reward model that the policies were tuned against, and "gold",
-        one trained on other posts that no policy was tuned against.
+      reward_models: "reward", the frozen one that the policies were tuned against, and
+        "second_reward", trained on other posts, that no policy was tuned against.
       tuned: the tuned policies.
       prompts: unseen ones.
     """
     decoders = {BASE: (pretrained.definition, pretrained.state), **tuned}
-    columns, texts = answered(
-        decoders, pretrained.tokenizer, reward_terms({n: (j, 1.0) for n, j in judges.items()}),
-        prompts, cfg, lengths,
-    )  # fmt: skip
+    rewards = reward_terms({name: (model, 1.0) for name, model in reward_models.items()})
+    columns, texts = answered(decoders, pretrained.tokenizer, rewards, prompts, cfg, lengths)
     run.rewind(-1)  # what an attempt that was cut off has left
     read = cut_texts(prompts, pretrained.tokenizer, length=lengths.prompt_tokens)
     keep_responses(run, prompts, read, texts, columns, cfg)
@@ -62,7 +60,8 @@ def evaluate(
     )
     run.finish(
         policies={
-            name: describe(columns[name], texts[name], cfg, rewards=[*judges]) for name in decoders
+            name: describe(columns[name], texts[name], cfg, rewards=[*reward_models])
+            for name in decoders
         },
         gains={name: gain(columns[name], columns[BASE], cfg) for name in tuned},
         variants={name: gain(own, columns[BASE], cfg) for name, own in over_seeds(columns).items()},
@@ -112,7 +111,7 @@ def answered(
                 definitions=(decoder[0], reference[0]),
             )  # fmt: skip
             parts.append(
-                judged(rewards, batch, responses, tokenizer.ends)
+                model_rewards(rewards, batch, responses, tokenizer.ends)
                 | function_rewards(functions_of(rewards), prompts[start : start + cfg.batch], some)
                 | {"kl": kl, "tokens": mask.sum(axis=1), "ended": ended}
             )
@@ -140,7 +139,7 @@ def over_seeds(columns: Mapping[str, Columns]) -> dict[str, Columns]:
     }
 
 
-def judged(
+def model_rewards(
     rewards: Mapping[str, Term],
     batch: tuple[np.ndarray, np.ndarray],
     responses: Responses,

@@ -10,7 +10,9 @@ from rlhf_jax.intervals import Interval, bootstrap
 
 STRATA = 5  # classes of length
 
-Columns = Mapping[str, np.ndarray]  # "reward", "gold", "kl", "tokens", "ended" of every response
+Columns = Mapping[
+    str, np.ndarray
+]  # "reward", "second_reward", "kl", "tokens", "ended" of every response
 
 
 def describe(
@@ -40,7 +42,9 @@ def gain(columns: Columns, base: Columns, cfg: EvaluationConfig) -> dict[str, ob
     difference = rewards[0] - rewards[1]
     return {
         "reward": bootstrap(difference, **options).asdict(),
-        "gold": bootstrap(columns["gold"] - base["gold"], **options).asdict(),
+        "second_reward": bootstrap(
+            columns["second_reward"] - base["second_reward"], **options
+        ).asdict(),
         "wins": int((difference > 0).sum()),
         "ties": int((difference == 0).sum()),
         "losses": int((difference < 0).sum()),

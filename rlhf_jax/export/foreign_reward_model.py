@@ -12,10 +12,12 @@ from rlhf_jax.pretrained.hub import model_files
 from rlhf_jax.pretrained.loading import read_directory
 from rlhf_jax.pretrained.tensor_names import abstract, decoder_state
 from rlhf_jax.pretrained.tokenizer import Tokenizer
-from rlhf_jax.reward_model.model import Judge, RewardModel
+from rlhf_jax.reward_model.model import FrozenRewardModel, RewardModel
 
 
-def load_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str = "float32") -> Judge:
+def load_reward_model(
+    path: Path, tokenizer: Tokenizer, *, dtype: str = "float32"
+) -> FrozenRewardModel:
     """A reward model from a directory in transformers' layout, ours or somebody else's.
 
     Other trainers render a whole conversation in the chat template and read the last token of it,
@@ -35,7 +37,7 @@ def load_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str = "float32
         return read_reward_model(path, tokenizer, dtype=dtype)
 
 
-def read_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str) -> Judge:
+def read_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str) -> FrozenRewardModel:
     config, tensors = read_directory(path)
     architecture = (config.get("architectures") or ["nothing"])[0]
     weight = tensors.pop("score.weight", None)
@@ -61,7 +63,7 @@ def read_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str) -> Judge:
         model.offset[...] = jnp.float32(config["reward_offset"])
     else:
         model.tail = tokenizer.tail
-    return Judge(*nnx.split(model))
+    return FrozenRewardModel(*nnx.split(model))
 
 
 def reading(tokenizer: Tokenizer) -> tuple:

@@ -30,7 +30,7 @@ from rlhf_jax.pretrained.tensor_names import (
 )
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model import model as reward_models
-from rlhf_jax.reward_model.model import Judge, RewardModel
+from rlhf_jax.reward_model.model import FrozenRewardModel, RewardModel
 
 ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 # fields of a config.json that would no longer be true, or that name code to run
@@ -56,7 +56,7 @@ def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = Fa
       UserError: there is nothing to export, or something in the way.
     """
     kind = run.stage.partition("-")[0]  # "ppo-lora-1" is of kind "ppo"
-    weights = {"reward": "best", "gold": "best", "ppo": "policy"}.get(kind)
+    weights = {"reward": "best", "second_reward": "best", "ppo": "policy"}.get(kind)
     if weights is None:
         raise UserError(f"{run.path}: a run of stage {run.stage!r} has no weights to export")
     run.require_finished()
@@ -70,7 +70,7 @@ def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = Fa
         model, card = nnx.merge(*reward_models.load(run, pretrained)), model_card.reward_card
         decoder, head = model.decoder, head_weight(model)
         model.decoder = merged_adapters(decoder) if merged else decoder
-        export_reward_model(Judge(*nnx.split(model)), pretrained, plain)
+        export_reward_model(FrozenRewardModel(*nnx.split(model)), pretrained, plain)
     else:
         cfg, card = ppo_config(run.config), model_card.policy_card
         decoder, head = nnx.merge(*ppo_training.tuned_decoder(run, cfg, pretrained)), None
@@ -120,14 +120,14 @@ def export_policy(
     save_tokenizer(tokenizer, out, padding_side="left")
 
 
-def export_reward_model(judge: Judge, pretrained: Pretrained, out: Path) -> None:
+def export_reward_model(reward_model: FrozenRewardModel, pretrained: Pretrained, out: Path) -> None:
     """Writes a reward model as a sequence classifier with one label.
 
     Its head has no bias. The gain goes into the weight, what remains to be subtracted from a score
     into the configuration: reward = score - reward_offset.
     """
     out.mkdir(parents=True, exist_ok=True)
-    model = nnx.merge(*judge)
+    model = nnx.merge(*reward_model)
     tensors = huggingface_tensors(nnx.state(model.decoder), pretrained.config)
     tensors.pop("lm_head.weight", None)
     tensors["score.weight"] = head_weight(model)

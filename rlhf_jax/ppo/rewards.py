@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
-from rlhf_jax.reward_model.model import Judge
+from rlhf_jax.reward_model.model import FrozenRewardModel
 
 # prompts and responses to one number a response
 RewardFunction = Callable[[list[Any], list[str]], Sequence[float]]
@@ -18,11 +18,15 @@ RewardFunction = Callable[[list[Any], list[str]], Sequence[float]]
 class Term(NamedTuple):
     """One summand of the reward."""
 
-    source: Judge | RewardFunction
+    source: FrozenRewardModel | RewardFunction
     weight: float
 
 
-Reward = Judge | RewardFunction | Mapping[str, tuple[Judge | RewardFunction, float]]
+Reward = (
+    FrozenRewardModel
+    | RewardFunction
+    | Mapping[str, tuple[FrozenRewardModel | RewardFunction, float]]
+)
 
 
 RESERVED = ("std", "histogram")  # the log's own columns are reward_std and reward_histogram
@@ -39,12 +43,12 @@ def reward_terms(reward: Any) -> dict[str, Term]:
         raise UserError("reward={}: name at least one reward, as {'name': (reward, weight)}")
     terms = {}
     for name, pair in named.items():
-        if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair, Judge):
+        if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair, FrozenRewardModel):
             raise UserError(f"reward[{name!r}] must be a pair (reward, weight), not {pair!r:.80}")
         source, weight = pair
         if name in RESERVED:
             raise UserError(f"reward[{name!r}]: the log has other uses for that name; take another")
-        if not isinstance(source, Judge) and not callable(source):
+        if not isinstance(source, FrozenRewardModel) and not callable(source):
             raise UserError(
                 f"reward[{name!r}] is {source!r:.80}; give a trained reward model or a function "
                 "of a list of prompts and a list of responses"
@@ -57,12 +61,18 @@ def reward_terms(reward: Any) -> dict[str, Term]:
 
 def models_of(terms: Mapping[str, Term]) -> dict[str, Term]:
     """The terms that are reward models."""
-    return {name: term for name, term in terms.items() if isinstance(term.source, Judge)}
+    return {
+        name: term for name, term in terms.items() if isinstance(term.source, FrozenRewardModel)
+    }
 
 
 def functions_of(terms: Mapping[str, Term]) -> dict[str, RewardFunction]:
     """The functions among the terms."""
-    return {n: term.source for n, term in terms.items() if not isinstance(term.source, Judge)}
+    return {
+        n: term.source
+        for n, term in terms.items()
+        if not isinstance(term.source, FrozenRewardModel)
+    }
 
 
 def function_rewards(

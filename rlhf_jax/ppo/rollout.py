@@ -92,8 +92,9 @@ def score(trainable, frozen, prompts, prompt_mask, responses, given, *, static) 
             model.decoder, reference, states, others, tokens[:, width:], cfg.temperature
         )
         terms = {
-            name: weight * judge(*with_end(tokens, token_mask, static.end, judge.tail))
-            for name, (weight, judge) in reward_models.items()
+            name: weight
+            * reward_model(*with_end(tokens, token_mask, static.end, reward_model.tail))
+            for name, (weight, reward_model) in reward_models.items()
         }
         return Episodes(tokens, token_mask, mask, *compared, values, {**terms, **given})
 

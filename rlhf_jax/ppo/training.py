@@ -82,8 +82,8 @@ def train(
         tuple((name, term.weight, term.source.definition) for name, term in models.items()),
         optimizer, cfg, tokenizer.ends,
     )  # fmt: skip
-    judges = {name: term.source.state for name, term in models.items()}
-    frozen = replicated(Frozen(tuned.frozen, pretrained.state, judges))
+    reward_states = {name: term.source.state for name, term in models.items()}
+    frozen = replicated(Frozen(tuned.frozen, pretrained.state, reward_states))
     checkpoints = Checkpoints(run.checkpoints)
     start, notes, program = 0, {"kl_weight": cfg.kl_weight}, None
     if restored := checkpoints.restore(state):

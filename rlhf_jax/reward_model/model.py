@@ -1,4 +1,4 @@
-"""The reward model as an object: a decoder with a scalar head that judges responses."""
+"""The reward model as an object: a decoder with a scalar head that scores responses."""
 
 import functools
 import math
@@ -70,7 +70,7 @@ class RewardModel(nnx.Module):
         return (raw - self.offset[...]) * self.gain[...]
 
 
-class Judge(NamedTuple):
+class FrozenRewardModel(NamedTuple):
     """A frozen reward model: the static half and its arrays."""
 
     definition: nnx.GraphDef
@@ -100,7 +100,7 @@ def is_trained(path: tuple, _: Any, *, lora: LoRAConfig | None) -> bool:
     return lora is None or "lora_" in name or name.startswith("score.")
 
 
-def load(run: Run, pretrained: Pretrained) -> Judge:
+def load(run: Run, pretrained: Pretrained) -> FrozenRewardModel:
     """The frozen reward model of a finished run, with its normalisation."""
     lora = lora_config(run.config["lora"])
     definition, trainable, frozen = initial(pretrained, run.config["seed"], lora)
@@ -108,7 +108,7 @@ def load(run: Run, pretrained: Pretrained) -> Judge:
     model = nnx.merge(definition, trainable, frozen)
     model.offset[...] = jnp.float32(run.summary["scale"]["offset"])
     model.gain[...] = jnp.float32(run.summary["scale"]["gain"])
-    return Judge(*nnx.split(model))
+    return FrozenRewardModel(*nnx.split(model))
 
 
 def with_end(
@@ -153,7 +153,7 @@ def response_rewards(
 
 
 def scale_on_reference(
-    model: Judge, pretrained: Pretrained, prompts: Sequence[str], cfg: RewardConfig
+    model: FrozenRewardModel, pretrained: Pretrained, prompts: Sequence[str], cfg: RewardConfig
 ) -> dict[str, float]:
     """Centre and gain that give the pretrained policy's responses mean 0 and deviation 1 (N+).
 

@@ -29,7 +29,12 @@ from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model.encoding import EncodedPost, Fit, encode_posts
 from rlhf_jax.reward_model.held_out import examine
-from rlhf_jax.reward_model.model import Judge, check_references, initial, scale_on_reference
+from rlhf_jax.reward_model.model import (
+    FrozenRewardModel,
+    check_references,
+    initial,
+    scale_on_reference,
+)
 from rlhf_jax.reward_model.packing import SHAPES, PairBatch, groups, pack, row_shapes
 
 DROPOUT = 1  # the random stream of a run
@@ -153,7 +158,7 @@ def evaluated(
     after = {name: score_pairs(definition, trained, frozen, own) for name, own in held_out.items()}
     posts = {name: [post for group, _ in own for post in group] for name, own in held_out.items()}
     posts["train"] = parts["train"][0]
-    raw = Judge(*nnx.split(nnx.merge(definition, trained, frozen)))
+    raw = FrozenRewardModel(*nnx.split(nnx.merge(definition, trained, frozen)))
     return {
         "scale": scale_on_reference(raw, pretrained, reference_prompts, cfg),
         "decoder": dataclasses.asdict(pretrained.config),

@@ -141,6 +141,28 @@ def test_committed_runs_stay_readable_and_are_shown_as_older():
             assert runs.code_since(run) == "older format and numerics"
 
 
+def test_what_was_renamed_since_is_read_by_its_new_name(tmp_path):
+    """A stage, an input, keys at any depth of the results, and names of arrays that hold it."""
+
+    def older(run):
+        run.save_arrays(**{"ppo.gold": np.arange(3), "golden": np.ones(1)})
+        run.finish(gains={"ppo": {"gold": 0.5}}, text="gold")
+
+    run = ensured(tmp_path, train=older, stage="gold", inputs={"gold": "abc"})
+    assert run.stage == "second_reward" and run.path.name.startswith("gold-")
+    assert run.record["inputs"] == {"second_reward": "abc"}
+    assert run.summary == {"gains": {"ppo": {"second_reward": 0.5}}, "text": "gold"}
+    assert set(run.arrays()) == {"ppo.second_reward", "golden"}
+    assert runs.find("second_reward", tmp_path).path == run.path
+
+
+def test_committed_evaluations_show_the_second_reward():
+    found = runs.find("evaluate", PROJECT / "results" / "reference")
+    assert all(own["second_reward"]["value"] for own in found.summary["gains"].values())
+    assert "ppo-full.second_reward" in found.arrays()
+    assert runs.find("second_reward", PROJECT / "results" / "reference").summary["accuracy"]
+
+
 def test_arrays_come_back_as_they_were(tmp_path):
     run = ensured(tmp_path)
     arrays = {"numbers": np.arange(6.0).reshape(2, 3), "texts": np.asarray(["a", "läng"])}

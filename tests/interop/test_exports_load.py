@@ -180,24 +180,26 @@ def test_adapter_loads_silently_with_the_same_logits(model, lora, tmp_path):
     assert difference(merged, decoder, model) < 1e-3
 
 
-def noisy_judge(model, offset=0.7, gain=2.5):
+def noisy_reward_model(model, offset=0.7, gain=2.5):
     rewarder = reward_models.RewardModel(nnx.merge(model.definition, model.state), rngs=nnx.Rngs(3))
     rewarder.offset[...], rewarder.gain[...] = jnp.float32(offset), jnp.float32(gain)
-    return reward_models.Judge(*nnx.split(rewarder))
+    return reward_models.FrozenRewardModel(*nnx.split(rewarder))
 
 
-def our_rewards(judge, tokens, mask):
+def our_rewards(reward_model, tokens, mask):
     rows = jnp.asarray(tokens), jnp.asarray(mask)
-    return np.asarray(jax.jit(lambda state: nnx.merge(judge.definition, state)(*rows))(judge.state))
+    return np.asarray(
+        jax.jit(lambda state: nnx.merge(reward_model.definition, state)(*rows))(reward_model.state)
+    )
 
 
 def test_reward_model_loads_silently_with_the_same_scores(model, tmp_path):
-    judge = noisy_judge(model)
-    huggingface.export_reward_model(judge, model, tmp_path)
+    reward_model = noisy_reward_model(model)
+    huggingface.export_reward_model(reward_model, model, tmp_path)
     theirs = loaded(AutoModelForSequenceClassification, tmp_path)
     for left in (True, False):
         tokens, mask = rows(model, left=left)
-        ours = our_rewards(judge, tokens, mask)
+        ours = our_rewards(reward_model, tokens, mask)
         with torch.no_grad():
             scores = theirs(**their_inputs(tokens, mask)).logits[:, 0].numpy()
         error = np.abs(scores - theirs.config.reward_offset - ours).max()
@@ -209,9 +211,9 @@ def test_reward_adapter_loads_silently_with_the_same_scores(model, lora, tmp_pat
     definition, trainable, frozen = reward_models.initial(model, 0, lora)
     rewarder = nnx.merge(definition, noisy(trainable), frozen)
     rewarder.offset[...], rewarder.gain[...] = jnp.float32(0.7), jnp.float32(2.5)
-    judge = reward_models.Judge(*nnx.split(rewarder))
+    reward_model = reward_models.FrozenRewardModel(*nnx.split(rewarder))
     head = huggingface.head_weight(rewarder)
-    huggingface.export_reward_model(judge, model, tmp_path / "base")
+    huggingface.export_reward_model(reward_model, model, tmp_path / "base")
     huggingface.export_adapter(rewarder.decoder, lora, model, tmp_path, head=head)
     base = loaded(AutoModelForSequenceClassification, tmp_path / "base")
     with torch.no_grad():
@@ -221,11 +223,11 @@ def test_reward_adapter_loads_silently_with_the_same_scores(model, lora, tmp_pat
     assert not theirs.training
     rewarder.decoder = huggingface.merged_adapters(rewarder.decoder)
     huggingface.export_reward_model(
-        reward_models.Judge(*nnx.split(rewarder)), model, tmp_path / "merged"
+        reward_models.FrozenRewardModel(*nnx.split(rewarder)), model, tmp_path / "merged"
     )
     merged = loaded(AutoModelForSequenceClassification, tmp_path / "merged")
     tokens, mask = rows(model, left=False)
-    ours = our_rewards(judge, tokens, mask)
+    ours = our_rewards(reward_model, tokens, mask)
     for other in (theirs, merged):
         with torch.no_grad():
             scores = other(**their_inputs(tokens, mask)).logits[:, 0].numpy()
@@ -244,11 +246,11 @@ def test_reward_model_of_transformers_scores_the_same_here(tmp_path):
     theirs = LlamaForSequenceClassification(config).eval()
     theirs.save_pretrained(tmp_path)
     own.tokenizer.huggingface.save_pretrained(tmp_path)
-    judge = foreign_reward_model.load_reward_model(tmp_path, own.tokenizer)
+    reward_model = foreign_reward_model.load_reward_model(tmp_path, own.tokenizer)
     tokens, mask = rows(own, left=False)
     with torch.no_grad():
         scores = theirs(**their_inputs(tokens, mask)).logits[:, 0].numpy()
-    ours = our_rewards(judge, tokens, mask)
+    ours = our_rewards(reward_model, tokens, mask)
     assert ours.std() > 0.1
     np.testing.assert_allclose(ours, scores, atol=1e-4)
 
@@ -265,7 +267,7 @@ def test_a_reward_model_of_another_trainer_is_read_where_its_template_ends(tmp_p
     theirs = Qwen3ForSequenceClassification(config).eval()
     theirs.save_pretrained(tmp_path)
     own.tokenizer.huggingface.save_pretrained(tmp_path)
-    judge = foreign_reward_model.load_reward_model(tmp_path, own.tokenizer)
+    reward_model = foreign_reward_model.load_reward_model(tmp_path, own.tokenizer)
     questions, answers = ["Why?", "a longer question"], ["Because.", "so it goes"]
     expected = []
     for question, answer in zip(questions, answers, strict=True):
@@ -283,8 +285,8 @@ def test_a_reward_model_of_another_trainer_is_read_where_its_template_ends(tmp_p
         tokens[row, : len(reply)], mask[row, : len(reply)] = reply, True
     responses = Responses(jnp.asarray(tokens, jnp.int32), jnp.asarray(mask), jnp.zeros((2, 10)))
     rewards = reward_models.response_rewards(
-        judge.state, jnp.asarray(prompts), jnp.asarray(prompt_mask), responses,
-        definition=judge.definition, end=own.tokenizer.ends,
+        reward_model.state, jnp.asarray(prompts), jnp.asarray(prompt_mask), responses,
+        definition=reward_model.definition, end=own.tokenizer.ends,
     )  # fmt: skip
     assert abs(expected[0] - expected[1]) > 0.1
     np.testing.assert_allclose(rewards, expected, atol=1e-4)
@@ -325,8 +327,8 @@ def test_code_on_the_card_runs(stage, lora, tmp_path):
     exec(code, scope)
     tokens = scope["inputs"]["input_ids"].numpy().astype(np.int32)
     if stage == "reward":
-        judge = reward_models.load(run, own)
-        ours = our_rewards(judge, tokens, np.ones_like(tokens, bool))
+        reward_model = reward_models.load(run, own)
+        ours = our_rewards(reward_model, tokens, np.ones_like(tokens, bool))
         assert tokens[0, -1] == own.tokenizer.end
         assert scope["reward"] == pytest.approx(float(ours[0]), abs=1e-4)
     else:

@@ -156,13 +156,13 @@ def toy():
 
 @pytest.fixture(scope="session")
 def best_token(toy):
-    """The letter that the toy's judge likes."""
+    """The letter that the toy's reward model likes."""
     (token,) = toy.tokenizer.encode(["c"])[0]
     return token
 
 
 @pytest.fixture(scope="session")
-def toy_judge(toy, best_token):
+def toy_reward_model(toy, best_token):
     """A reward that grows with the share of one letter in prompt and response.
 
     Attention is uniform (queries and keys are zero) and hands on the first coordinate of the
@@ -178,7 +178,7 @@ def toy_judge(toy, best_token):
         layer.kernel[...] = jax.numpy.zeros_like(layer.kernel[...])
     for layer in (block.attention.v_proj, block.attention.o_proj, rewarder.score):
         layer.kernel[...] = jax.numpy.zeros_like(layer.kernel[...]).at[0, 0].set(1.0)
-    return reward_models.Judge(*nnx.split(rewarder))
+    return reward_models.FrozenRewardModel(*nnx.split(rewarder))
 
 
 TOY_PPO = config.PPOConfig(
@@ -190,7 +190,7 @@ TOY_PROMPTS = [a + b for a, b in zip("abcdefgh" * 4, "hgfedcba" * 4, strict=True
 
 
 @pytest.fixture(scope="session")
-def train_toy(toy, toy_judge):
+def train_toy(toy, toy_reward_model):
     """A function that runs PPO on the toy, or returns the finished run."""
 
     def run(variant, root, *, train=ppo_training.train, **changes):
@@ -198,7 +198,7 @@ def train_toy(toy, toy_judge):
         if variant == "lora":
             cfg = config.with_lora(cfg, learning_rate=2e-2)
         return runs.ensure(
-            f"ppo-{variant}", cfg, lambda run: train(run, cfg, toy, toy_judge, TOY_PROMPTS),
+            f"ppo-{variant}", cfg, lambda run: train(run, cfg, toy, toy_reward_model, TOY_PROMPTS),
             inputs={}, root=root,
         ), cfg  # fmt: skip
 

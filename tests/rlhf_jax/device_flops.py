@@ -50,8 +50,8 @@ def main() -> None:
 
 def programs(base):
     optimizer = optax.adam(1e-3)
-    judge = reward_models.initial(base, 0)
-    judge_def, judge_state = nnx.split(nnx.merge(*judge))
+    reward_model = reward_models.initial(base, 0)
+    reward_def, reward_state = nnx.split(nnx.merge(*reward_model))
     tokens, mask = np.zeros((BATCH, PROMPT), np.int32), np.ones((BATCH, PROMPT), bool)
     keys = draw_keys(jax.random.key(0), range(BATCH))
     prompts = devices.over_devices((tokens, mask))
@@ -63,9 +63,9 @@ def programs(base):
     )  # fmt: skip
     cfg = PPOConfig(batch=BATCH, forward_batch=16, prompts=BATCH)
     tuned = build(base, None, seed=0)
-    frozen = Frozen(tuned.frozen, base.state, {"reward": judge_state})
+    frozen = Frozen(tuned.frozen, base.state, {"reward": reward_state})
     static = Static(
-        tuned.definition, base.definition, (("reward", 1.0, judge_def),), optimizer, cfg,
+        tuned.definition, base.definition, (("reward", 1.0, reward_def),), optimizer, cfg,
         base.tokenizer.ends,
     )  # fmt: skip
     rows = np.zeros((4, ROWS, TIME), np.int32)
@@ -83,8 +83,8 @@ def programs(base):
             responses, {}, jnp.float32(0.1), jax.random.key(0), static=static,
         ),
         "reward step": reward_training.update.lower(
-            initial_state(judge[1], optimizer), devices.replicated(judge[2]),
-            reward_training.placed(pairs), definition=judge[0], optimizer=optimizer,
+            initial_state(reward_model[1], optimizer), devices.replicated(reward_model[2]),
+            reward_training.placed(pairs), definition=reward_model[0], optimizer=optimizer,
             cfg=RewardConfig(),
         ),
     }  # fmt: skip

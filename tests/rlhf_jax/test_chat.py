@@ -11,10 +11,10 @@ from rlhf_jax.ppo import actor_critic
 from rlhf_jax.reward_model import model as reward_models
 
 
-def talk(monkeypatch, capsys, models, judge, tokenizer, *questions):
+def talk(monkeypatch, capsys, models, reward_model, tokenizer, *questions):
     left = iter(questions)
     monkeypatch.setattr("builtins.input", lambda prompt: next(left))
-    chat(models, judge, tokenizer, prompt_tokens=48, response_tokens=6)
+    chat(models, reward_model, tokenizer, prompt_tokens=48, response_tokens=6)
     assert next(left, None) is None
     return capsys.readouterr().out
 
@@ -27,8 +27,10 @@ def test_every_model_answers_with_the_reward_of_its_own_answer(model, monkeypatc
         "ppo-lora": tuned._replace(trainable=moved).decoder(),
     }
     rewarder = reward_models.RewardModel(nnx.merge(*models["pretrained"]), rngs=nnx.Rngs(0))
-    judge = reward_models.Judge(*nnx.split(rewarder))
-    shown = talk(monkeypatch, capsys, models, judge, model.tokenizer, "Why \x1b[2J?", "How?", "")
+    reward_model = reward_models.FrozenRewardModel(*nnx.split(rewarder))
+    shown = talk(
+        monkeypatch, capsys, models, reward_model, model.tokenizer, "Why \x1b[2J?", "How?", ""
+    )
     found = re.findall(r"^(\S+) \(reward ([+-]\d+\.\d\d)(, cut off)?\)\n(.*)", shown, re.MULTILINE)
     assert [name for name, *_ in found] == ["pretrained", "ppo-lora"] * 2
     assert "\x1b" not in shown
@@ -36,7 +38,7 @@ def test_every_model_answers_with_the_reward_of_its_own_answer(model, monkeypatc
     text, score, ended = answer(
         "How?",
         models["ppo-lora"],
-        judge,
+        reward_model,
         model.tokenizer,
         key,
         1.0,
@@ -49,7 +51,7 @@ def test_every_model_answers_with_the_reward_of_its_own_answer(model, monkeypatc
     likely = answer(
         "How?",
         models["ppo-lora"],
-        judge,
+        reward_model,
         model.tokenizer,
         key,
         0.0,
@@ -73,15 +75,19 @@ def test_end_of_input_ends_the_conversation(model, monkeypatch, capsys):
 
     monkeypatch.setattr("builtins.input", closed)
     decoder = nnx.merge(model.definition, model.state)
-    judge = reward_models.Judge(*nnx.split(reward_models.RewardModel(decoder, rngs=nnx.Rngs(0))))
-    chat({"pretrained": (model.definition, model.state)}, judge, model.tokenizer)
+    reward_model = reward_models.FrozenRewardModel(
+        *nnx.split(reward_models.RewardModel(decoder, rngs=nnx.Rngs(0)))
+    )
+    chat({"pretrained": (model.definition, model.state)}, reward_model, model.tokenizer)
     assert "reward" not in capsys.readouterr().out
 
 
 def test_a_question_that_is_cut_is_said_to_be(model, monkeypatch, capsys):
     rewarder = reward_models.RewardModel(nnx.merge(model.definition, model.state), rngs=nnx.Rngs(0))
-    judge = reward_models.Judge(*nnx.split(rewarder))
+    reward_model = reward_models.FrozenRewardModel(*nnx.split(rewarder))
     models = {"pretrained": (model.definition, model.state)}
     room = 48 - model.tokenizer.template_length
-    shown = talk(monkeypatch, capsys, models, judge, model.tokenizer, "x" * room + "y", "Why?", "")
+    shown = talk(
+        monkeypatch, capsys, models, reward_model, model.tokenizer, "x" * room + "y", "Why?", ""
+    )
     assert shown.count("read only the beginning of this question, up to “" + "x" * room + "”") == 1

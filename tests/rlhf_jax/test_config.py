@@ -83,8 +83,10 @@ def test_the_variants_of_a_profile_differ_in_adapters_and_learning_rate_alone(na
 @pytest.mark.parametrize("change", [{"max_pairs_per_post": 3}, {"min_score_ratio": 2.0}])
 def test_both_reward_models_read_the_same_pairs_of_a_post(change):
     profile = config.profile("tiny")
-    with pytest.raises(UserError, match=f"Profile.gold.{next(iter(change))}"):
-        dataclasses.replace(profile, gold=dataclasses.replace(profile.gold, **change))
+    with pytest.raises(UserError, match=f"Profile.second_reward.{next(iter(change))}"):
+        dataclasses.replace(
+            profile, second_reward=dataclasses.replace(profile.second_reward, **change)
+        )
 
 
 def test_the_assignment_profile_is_the_protocol():

@@ -47,11 +47,11 @@ def differing_inputs(stage, *experiments):
 
 
 @pytest.mark.parametrize("train_pairs", [9, 47, None])
-def test_parts_share_no_text_whatever_training_leaves_to_gold(data_dir, train_pairs):
+def test_parts_share_no_text_whatever_training_leaves_to_the_second(data_dir, train_pairs):
     """A post is in one part; what is in none has a text in common with what is trained on."""
     made = changed(data_dir, reward={"train_pairs": train_pairs})
     parts = made.posts
-    assert set(parts) == {"train", "gold", "validation", "test"} and all(parts.values())
+    assert set(parts) == {"train", "second_reward", "validation", "test"} and all(parts.values())
     assert overlap(parts) == 0
     assert sum(len(post.pairs) for post in parts["train"]) >= (train_pairs or 100)
     kept = {post.post_id for part in parts.values() for post in part}
@@ -61,11 +61,11 @@ def test_parts_share_no_text_whatever_training_leaves_to_gold(data_dir, train_pa
 
 def test_reward_models_learn_from_other_posts_and_are_tested_on_the_same(data_dir):
     made = changed(data_dir, reward={"train_pairs": 47})
-    reward, gold = made._parts("reward"), made._parts("gold")
-    counts = [sum(len(post.pairs) for post in part["train"]) for part in (reward, gold)]
+    reward, second = made._parts("reward"), made._parts("second_reward")
+    counts = [sum(len(post.pairs) for post in part["train"]) for part in (reward, second)]
     assert counts == [47, 24]
-    assert (reward["validation"], reward["test"]) == (gold["validation"], gold["test"])
-    assert overlap(reward | {"gold": gold["train"]}) == 0
+    assert (reward["validation"], reward["test"]) == (second["validation"], second["test"])
+    assert overlap(reward | {"second_reward": second["train"]}) == 0
 
 
 @pytest.mark.parametrize(("messages", "added"), [(60, 0), (30, 10)])
@@ -94,14 +94,14 @@ def test_other_unseen_prompts_make_another_evaluation_of_the_same_policies(data_
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"train_pairs": 9}])
-def test_the_gold_reward_model_knows_when_the_other_leaves_it_other_posts(data_dir, change):
+def test_the_second_reward_model_knows_when_the_other_leaves_it_other_posts(data_dir, change):
     """Its own configuration is the same."""
     one, other = changed(data_dir), changed(data_dir, reward=change)
-    assert differing_inputs("gold", one, other) == {"posts"}
-    assert one.run("gold").identity != other.run("gold").identity
+    assert differing_inputs("second_reward", one, other) == {"posts"}
+    assert one.run("second_reward").identity != other.run("second_reward").identity
 
 
-def test_another_reward_model_makes_other_policies_and_leaves_gold_alone(data_dir):
+def test_another_reward_model_makes_other_policies_and_leaves_the_second_alone(data_dir):
     one, other = (
         changed(data_dir),
         changed(data_dir, reward={"learning_rate": 0.1}),
@@ -111,7 +111,9 @@ def test_another_reward_model_makes_other_policies_and_leaves_gold_alone(data_di
 
 
 def test_an_unknown_stage_is_an_error(data_dir, tmp_path):
-    with pytest.raises(UserError, match="'ppo-half': unknown; choose one of reward, gold, ppo-ful"):
+    with pytest.raises(
+        UserError, match="'ppo-half': unknown; choose one of reward, second_reward, p"
+    ):
         changed(data_dir).run("ppo-half")
     assert not any(tmp_path.iterdir())  # nothing was trained on the way
 

@@ -59,9 +59,9 @@ def results(model, tmp_path_factory):
         run.sample(step=0, prompt_id=0, model="ppo-lora", prompt="p", response="r", rated=True)
         run.finish()
 
-    judge = ensured("reward", config.profile("tiny").reward, reward).identity
-    policy = ensured("ppo-lora", CFG, ppo, reward=judge).identity
-    names = {"reward": judge, "ppo-lora": policy}
+    reward_model = ensured("reward", config.profile("tiny").reward, reward).identity
+    policy = ensured("ppo-lora", CFG, ppo, reward=reward_model).identity
+    names = {"reward": reward_model, "ppo-lora": policy}
     ensured("evaluate", config.profile("tiny").evaluation, evaluate, **names)
     return root
 

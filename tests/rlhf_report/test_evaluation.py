@@ -39,8 +39,8 @@ def test_a_gain_is_worked_out_as_the_difference_of_its_means():
 
 def test_the_second_reward_model_is_told_with_its_accuracy_and_the_longer_answers():
     own, longer = ({"value": v, "low": v - 0.06, "high": v + 0.06} for v in (0.647, 0.666))
-    gold = SimpleNamespace(summary={"accuracy": own, "baselines": {"longer": {"accuracy": longer}}})
-    text = evaluation.second_model_reading(gold)
+    run = SimpleNamespace(summary={"accuracy": own, "baselines": {"longer": {"accuracy": longer}}})
+    text = evaluation.second_model_reading(run)
     assert "orders 64.7% [58.7%, 70.7%] of its own" in text and "answer, 66.6% [60.6%" in text
 
 

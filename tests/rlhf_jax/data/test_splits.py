@@ -8,7 +8,7 @@ from rlhf_jax.data import splits
 from rlhf_jax.data.preferences import Post
 from rlhf_jax.data.prompts import Prompt
 
-FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.1, "gold": 0.1}
+FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.1, "second_reward": 0.1}
 
 
 def post(number, *, prompt=None, replies=None, **fields):
@@ -77,6 +77,14 @@ def test_division_depends_on_the_seed_only():
     assert divided(posts) != divided(posts, seed=1)
 
 
+def test_a_part_that_was_renamed_holds_the_posts_it_held_in_their_order():
+    posts, older = [post(i) for i in range(60)], {"train": 0.8, "gold": 0.2}
+    newer = {"train": 0.8, "second_reward": 0.2}
+    assert list(divided(posts, fractions=newer).values()) == [
+        *divided(posts, fractions=older).values()
+    ]
+
+
 def test_prefix_of_a_part_is_a_sample_of_it():
     train = divided([post(i) for i in range(400)])["train"]
     assert 5 < sum(p.domain == "physics" for p in train[:60]) < 25
@@ -91,9 +99,9 @@ def test_official_splits_are_kept_and_the_rest_is_divided():
     parts = divided([*posts, leak])
     assert {p.post_id for p in parts["test"]} == {p.post_id for p in posts[90:]}
     assert {p.post_id for p in parts["validation"]} == {p.post_id for p in posts[80:90]}
-    assert len(parts["train"]) + len(parts["gold"]) == 80
-    assert abs(len(parts["gold"]) - 10) <= 2
-    assert leak not in parts["train"] + parts["gold"]
+    assert len(parts["train"]) + len(parts["second_reward"]) == 80
+    assert abs(len(parts["second_reward"]) - 10) <= 2
+    assert leak not in parts["train"] + parts["second_reward"]
 
 
 def test_impossible_divisions_are_errors():

@@ -56,11 +56,14 @@ def tuned(toy):
 
 
 @pytest.fixture(scope="module")
-def evaluate(toy, toy_judge, tuned):
-    """A function that evaluates into a folder; the gold reward is twice the other."""
-    gold = nnx.merge(*toy_judge, copy=True)
-    gold.gain[...] = jnp.float32(2)
-    both = {"reward": toy_judge, "gold": reward_models.Judge(*nnx.split(gold))}
+def evaluate(toy, toy_reward_model, tuned):
+    """A function that evaluates into a folder; the second reward is twice the other."""
+    doubled = nnx.merge(*toy_reward_model, copy=True)
+    doubled.gain[...] = jnp.float32(2)
+    both = {
+        "reward": toy_reward_model,
+        "second_reward": reward_models.FrozenRewardModel(*nnx.split(doubled)),
+    }
 
     def ensure(root, kind=runs.Run):
         def train(run):
@@ -83,7 +86,7 @@ def responses_of(run, name):
 def test_a_policy_that_learnt_nothing_says_the_same_and_gains_nothing(evaluated):
     gain = evaluated.summary["gains"]["ppo-full"]
     assert (gain["wins"], gain["ties"], gain["losses"]) == (0, len(PROMPTS), 0)
-    for name in ("reward", "gold", "tokens", "length_controlled"):
+    for name in ("reward", "second_reward", "tokens", "length_controlled"):
         assert gain[name]["value"] == gain[name]["low"] == gain[name]["high"] == 0
     for name in ("pretrained", "ppo-full"):
         assert abs(evaluated.arrays()[f"{name}.kl"]).max() < 1e-6
@@ -102,13 +105,15 @@ def test_policies_that_moved_are_told_apart(evaluated):
 def test_seeds_of_a_variant_are_averaged_prompt_by_prompt(evaluated):
     arrays, variants = evaluated.arrays(), evaluated.summary["variants"]
     assert set(variants) == {"ppo-full"}  # and "ppo-full-1"; LoRA was trained once
-    for judge in ("reward", "gold"):
+    for reward_model in ("reward", "second_reward"):
         base, *seeds = (
-            arrays[f"{name}.{judge}"] for name in ("pretrained", "ppo-full", "ppo-full-1")
+            arrays[f"{name}.{reward_model}"] for name in ("pretrained", "ppo-full", "ppo-full-1")
         )
         gains = [(own - base).mean() for own in seeds]
-        assert variants["ppo-full"][judge]["value"] == pytest.approx(sum(gains) / 2, abs=1e-6)
-        assert variants["ppo-full"][judge]["count"] == len(PROMPTS)
+        assert variants["ppo-full"][reward_model]["value"] == pytest.approx(
+            sum(gains) / 2, abs=1e-6
+        )
+        assert variants["ppo-full"][reward_model]["count"] == len(PROMPTS)
 
 
 def test_the_kl_is_that_at_the_temperature_of_the_samples(evaluated, toy, tuned):
@@ -127,11 +132,13 @@ def test_the_kl_is_that_at_the_temperature_of_the_samples(evaluated, toy, tuned)
     np.testing.assert_allclose(evaluated.arrays()["ppo-lora.kl"], expected, rtol=1e-4)
 
 
-def test_each_judge_scores_in_its_own_column(evaluated):
+def test_each_reward_model_scores_in_its_own_column(evaluated):
     arrays = evaluated.arrays()
     for name in evaluated.summary["policies"]:
         assert arrays[f"{name}.reward"].any()
-        np.testing.assert_allclose(arrays[f"{name}.gold"], 2 * arrays[f"{name}.reward"], rtol=1e-6)
+        np.testing.assert_allclose(
+            arrays[f"{name}.second_reward"], 2 * arrays[f"{name}.reward"], rtol=1e-6
+        )
 
 
 def test_every_response_is_kept_with_its_reward_and_those_to_rate_are_marked(evaluated):

@@ -7,7 +7,7 @@ from rlhf_jax.config import EvaluationConfig
 from rlhf_jax.evaluation import response_statistics
 
 CFG = EvaluationConfig(resamples=200)
-INTERVALS = ("reward", "gold", "length_controlled", "stratified")
+INTERVALS = ("reward", "second_reward", "length_controlled", "stratified")
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def tokens():
 
 def columns(tokens, reward, **other):
     tokens, reward = np.asarray(tokens), np.asarray(reward, np.float64)
-    return {"tokens": tokens, "reward": reward, "gold": -2 * reward} | other
+    return {"tokens": tokens, "reward": reward, "second_reward": -2 * reward} | other
 
 
 def test_a_reward_that_is_length_has_a_plain_gain_and_none_between_equal_lengths(tokens):
@@ -35,7 +35,7 @@ def test_identical_policies_gain_nothing_and_tie_everywhere(tokens):
     same = columns(tokens, np.sin(tokens))
     gain = response_statistics.gain(same, same, CFG)
     assert (gain["wins"], gain["ties"], gain["losses"]) == (0, 120, 0)
-    for name in ("reward", "gold", "tokens"):
+    for name in ("reward", "second_reward", "tokens"):
         assert gain[name] == {"value": 0, "low": 0, "high": 0, "count": 120}
     for name in ("length_controlled", "stratified"):
         assert gain[name] == pytest.approx({"value": 0, "low": 0, "high": 0, "count": 120})
@@ -47,7 +47,7 @@ def test_a_constant_shift_at_equal_lengths_is_the_gain_however_length_is_treated
     for name in ("reward", "length_controlled", "stratified"):
         for end in ("value", "low", "high"):
             assert gain[name][end] == pytest.approx(1.25)
-    assert gain["gold"]["value"] == pytest.approx(-2.5)
+    assert gain["second_reward"]["value"] == pytest.approx(-2.5)
     assert (gain["wins"], gain["ties"], gain["losses"]) == (120, 0, 0)
 
 
@@ -111,9 +111,9 @@ def test_a_policy_is_described_per_token_and_per_response():
         kl=np.asarray([1.0, 2, 3, 12]), ended=np.asarray([True, False, True, True]),
     )  # fmt: skip
     found = response_statistics.describe(
-        own, ["", " \n", "a b", "a b"], CFG, rewards=["reward", "gold"]
+        own, ["", " \n", "a b", "a b"], CFG, rewards=["reward", "second_reward"]
     )
-    assert found["reward"]["value"] == 3 and found["gold"]["value"] == -6
+    assert found["reward"]["value"] == 3 and found["second_reward"]["value"] == -6
     means = ("kl_per_token", "kl_per_sequence", "tokens", "ended", "empty", "distinct_2")
     assert [found[name] for name in means] == [18 / 12, 18 / 4, 3, 0.75, 0.5, 0.5]
     assert found["repetition"] == 0

@@ -20,8 +20,8 @@ from rlhf_jax.ppo import actor_critic
 from rlhf_jax.pretrained import loading
 from rlhf_jax.reward_model import model as reward_models
 
-JUDGES = ("reward", "gold")
-KINDS = ("reward", "reward+lora", "gold", "ppo-full", "ppo-lora", "ppo-lora-1")
+REWARD_STAGES = ("reward", "second_reward")
+KINDS = ("reward", "reward+lora", "second_reward", "ppo-full", "ppo-lora", "ppo-lora-1")
 LORA = LoRAConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
 ABOUT = {
     "model": {"name": "acme/small", "file": "abc"},
@@ -54,7 +54,7 @@ def noisy(state, scale=0.3, seed=1):
 def finished(kind, model, root):
     """A run as training leaves it."""
     stage, lora = kind.removesuffix("+lora"), LORA if "lora" in kind else None
-    if stage in JUDGES:
+    if stage in REWARD_STAGES:
         cfg, name, summary = RewardConfig(lora=lora), "best", SUMMARY["reward"]
         weights = noisy(reward_models.initial(model, cfg.seed, lora)[1])
     else:
@@ -88,7 +88,7 @@ def test_directory_holds_no_pickle_and_all_that_a_loader_looks_for(exported):
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     whole = {"config.json", "model.safetensors", *tokenizer}
-    if run.stage not in JUDGES:
+    if run.stage not in REWARD_STAGES:
         whole.add("generation_config.json")
     if run.config["lora"]:
         whole = {f"base/{name}" for name in whole}
@@ -108,7 +108,7 @@ def test_exported_tokenizer_pads_with_another_token_than_the_end(exported, model
     run, out = exported
     loaded = AutoTokenizer.from_pretrained(out)
     assert loaded.pad_token_id == model.tokenizer.pad != loaded.eos_token_id == model.tokenizer.end
-    assert loaded.padding_side == ("right" if run.stage in JUDGES else "left")
+    assert loaded.padding_side == ("right" if run.stage in REWARD_STAGES else "left")
     assert model.tokenizer.encode(["<|im_end|>"]) != [[model.tokenizer.end]]  # ours is as it was
 
 
@@ -143,14 +143,14 @@ def test_card_states_what_it_is_and_what_it_cannot_do(exported):
     lora = run.config["lora"]
     assert fields["base_model_relation"] == ("adapter" if lora else "finetune")
     assert fields["library_name"] == ("peft" if lora else "transformers")
-    task = "text-classification" if run.stage in JUDGES else "text-generation"
+    task = "text-classification" if run.stage in REWARD_STAGES else "text-generation"
     assert fields["pipeline_tag"] == task
     result = fields["model-index"][0]["results"][0]
-    measured_on = "stanfordnlp/SHP" if run.stage in JUDGES else "own questions"
+    measured_on = "stanfordnlp/SHP" if run.stage in REWARD_STAGES else "own questions"
     assert result["dataset"]["name"] == measured_on
-    assert result["metrics"][0]["value"] == (0.71 if run.stage in JUDGES else 0.3)
+    assert result["metrics"][0]["value"] == (0.71 if run.stage in REWARD_STAGES else 0.3)
     assert "| learning_rate | " in body and "| seed | 0 |" in body
-    assert ("0.43" in body) == (run.stage in JUDGES)
+    assert ("0.43" in body) == (run.stage in REWARD_STAGES)
     assert "onger answer" in body.split("## Limits")[1]
 
 
@@ -197,8 +197,10 @@ def episodes(model):
     return rows, jnp.arange(20)[None] < jnp.array([[20], [13], [7]])
 
 
-def scores(judge, tokens, mask):
-    return jax.jit(lambda state: nnx.merge(judge.definition, state)(tokens, mask))(judge.state)
+def scores(reward_model, tokens, mask):
+    return jax.jit(lambda state: nnx.merge(reward_model.definition, state)(tokens, mask))(
+        reward_model.state
+    )
 
 
 def test_reward_model_comes_back_with_the_same_rewards(model, tmp_path):
@@ -208,7 +210,7 @@ def test_reward_model_comes_back_with_the_same_rewards(model, tmp_path):
         reward_models.load(run, model),
         foreign_reward_model.load_reward_model(tmp_path / "out", model.tokenizer),
     )
-    one, other = (scores(judge, *episodes(model)) for judge in both)
+    one, other = (scores(reward_model, *episodes(model)) for reward_model in both)
     np.testing.assert_allclose(one, other, atol=1e-5)
     assert one.std() > 0.1
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -228,12 +230,12 @@ def test_merged_adapters_of_a_reward_model_give_its_rewards(model, tmp_path):
     assert "peft" not in (tmp_path / "out" / "README.md").read_text()
     merged = foreign_reward_model.load_reward_model(tmp_path / "out", model.tokenizer)
     own = reward_models.load(run, model)
-    one, other = (scores(judge, *episodes(model)) for judge in (own, merged))
+    one, other = (scores(reward_model, *episodes(model)) for reward_model in (own, merged))
     np.testing.assert_allclose(one, other, atol=1e-5)
     plain = nnx.merge(*own)
     for block in plain.decoder.blocks:
         block.attention.q_proj.lora_b[...] = jnp.zeros_like(block.attention.q_proj.lora_b[...])
-    without = scores(reward_models.Judge(*nnx.split(plain)), *episodes(model))
+    without = scores(reward_models.FrozenRewardModel(*nnx.split(plain)), *episodes(model))
     assert np.abs(one - without).max() > 1e-2  # the adapters matter
 
 

@@ -23,8 +23,8 @@ def train_with(train_toy):
     """A function that runs PPO on the toy with a reward of one's own for a few steps."""
 
     def run(root, reward, **changes):
-        def train(run, cfg, toy, judge, prompts):
-            ppo_training.train(run, cfg, toy, reward(judge), prompts)
+        def train(run, cfg, toy, reward_model, prompts):
+            ppo_training.train(run, cfg, toy, reward(reward_model), prompts)
 
         return train_toy("full", root, train=train, **{"passes": 4} | changes)[0]
 
@@ -32,7 +32,7 @@ def train_with(train_toy):
 
 
 def test_a_function_of_texts_is_optimised(train_with, tmp_path):
-    run = train_with(tmp_path, lambda judge: count_c, passes=25)
+    run = train_with(tmp_path, lambda reward_model: count_c, passes=25)
     rewards = run.metrics()["reward"]
     assert rewards.iloc[0] < 1.5 and rewards.iloc[-1] > 3.8  # of four letters
     sample = run.samples()[-1]
@@ -42,7 +42,12 @@ def test_a_function_of_texts_is_optimised(train_with, tmp_path):
 def test_a_reward_model_beside_functions_is_added_up_with_the_weights(train_with, tmp_path):
     parts = {"model": 0.5, "c": 2.0, "a": -1.0}
     run = train_with(
-        tmp_path, lambda judge: {"model": (judge, 0.5), "c": (count_c, 2.0), "a": (count_a, -1.0)}
+        tmp_path,
+        lambda reward_model: {
+            "model": (reward_model, 0.5),
+            "c": (count_c, 2.0),
+            "a": (count_a, -1.0),
+        },
     )
     rows = run.metrics()
     total = sum(rows[f"reward_{name}"] for name in parts)
@@ -51,9 +56,12 @@ def test_a_reward_model_beside_functions_is_added_up_with_the_weights(train_with
 
 
 def test_shares_of_a_reward_model_make_the_whole(train_with, timeless, tmp_path):
-    whole = timeless(train_with(tmp_path / "a", lambda judge: judge))
+    whole = timeless(train_with(tmp_path / "a", lambda reward_model: reward_model))
     halves = timeless(
-        train_with(tmp_path / "b", lambda judge: {"x": (judge, 0.25), "y": (judge, 0.75)})
+        train_with(
+            tmp_path / "b",
+            lambda reward_model: {"x": (reward_model, 0.25), "y": (reward_model, 0.75)},
+        )
     )
     for name in ("reward", "kl", "policy_loss", "value_loss", "entropy"):
         np.testing.assert_allclose(halves[name], whole[name], rtol=1e-3, atol=1e-5)
@@ -66,7 +74,7 @@ def test_a_function_is_asked_with_the_prompts_that_were_answered(train_with, tmp
         asked.append((prompts, responses))
         return [0.0] * len(prompts)
 
-    run = train_with(tmp_path, lambda judge: remember, sample_every=1)
+    run = train_with(tmp_path, lambda reward_model: remember, sample_every=1)
     for step, (prompts, responses) in enumerate(asked, start=1):
         kept = [row for row in run.samples() if row["step"] == step]
         assert [(row["prompt"], row["response"]) for row in kept] == [

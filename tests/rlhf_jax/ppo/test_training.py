@@ -46,7 +46,7 @@ def episodes(toy):
     return jnp.asarray(tokens), jnp.asarray(mask), responses
 
 
-def moved(toy, toy_judge, variant, seed=0, critic=True):
+def moved(toy, toy_reward_model, variant, seed=0, critic=True):
     """A policy some way from the reference, so that nothing is zero by chance."""
     built = actor_critic.build(toy, variant, seed=seed, critic=critic)
     leaves, structure = jax.tree.flatten(built.trainable)
@@ -55,17 +55,19 @@ def moved(toy, toy_judge, variant, seed=0, critic=True):
         x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)
     ]
     built = built._replace(trainable=jax.tree.unflatten(structure, noisy))
-    return built, Frozen(built.frozen, toy.state, {"reward": toy_judge.state})
+    return built, Frozen(built.frozen, toy.state, {"reward": toy_reward_model.state})
 
 
-def run_update(toy, toy_judge, episodes, cfg, *, optimizer=STILL_THEN_GRADIENT, spread=False):
+def run_update(
+    toy, toy_reward_model, episodes, cfg, *, optimizer=STILL_THEN_GRADIENT, spread=False
+):
     """One step on given episodes: the change of what is trained, the metrics, the episodes."""
-    built, frozen = moved(toy, toy_judge, cfg.lora, critic=cfg.has_critic)
+    built, frozen = moved(toy, toy_reward_model, cfg.lora, critic=cfg.has_critic)
     state = TrainState(built.trainable, optimizer.init(built.trainable), jnp.zeros((), jnp.int32))
     state = jax.tree.map(jnp.copy, state)
     static = Static(
-        built.definition, toy.definition, (("reward", 1.0, toy_judge.definition),), optimizer, cfg,
-        toy.tokenizer.end,
+        built.definition, toy.definition, (("reward", 1.0, toy_reward_model.definition),),
+        optimizer, cfg, toy.tokenizer.end,
     )  # fmt: skip
     if spread:
         state, frozen, episodes = replicated(state), replicated(frozen), over_devices(episodes)
@@ -80,9 +82,9 @@ def run_update(toy, toy_judge, episodes, cfg, *, optimizer=STILL_THEN_GRADIENT, 
 
 
 @pytest.fixture(scope="module")
-def whole_batch(toy, toy_judge, episodes):
+def whole_batch(toy, toy_reward_model, episodes):
     """What every split into forward batches, padding and placement must agree with."""
-    return run_update(toy, toy_judge, episodes, CFG)
+    return run_update(toy, toy_reward_model, episodes, CFG)
 
 
 def assert_same(found, expected):
@@ -108,17 +110,17 @@ def test_an_update_that_changes_nothing_leaves_the_log_ratio_at_zero(whole_batch
 
 @pytest.mark.parametrize("forward_batch", [4, 1])
 def test_log_ratio_metrics_and_gradients_are_those_of_every_split_into_forward_batches(
-    toy, toy_judge, episodes, whole_batch, forward_batch, measured
+    toy, toy_reward_model, episodes, whole_batch, forward_batch, measured
 ):
     cfg = dataclasses.replace(CFG, forward_batch=forward_batch)
-    found = run_update(toy, toy_judge, episodes, cfg)
+    found = run_update(toy, toy_reward_model, episodes, cfg)
     split = f"8 episodes in forward batches of {forward_batch}"
     measured(f"ratio error at rate 0, {split}", found[1]["ratio_error"], 1e-5)
     measured(f"gradients, {split} against the whole", assert_same(found, whole_batch), 1e-4)
 
 
 def test_padding_before_and_after_changes_no_metric_and_no_gradient(
-    toy, toy_judge, episodes, measured
+    toy, toy_reward_model, episodes, measured
 ):
     tokens, mask, responses = episodes
     wide = jnp.pad(tokens, ((0, 0), (3, 0)), constant_values=7), jnp.pad(mask, ((0, 0), (3, 0)))
@@ -129,8 +131,8 @@ def test_padding_before_and_after_changes_no_metric_and_no_gradient(
     )
     # A cut-off response would get its end two tokens later: let every response have ended.
     ended = ends_early(responses, toy.tokenizer.end), ends_early(late, toy.tokenizer.end)
-    expected = run_update(toy, toy_judge, (tokens, mask, ended[0]), CFG)
-    apart = assert_same(run_update(toy, toy_judge, (*wide, ended[1]), CFG), expected)
+    expected = run_update(toy, toy_reward_model, (tokens, mask, ended[0]), CFG)
+    apart = assert_same(run_update(toy, toy_reward_model, (*wide, ended[1]), CFG), expected)
     measured("gradients with padding on both sides against none", apart, 1e-4)
 
 
@@ -142,8 +144,8 @@ def ends_early(responses, end):
     return responses._replace(tokens=jnp.asarray(tokens))
 
 
-def test_two_devices_do_what_one_does(toy, toy_judge, episodes, whole_batch):
-    assert_same(run_update(toy, toy_judge, episodes, CFG, spread=True), whole_batch)
+def test_two_devices_do_what_one_does(toy, toy_reward_model, episodes, whole_batch):
+    assert_same(run_update(toy, toy_reward_model, episodes, CFG, spread=True), whole_batch)
 
 
 def test_scored_logprobs_are_those_the_sampler_saw(episodes, whole_batch, measured):
@@ -169,14 +171,16 @@ def test_the_end_token_counts(toy, episodes, whole_batch, measured):
     assert metrics["response_tokens"] == pytest.approx(np.asarray(episodes[2].mask).sum() / 8)
 
 
-def test_the_reward_is_the_judge_s_alone_and_every_kl_is_what_it_says(toy, toy_judge, whole_batch):
+def test_the_reward_is_the_reward_model_s_alone_and_every_kl_is_what_it_says(
+    toy, toy_reward_model, whole_batch
+):
     _, metrics, scored = whole_batch
     mask = np.asarray(scored.mask)
-    judge_model = nnx.merge(*toy_judge)
+    scorer = nnx.merge(*toy_reward_model)
     cut_off = mask[:, -1] & (np.asarray(scored.tokens)[:, -1] != toy.tokenizer.end)
     tokens = jnp.pad(scored.tokens, ((0, 0), (0, 1)), constant_values=toy.tokenizer.end)
     token_mask = jnp.concatenate([scored.token_mask, jnp.asarray(cut_off)[:, None]], axis=1)
-    np.testing.assert_allclose(scored.reward, jax.jit(judge_model)(tokens, token_mask), atol=1e-5)
+    np.testing.assert_allclose(scored.reward, jax.jit(scorer)(tokens, token_mask), atol=1e-5)
     assert metrics["reward"] == pytest.approx(float(scored.reward.mean()), rel=1e-5)
     difference = np.asarray(scored.logprobs - scored.reference_logprobs)[mask]
     assert metrics["kl_k1"] == pytest.approx(difference.mean(), rel=1e-4)
@@ -186,7 +190,7 @@ def test_the_reward_is_the_judge_s_alone_and_every_kl_is_what_it_says(toy, toy_j
     assert metrics["kl_sequence"] == pytest.approx(per_sequence.mean(), rel=1e-4)
 
 
-def test_the_gradient_is_that_of_the_plain_loss_over_the_batch(toy, toy_judge, whole_batch):
+def test_the_gradient_is_that_of_the_plain_loss_over_the_batch(toy, toy_reward_model, whole_batch):
     """Written once more from the paper, on the scores that the step computed."""
     change, metrics, scored = whole_batch
     mask = scored.mask
@@ -201,7 +205,7 @@ def test_the_gradient_is_that_of_the_plain_loss_over_the_batch(toy, toy_judge, w
     returns = advantages + scored.values
     kept = np.asarray(advantages)[np.asarray(mask)]
     whitened = (advantages - kept.mean()) / kept.std()
-    built, _ = moved(toy, toy_judge, None)
+    built, _ = moved(toy, toy_reward_model, None)
 
     @jax.jit
     @jax.grad
@@ -221,22 +225,24 @@ def test_the_gradient_is_that_of_the_plain_loss_over_the_batch(toy, toy_judge, w
     assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-3)
 
 
-def test_an_update_that_runs_away_ends_the_inner_epochs(toy, toy_judge, episodes):
+def test_an_update_that_runs_away_ends_the_inner_epochs(toy, toy_reward_model, episodes):
     cfg = dataclasses.replace(CFG, approx_kl_limit=1e-3, inner_epochs=4)
-    _, metrics, _ = run_update(toy, toy_judge, episodes, cfg, optimizer=optax.sgd(3.0))
+    _, metrics, _ = run_update(toy, toy_reward_model, episodes, cfg, optimizer=optax.sgd(3.0))
     assert metrics["first_approx_kl"] < 1e-6 and metrics["approx_kl"] > 1e-3
     assert metrics["inner_epochs"] == 2
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1e6])
-def test_the_learning_rate_goes_on_as_if_every_inner_epoch_had_run(toy, toy_judge, episodes, limit):
+def test_the_learning_rate_goes_on_as_if_every_inner_epoch_had_run(
+    toy, toy_reward_model, episodes, limit
+):
     cfg = dataclasses.replace(CFG, approx_kl_limit=limit, inner_epochs=4)
     optimizer = optax.sgd(lambda step: jnp.where(step < 4, 1.0, 0.0))
-    built, frozen = moved(toy, toy_judge, None)
+    built, frozen = moved(toy, toy_reward_model, None)
     start = TrainState(built.trainable, optimizer.init(built.trainable), jnp.zeros((), jnp.int32))
     static = Static(
-        built.definition, toy.definition, (("reward", 1.0, toy_judge.definition),), optimizer, cfg,
-        toy.tokenizer.ends,
+        built.definition, toy.definition, (("reward", 1.0, toy_reward_model.definition),),
+        optimizer, cfg, toy.tokenizer.ends,
     )  # fmt: skip
     state, metrics, _ = update(
         jax.tree.map(jnp.copy, start), frozen, *episodes, {}, 0.3, jax.random.key(1), static=static
@@ -299,7 +305,7 @@ def test_every_step_and_stream_has_a_key_of_its_own():
     assert jax.random.key_data(again).tolist() == jax.random.key_data(keys[-1]).tolist()
 
 
-# From here on: whole runs on the toy, whose judge likes one letter.
+# From here on: whole runs on the toy, whose reward model likes one letter.
 
 
 def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(toy_run, measured):
@@ -321,8 +327,8 @@ def test_nothing_but_the_dropout_of_adapters_moves_the_first_ratio_of_a_step(toy
         assert later.min() > 1e-3
 
 
-def test_the_optimum_is_found(toy_run, toy, toy_judge, best_token, measured):
-    """The best response is four times the letter that the judge likes."""
+def test_the_optimum_is_found(toy_run, toy, toy_reward_model, best_token, measured):
+    """The best response is four times the letter that the reward model likes."""
     run, cfg = toy_run
     tokens, mask, _ = prompt_rows(["ab", "hd"], toy.tokenizer, length=cfg.prompt_tokens)
     definition, state = ppo_training.tuned_decoder(run, cfg, toy)
@@ -334,8 +340,8 @@ def test_the_optimum_is_found(toy_run, toy, toy_judge, best_token, measured):
     wrong = (responses.tokens != best_token).sum()
     measured(f"wrong tokens of a toy's best policy, {run.stage}", wrong, 0)
     best = reward_models.response_rewards(
-        toy_judge.state, jnp.asarray(tokens), jnp.asarray(mask), responses,
-        definition=toy_judge.definition, end=toy.tokenizer.end,
+        toy_reward_model.state, jnp.asarray(tokens), jnp.asarray(mask), responses,
+        definition=toy_reward_model.definition, end=toy.tokenizer.end,
     )  # fmt: skip
     rewards = run.metrics()["reward"]
     assert rewards.iloc[0] < 0.3 * float(best.min())
@@ -425,10 +431,10 @@ def test_the_optimum_is_found_without_a_critic(train_toy, toy, best_token, tmp_p
 
 
 def test_advantages_without_a_critic_are_equal_within_a_response_and_sum_to_zero_in_a_prompt(
-    toy, toy_judge, episodes
+    toy, toy_reward_model, episodes
 ):
     cfg = dataclasses.replace(CFG, advantages="leave-one-out", responses_per_prompt=4)
-    _, metrics, scored = run_update(toy, toy_judge, episodes, cfg)
+    _, metrics, scored = run_update(toy, toy_reward_model, episodes, cfg)
     assert scored.values is None and "value_loss" not in metrics
     rewards = jnp.where(scored.mask, 1.0, 0.0) * jnp.arange(8.0)[:, None]
     advantages, returns = estimated(rewards, scored, cfg)

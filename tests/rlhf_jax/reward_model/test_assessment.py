@@ -53,7 +53,7 @@ def test_a_verdict_that_is_never_given_has_precision_zero():
     assert np.trapezoid(curve["true_positive"], curve["false_positive"]) == 0.5
 
 
-@pytest.mark.parametrize("stage", ["reward", "gold"])
+@pytest.mark.parametrize("stage", ["reward", "second_reward"])
 def test_the_figures_of_committed_runs_are_found_again(stage):
     """They were computed by code of our own, without scikit-learn."""
     run = find(stage, PROJECT / "results" / "reference")

@@ -209,7 +209,7 @@ def test_a_reward_that_tells_no_responses_apart_has_no_scale(toy, untrained):
     flat.score.kernel[...] = jnp.zeros_like(flat.score.kernel[...])
     with pytest.raises(errors.UserError, match="3 reference responses have no spread.*deviation 0"):
         reward_models.scale_on_reference(
-            reward_models.Judge(*nnx.split(flat)), toy, ["a", "b", "cd"], CFG
+            reward_models.FrozenRewardModel(*nnx.split(flat)), toy, ["a", "b", "cd"], CFG
         )
 
 
@@ -356,7 +356,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_the_judge_gives_reference_responses_mean_zero_and_deviation_one(finished, toy):
+def test_the_reward_model_gives_reference_responses_mean_zero_and_deviation_one(finished, toy):
     """The scale is measured again on the responses that it was made from."""
     loaded = reward_models.load(finished, toy)
     scale = reward_models.scale_on_reference(loaded, toy, REFERENCE_PROMPTS, CFG)
