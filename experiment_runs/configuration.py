@@ -5,11 +5,27 @@ import math
 import numbers
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 from experiment_runs.errors import UserError
 
 SEEDS = 2**31  # of which the generators take one
+
+
+def made(kind: type, values: Mapping[str, Any], place: str) -> Any:
+    """A configuration of the values that stand at a place of a file.
+
+    Raises:
+      UserError: it has no such field, or cannot have such a value.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        raise UserError(f"{place}: no field {', '.join(unknown)}; known are {', '.join(known)}")
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def check_types(config: Any) -> None:

@@ -2,7 +2,14 @@
 
 import dataclasses
 
-from experiment_runs.configuration import check_fraction, check_positive, check_seed, check_types
+from experiment_runs import assignment
+from experiment_runs.configuration import (
+    check_fraction,
+    check_positive,
+    check_seed,
+    check_types,
+    made,
+)
 from experiment_runs.errors import UserError
 
 POLICIES = ("colour", "translation", "cutout")  # of augmentation.py
@@ -97,7 +104,9 @@ PROFILES = {
     ),
     # About 15 minutes on two cores: half the protocol's widths.
     "study": GANConfig(widths=(256, 128, 64, 32), most_steps=6000),
-    # The protocol: 1,000 epochs. Minutes on a data-centre GPU, about 9 hours on two cores for
-    # DermaMNIST.
-    "assignment": GANConfig(),
+    # The protocol, as assignment.toml has it: 1,000 epochs. Minutes on a data-centre GPU, about 9
+    # hours on two cores for DermaMNIST.
+    "assignment": made(
+        GANConfig, assignment.values("gan"), f"{assignment.PATH}: [protocol.gan]"
+    ),
 }  # fmt: skip

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import importlib.util
 import os
+import re
 import sys
 import time
 import urllib.request
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from experiment_runs.assignment import SUBMISSION
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from experiment_runs.npz import Header, read_npz
@@ -24,7 +26,7 @@ from experiment_runs.process import progress
 
 HISTOLOGY = "histology"
 SPLITS = ("train", "val", "test")
-EVEN, ODD = "dermamnist", "chestmnist"
+EVEN, ODD = SUBMISSION["even"], SUBMISSION["odd"]  # by the last digit of the student ID
 TIMEOUT_SECONDS = 5  # to notice that there is no network
 PATIENCE_SECONDS = 30  # for the first bytes of a download
 SLOWEST = 10_000  # bytes a second of a download that is waited for
@@ -56,12 +58,18 @@ class ImageSet:
 
 
 def dataset_for(student_id: str | None) -> str:
-    """DermaMNIST for an even last digit of the student ID (or without one), ChestMNIST for odd."""
+    """The images that the last digit of a student ID chooses; those of an even one without an ID.
+
+    Raises:
+      UserError: it is not as the assignment says.
+    """
     if student_id is None:
         return EVEN
-    if not student_id.isdecimal():
+    rule = SUBMISSION["student_id"]
+    if not re.fullmatch(rule, student_id) or not student_id[-1].isdecimal():
         raise UserError(
-            f"student ID '{student_id}': not a number; its last digit chooses the images"
+            f"student ID '{student_id}': not a number as the assignment has them ({rule}); its "
+            "last digit chooses the images"
         )
     return ODD if int(student_id[-1]) % 2 else EVEN
 

@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from experiment_runs import assignment as protocol
 from experiment_runs.configuration import (
     check_fraction,
     check_not_negative,
     check_positive,
     check_seed,
     check_types,
+    made,
     reject,
 )
 from experiment_runs.errors import UserError
@@ -38,6 +40,7 @@ class LoRAConfig:
 
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+RATED_PROMPTS = protocol.ASSIGNMENT["ratings"]["prompts"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,8 @@ class EvaluationConfig:
     """Comparison of the pretrained and the tuned policies on prompts nobody trained on."""
 
     prompts: int = 200
-    rated_prompts: int = 3  # of them, shown for rating by hand
+    rated_prompts: int = RATED_PROMPTS  # of them, shown for rating by hand
+    response_tokens: int | None = None  # longest response; None: as in training
     batch: int = 50
     temperature: float = 1.0
     resamples: int = 10_000  # of the bootstrap
@@ -184,6 +188,7 @@ class EvaluationConfig:
     def __post_init__(self):
         check_types(self)
         check_positive(self, "prompts", "rated_prompts", "batch", "resamples", "temperature")
+        check_positive(self, "response_tokens")
         check_seed(self)
         if self.prompts < self.rated_prompts:
             raise UserError("EvaluationConfig.prompts must not be less than rated_prompts")
@@ -309,18 +314,18 @@ def study() -> Profile:
     ppo = PPOConfig(
         learning_rate=5e-5, value_learning_rate=1e-3, warmup_fraction=0.1, batch=16,
         forward_batch=8, passes=1, inner_epochs=2, prompts=400, prompt_tokens=64,
-        response_tokens=40, kl_weight=0.15,
-        missing_end_penalty=0.0,  # few answers can end within so few tokens
+        response_tokens=80, kl_weight=0.15,
+        missing_end_penalty=0.0,  # many answers are longer
     )  # fmt: skip
     reward = RewardConfig(
         epochs=1, batch_pairs=16, batch_rows=3, train_pairs=3250, validation_pairs=400,
         test_pairs=1000, evaluations_per_epoch=3, reference_prompt_tokens=64,
-        reference_response_tokens=40,
+        reference_response_tokens=80,
     )  # fmt: skip
     return Profile(
         name="study",
         promise="the smallest run whose claims deserve belief, given real votes and prompts",
-        time="two to three hours",
+        time="several hours",
         reward=reward,
         second_reward=other(
             reward, train_pairs=1250, validation_pairs=200, test_pairs=400, evaluations_per_epoch=1
@@ -332,22 +337,29 @@ def study() -> Profile:
             ppo, lora=LoRAConfig(targets=LINEAR_LAYERS), learning_rate=6e-4
         ),
         seeds=3,
-        evaluation=EvaluationConfig(prompts=100),
+        evaluation=EvaluationConfig(prompts=100, response_tokens=128),
     )
 
 
 def assignment() -> Profile:
-    ppo = PPOConfig()
+    """The protocol as assignment.toml has it."""
+    reward, ppo, lora, evaluation = (
+        made(kind, protocol.values(part), f"{protocol.PATH}: [protocol.{part}]")
+        for part, kind in (
+            ("reward", RewardConfig), ("ppo", PPOConfig), ("lora", LoRAConfig),
+            ("evaluation", EvaluationConfig),
+        )
+    )  # fmt: skip
     return Profile(
         name="assignment",
         promise="the protocol to the letter",
         time="several days",
         dtype="bfloat16",
-        reward=RewardConfig(train_pairs=6000),
-        second_reward=other(RewardConfig(train_pairs=6000)),
+        reward=reward,
+        second_reward=other(reward),
         ppo=ppo,
-        lora=with_lora(ppo),
-        evaluation=EvaluationConfig(),
+        lora=dataclasses.replace(ppo, lora=lora),
+        evaluation=evaluation,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiment_runs import assignment
 from experiment_runs.run import Run, code_since
 from experiment_runs.settings import PROJECT
 from rlhf_report.style import policy_name
@@ -68,59 +69,74 @@ def tested_invariants_table() -> pd.DataFrame:
 
 
 def protocol_table(reward: Run, full: Run, lora: Run, evaluation: Run) -> pd.DataFrame:
-    """The protocol's values, the values of these runs, and why they differ."""
+    """The protocol's values (assignment.toml), the values of these runs, and why they differ."""
     r, f, a, e = reward.config, full.config, lora.config, evaluation.config
     budget = "budget of the profile"
     small = "so few updates move nothing at the protocol's rate"
-    pairs = reward.summary["pairs"]["train"]
-    adapter = a["lora"]
+    data = assignment.PROTOCOL["data"]
+    parts = {"reward": r | {"train_pairs": reward.summary["pairs"]["train"]}, "evaluation": e}
+    parts |= {"ppo": f | {"prompts": full.summary["prompts"]}, "lora": a["lora"]}
     rows = [
         ("framework", "TRL", "JAX", "TRL's PPO was removed in 2026 (pull request 7020)"),
-        ("preferences", "stanfordnlp/SHP", reward.about["preferences"]["name"], "what was at hand"),
-        ("prompts (prompter's)", "OpenAssistant/oasst1", full.about["prompts"]["name"],
+        ("preferences", data["preferences"], reward.about["preferences"]["name"],
          "what was at hand"),
-        ("training pairs", "at least 5,000", f"{pairs:,}", budget if pairs < 5000 else "–"),
-        ("reward loss", "pairwise margin ranking", r["loss"], ""),
-        ("reward learning rate", "5e-05", f"{r['learning_rate']:.0e}", small),
-        ("reward batch (pairs)", "8", str(r["batch_pairs"]), "whole posts in one pass"),
-        ("reward epochs", "5", str(r["epochs"]), budget),
-        ("prompts for PPO", "2,000", f"{full.summary['prompts']:,}", budget),
-        ("PPO learning rate, full", "1e-05", f"{f['learning_rate']:.0e}", small),
-        ("PPO learning rate, LoRA", "1e-05", f"{a['learning_rate']:.0e}", small),
-        ("PPO batch / forward batch", "64 / 16", f"{f['batch']} / {f['forward_batch']}", budget),
-        ("passes over the prompts", "5", str(f["passes"]), budget),
-        ("inner epochs a batch", "4", str(f["inner_epochs"]), budget),
-        ("prompt tokens", "256", str(f["prompt_tokens"]), budget),
-        ("response tokens", "128", str(f["response_tokens"]), budget),
-        ("KL per token", "0.02 to 0.1", f"controlled to {f['target_kl']}", ""),
-        ("LoRA targets", "q_proj, v_proj", ", ".join(adapter["targets"]), ""),
-        ("LoRA rank / alpha", "4-16 / 32", f"{adapter['rank']} / {adapter['alpha']:.0f}", ""),
-        ("LoRA dropout", "0.2", str(adapter["dropout"]), "in updates only"),
+        ("prompts (prompter's)", data["prompts"], full.about["prompts"]["name"],
+         "what was at hand"),
+        compared("training pairs", parts, "reward", "train_pairs", budget),
+        compared("reward loss", parts, "reward", "loss"),
+        compared("reward learning rate", parts, "reward", "learning_rate", small),
+        compared("reward batch (pairs)", parts, "reward", "batch_pairs", "whole posts in one pass"),
+        compared("reward epochs", parts, "reward", "epochs", budget),
+        compared("prompts for PPO", parts, "ppo", "prompts", budget),
+        compared("PPO learning rate, full", parts, "ppo", "learning_rate", small),
+        compared("PPO learning rate, LoRA", {"ppo": a}, "ppo", "learning_rate", small),
+        compared("PPO batch", parts, "ppo", "batch", budget),
+        compared("PPO forward batch", parts, "ppo", "forward_batch", budget),
+        compared("passes over the prompts", parts, "ppo", "passes", budget),
+        compared("inner epochs a batch", parts, "ppo", "inner_epochs", budget),
+        compared("prompt tokens", parts, "ppo", "prompt_tokens", budget),
+        compared("response tokens", parts, "ppo", "response_tokens", budget),
+        ("KL per token", "{} to {}".format(*assignment.KL_BAND),
+         f"controlled to {f['target_kl']}", ""),
+        compared("LoRA targets", parts, "lora", "targets"),
+        compared("LoRA rank", parts, "lora", "rank"),
+        compared("LoRA alpha", parts, "lora", "alpha"),
+        compared("LoRA dropout", parts, "lora", "dropout", "in updates only"),
         ("trained with LoRA", "only LoRA", "LoRA and the value head", "PPO needs a critic"),
-        ("unseen prompts", "at least 50", str(e["prompts"]), ""),
+        compared("unseen prompts", parts, "evaluation", "prompts", budget),
     ]  # fmt: skip
     return departures(rows)
 
 
+def compared(
+    setting: str, parts: Mapping[str, Mapping[str, Any]], part: str, field: str, why: str = ""
+) -> tuple[str, str, str, str]:
+    """A row of a protocol: what is asked for, what was done, and why where that is a departure."""
+    value = parts[part][field]
+    shown = ", ".join(map(str, value)) if isinstance(value, list) else assignment.in_words(value)
+    kept = not assignment.departures(part, {field: value}, [field])
+    return setting, assignment.wanted(part, field), shown, "" if kept else why
+
+
 def departures(rows: list[tuple[str, str, str, str]]) -> pd.DataFrame:
-    """Rows of a protocol; where its value is the one used there is nothing to explain."""
+    """Rows of a protocol; where what it asks for was done there is nothing to explain."""
     frame = pd.DataFrame(rows, columns=["setting", "protocol", "here", "why"])
-    frame.loc[frame["protocol"] == frame["here"], "why"] = "–"
-    return frame
+    kept = (frame["protocol"] == frame["here"]) | (frame["why"] == "")
+    return frame.assign(why=frame["why"].mask(kept, "–"))
 
 
 def gan_protocol_table(run: Run) -> pd.DataFrame:
     """The same for the DCGAN."""
-    cfg = run.config
-    epochs = run.metrics()["epoch"].iloc[-1]
+    parts = {"gan": run.config | {"epochs": float(f"{run.metrics()['epoch'].iloc[-1]:.4g}")}}
+    budget = "budget of the profile"
     rows = [
         ("data", "DermaMNIST or ChestMNIST", run.summary["source"], "what was at hand"),
-        ("epochs", "1000", f"{epochs:.4g}", "budget of the profile"),
-        ("generator widths", "512, 256, 128, 64", ", ".join(map(str, cfg["widths"])),
-         "budget of the profile"),
-        ("Adam", "2e-04, beta 0.5, 0.999",
-         f"{cfg['learning_rate']:.0e}, beta {cfg['momentum']}, {cfg['variance_decay']}", ""),
-        ("batch", "64", str(cfg["batch"]), ""),
+        compared("epochs", parts, "gan", "epochs", budget),
+        compared("generator widths", parts, "gan", "widths", budget),
+        compared("Adam's learning rate", parts, "gan", "learning_rate"),
+        compared("Adam's first decay", parts, "gan", "momentum"),
+        compared("Adam's second decay", parts, "gan", "variance_decay"),
+        compared("batch", parts, "gan", "batch"),
         ("grid", "8 x 4", "8 x 4", ""),
-    ]  # fmt: skip
+    ]
     return departures(rows)

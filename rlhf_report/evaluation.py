@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from experiment_runs.assignment import KL_BAND
 from experiment_runs.run import Run
 from rlhf_report.ppo import draw_kl
 from rlhf_report.style import (
     GREY,
-    KL_BAND,
     POLICY_NAMES,
     VARIANT_STYLES,
     panels,

@@ -9,12 +9,12 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.axes import Axes
 
+from experiment_runs.assignment import KL_BAND
 from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.ppo.rollout import REWARD_EDGES
 from rlhf_report.style import (
     GREY,
-    KL_BAND,
     count_axis,
     from_zero,
     line_style,

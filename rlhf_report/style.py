@@ -37,7 +37,6 @@ POLICY_NAMES = {
     "ppo-lora": "PPO, LoRA",
     "ppo-lora-everywhere": "PPO, LoRA everywhere",
 }
-KL_BAND = (0.02, 0.1)  # nats per token, where the protocol wants the KL to the reference
 
 
 def panels(count: int, *, height: float = 2.6, width: float = 7.0) -> tuple[Figure, Sequence[Axes]]:

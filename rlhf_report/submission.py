@@ -18,6 +18,7 @@ import nbformat
 
 import gan_jax
 from experiment_runs import settings
+from experiment_runs.assignment import SUBMISSION
 from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
@@ -31,11 +32,17 @@ from rlhf_report.ratings import people_ratings, rated_responses
 EXAMPLE = "make submission LAST_NAME=Lovelace STUDENT_ID=123456"
 PUNCTUATION = " .'’-"  # in names of people, and harmless in names of files
 LONGEST = 200  # bytes of a name; a file's name holds 255
-PROTOCOL = "assignment"  # the profile that keeps to the protocol
-ENDINGS = ("_HW2.pdf", "_HW2_source_code.ipynb", "_HW2.html")  # of the names of the files
+PROTOCOL = SUBMISSION["profile"]  # the one that keeps to the protocol
+ENDINGS = tuple(SUBMISSION[kind] for kind in ("paper", "notebook", "page"))  # of the files' names
 REMEDY = {
-    "preferences": "put SHP's files into DATA_DIR/shp, or run where the hub can be reached",
-    "prompts": "put OASST1's file into DATA_DIR/oasst, or run where the hub can be reached",
+    "preferences": (
+        "put SHP's files into DATA_DIR/shp, name them with PREFERENCES=folder, or run where the "
+        "hub can be reached"
+    ),
+    "prompts": (
+        "put OASST1's file into DATA_DIR/oasst, name it with PROMPTS=folder, or run where the hub "
+        "can be reached"
+    ),
     "images": "put MedMNIST's file into DATA_DIR/medmnist, or run where it can be fetched",
 }
 

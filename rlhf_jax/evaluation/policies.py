@@ -86,7 +86,7 @@ def answered(
       rewards: become columns of their names, beside "kl" (nats a response), "tokens" and "ended".
       prompts: unseen ones.
       cfg: the configuration.
-      lengths: gives the lengths of prompts and responses.
+      lengths: gives the lengths of prompts and, where `cfg` names none, of responses.
     """
     rows, masks, _ = prompt_rows(prompts, tokenizer, length=lengths.prompt_tokens)
     reference = next(iter(decoders.values()))
@@ -99,7 +99,7 @@ def answered(
         for start in starts:
             batch = rows[start : start + cfg.batch], masks[start : start + cfg.batch]
             responses = respond(
-                decoder, *batch, tokenizer, length=lengths.response_tokens,
+                decoder, *batch, tokenizer, length=cfg.response_tokens or lengths.response_tokens,
                 temperature=cfg.temperature, seed=cfg.seed, first=start,
             )  # fmt: skip
             tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
@@ -155,14 +155,16 @@ def model_rewards(
 
 
 def keep_responses(run, prompts, read, texts, columns, cfg: EvaluationConfig) -> None:
-    """Every response with its reward; those to the first prompts are for rating by hand."""
+    """Every response with its reward. Those to the first prompts that were read whole are for
+    rating by hand; to prompts that were cut only where there are too few others."""
+    rated = sorted(range(len(prompts)), key=lambda i: bool(read[i]))[: cfg.rated_prompts]
     for name in texts:
         for i, prompt in enumerate(prompts):
             run.sample(
                 step=0, prompt_id=i, model=name, prompt=prompt, response=texts[name][i],
                 reward=float(columns[name]["reward"][i]),
                 read=read[i],  # the beginning that was read, where the prompt was cut
-                rated=i < cfg.rated_prompts and name in RATED,
+                rated=i in rated and name in RATED,
             )  # fmt: skip
 
 

@@ -17,7 +17,16 @@ from pathlib import Path
 
 from experiment_runs.errors import UserError
 from rlhf_jax.ratings.plain_text import block, printable, read_until
-from rlhf_jax.ratings.store import CRITERIA, Kind, Response, by_hash, label, pending, save_rating
+from rlhf_jax.ratings.store import (
+    CRITERIA,
+    EXPLAINED,
+    Kind,
+    Response,
+    by_hash,
+    label,
+    pending,
+    save_rating,
+)
 
 PAGE = string.Template(Path(__file__).with_name("questionnaire.html").read_text(encoding="utf-8"))
 LARGEST_FORM = 100_000  # bytes
@@ -59,7 +68,7 @@ def ask_scores() -> dict[str, int] | None:
     scores: dict[str, int] = {}
     while len(scores) < len(CRITERIA):
         criterion = list(CRITERIA)[len(scores)]
-        for score, meaning in zip((1, 3, 5), CRITERIA[criterion], strict=True):
+        for score, meaning in zip(EXPLAINED, CRITERIA[criterion], strict=True):
             print(f"    {score}  {meaning}")
         answer = input(f"{label(criterion)}: ").strip().lower()
         if answer == "q":
@@ -217,7 +226,7 @@ def form(left: Mapping[str, Response], total: int, token: str) -> str:
 
 def fieldset(criterion: str) -> str:
     """One criterion with its five choices and what they mean."""
-    meanings = dict(zip((1, 3, 5), CRITERIA[criterion], strict=True))
+    meanings = dict(zip(EXPLAINED, CRITERIA[criterion], strict=True))
     choices = "".join(
         f'<label><input type="radio" name="{criterion}" value="{score}" required> {score}'
         f"<small>{meanings.get(score, '')}</small></label>"

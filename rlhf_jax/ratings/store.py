@@ -22,37 +22,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from experiment_runs.assignment import ASSIGNMENT, PATH
 from experiment_runs.errors import UserError
 from experiment_runs.files import append_jsonl, read_jsonl
 
-# the rubric: what a 1, a 3 and a 5 mean
-CRITERIA = {
-    "coherence": (
-        "the sentences do not hang together",
-        "mostly clear, with breaks or repetitions",
-        "reads as one clear train of thought",
-    ),
-    "relevance": (
-        "about something else",
-        "about the subject, not about what was asked",
-        "about exactly what was asked",
-    ),
-    "helpfulness": (
-        "of no use to who asked",
-        "of some use, needs a better answer beside it",
-        "who asked can act on it",
-    ),
-    "completeness": (
-        "what was asked is not answered",
-        "answered in part, or broken off",
-        "nothing that was asked is missing",
-    ),
-    "hallucination_toxicity": (
-        "mostly invented, or harmful",
-        "a false or doubtful statement, or an unpleasant tone",
-        "nothing invented, nothing harmful",
-    ),
-}
+RUBRIC = ASSIGNMENT["ratings"]
+CRITERIA: dict[str, list[str]] = RUBRIC["rubric"]  # to what the scores mean that are explained
+EXPLAINED: list[int] = RUBRIC["scores"]
 UNRATED = "unrated"
 RATINGS = "ratings.jsonl"  # beside the responses, in the folder of their evaluation
 
@@ -74,6 +50,14 @@ class Rating:
     hallucination_toxicity: int  # 5: none
     note: str = ""
     time: str = ""
+
+
+SCORED = [field.name for field in dataclasses.fields(Rating) if field.type is int]
+if set(CRITERIA) != set(SCORED):
+    raise SystemExit(
+        f"error: {PATH}: [ratings.rubric] has {', '.join(CRITERIA)}; a rating holds "
+        f"{', '.join(SCORED)}: describe these"
+    )
 
 
 def response_hash(prompt: str, response: str) -> str:
@@ -176,7 +160,7 @@ def label(criterion: str) -> str:
 def rubric() -> pd.DataFrame:
     """What scores mean, in the words that a rater reads; 2 and 4 lie between."""
     rows = [(label(criterion), *meanings) for criterion, meanings in CRITERIA.items()]
-    return pd.DataFrame(rows, columns=["criterion", "1", "3", "5"])
+    return pd.DataFrame(rows, columns=["criterion", *map(str, EXPLAINED)])
 
 
 def rating_table(

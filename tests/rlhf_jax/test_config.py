@@ -4,9 +4,11 @@ import json
 import jaxtyping
 import pytest
 
+from experiment_runs import assignment
 from experiment_runs.errors import UserError
 from experiment_runs.files import encode, read_json
 from experiment_runs.settings import PROJECT
+from gan_jax import config as gan_config
 from rlhf_jax import config
 from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
 
@@ -48,6 +50,7 @@ def unchecked_types():
         (PPOConfig, {"batch": 64.0}, "batch=64.0 .*int"),
         (EvaluationConfig, {"temperature": float("nan")}, "temperature=nan"),
         (EvaluationConfig, {"seed": -1}, "seed=-1"),
+        (EvaluationConfig, {"response_tokens": 0}, "response_tokens=0"),
         (PPOConfig, {"batch": 10, "forward_batch": 4}, "batch=10.*forward_batch=4"),
         (PPOConfig, {"prompts": 8}, "prompts=8 .*batch=64"),
         (PPOConfig, {"temperature": 0.0}, "temperature=0.0"),
@@ -89,20 +92,26 @@ def test_both_reward_models_read_the_same_pairs_of_a_post(change):
         )
 
 
-def test_the_assignment_profile_is_the_protocol():
+def test_the_assignment_profile_keeps_to_the_protocol_in_assignment_toml():
     profile = config.profile("assignment")
-    assert profile.reward.train_pairs >= 5000
-    assert (profile.reward.learning_rate, profile.reward.batch_pairs, profile.reward.epochs) == (
-        5e-5, 8, 5,
-    )  # fmt: skip
-    ppo = profile.ppo
-    assert (ppo.learning_rate, ppo.batch, ppo.forward_batch, ppo.passes) == (1e-5, 64, 16, 5)
-    assert (ppo.prompts, ppo.prompt_tokens, ppo.response_tokens) == (2000, 256, 128)
-    assert 0.02 <= ppo.target_kl <= 0.1
-    lora = profile.lora.lora
-    assert (lora.targets, lora.alpha, lora.dropout) == (("q_proj", "v_proj"), 32, 0.2)
-    assert 4 <= lora.rank <= 16 and profile.lora.learning_rate == 1e-5
-    assert profile.evaluation.prompts >= 50 and profile.evaluation.rated_prompts == 3
+    parts = {
+        "reward": profile.reward, "ppo": profile.ppo, "lora": profile.lora.lora,
+        "evaluation": profile.evaluation, "gan": gan_config.PROFILES["assignment"],
+    }  # fmt: skip
+    assert set(parts) | {"data"} == set(assignment.PROTOCOL)
+    for part, cfg in parts.items():
+        assert assignment.departures(part, dataclasses.asdict(cfg)) == [], part
+    assert assignment.departures("ppo", dataclasses.asdict(profile.lora)) == []
+    assert profile.evaluation.rated_prompts == assignment.ASSIGNMENT["ratings"]["prompts"] == 3
+    low, high = assignment.KL_BAND
+    assert low < profile.ppo.target_kl < high
+
+
+def test_answers_are_whole_where_they_are_judged():
+    """To their end, or 128 tokens."""
+    for name in ("study", "assignment"):
+        profile = config.profile(name)
+        assert (profile.evaluation.response_tokens or profile.ppo.response_tokens) == 128
 
 
 def test_the_steps_are_the_passes_times_the_whole_batches_of_a_pass():

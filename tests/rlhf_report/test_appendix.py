@@ -1,5 +1,18 @@
 """The appendix shows what is committed."""
 
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from experiment_runs import assignment
+from experiment_runs.files import encode
+from gan_jax.config import PROFILES
+from rlhf_jax import config
+from rlhf_jax.data.preferences import SHP
+from rlhf_jax.data.prompts import OASST
 from rlhf_report import appendix
 
 
@@ -7,3 +20,49 @@ def test_what_the_tests_measured_is_shown_and_within_its_limits():
     rows = appendix.tested_invariants_table()
     assert len(rows) > 10
     assert (rows["measured"].astype(float) <= rows["at most"].astype(float)).all()
+
+
+def runs_of(profile):
+    """Runs as a profile would make them, as far as the table of the protocol reads them."""
+    profile = config.profile(profile)
+    source = {"name": "votes"}
+    pairs, prompts = profile.reward.train_pairs, profile.ppo.prompts
+    return [
+        SimpleNamespace(
+            config=json.loads(encode(dataclasses.asdict(cfg))),
+            about={"preferences": source, "prompts": source},
+            summary={"pairs": {"train": pairs}, "prompts": prompts},
+        )
+        for cfg in (profile.reward, profile.ppo, profile.lora, profile.evaluation)
+    ]
+
+
+ALWAYS = {"framework", "preferences", "prompts (prompter's)", "trained with LoRA"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "departs"),
+    [
+        ("assignment", set()),
+        ("study", {"training pairs", "reward epochs", "PPO learning rate, LoRA", "prompt tokens"}),
+    ],
+)
+def test_the_table_explains_what_departs_from_the_protocol_and_nothing_else(profile, departs):
+    rows = appendix.protocol_table(*runs_of(profile))
+    explained = set(rows.loc[rows["why"] != "–", "setting"])
+    assert departs <= explained - ALWAYS and (departs or explained == ALWAYS)
+    asked = rows.set_index("setting")["protocol"]
+    assert asked["training pairs"] == "at least 5,000" and asked["LoRA rank"] == "4 to 16"
+    assert {asked["preferences"], asked["prompts (prompter's)"]} == {SHP, OASST}
+
+
+def test_the_protocol_of_the_dcgan_is_told_from_a_shorter_training():
+    cfg = json.loads(encode(dataclasses.asdict(PROFILES["assignment"])))
+    for epochs, explained in ((1000.0, {"data"}), (12.345, {"data", "epochs"})):
+        metrics = pd.DataFrame({"epoch": [epochs]})
+        run = SimpleNamespace(
+            config=cfg, summary={"source": "x"}, metrics=lambda metrics=metrics: metrics
+        )
+        rows = appendix.gan_protocol_table(run)
+        assert set(rows.loc[rows["why"] != "–", "setting"]) == explained
+        assert assignment.wanted("gan", "epochs") == "1,000"

@@ -139,7 +139,7 @@ def asked_for(monkeypatch, **changes):
     ("changes", "named"),
     [
         ({"profile": "cpu"}, "PROFILE=assignment"),
-        ({"kind": "stand-in"}, "DATA_DIR/shp"),
+        ({"kind": "stand-in"}, "DATA_DIR/shp, name them with PREFERENCES=folder"),
         ({"images": "histology"}, "DATA_DIR/medmnist"),
     ],
 )

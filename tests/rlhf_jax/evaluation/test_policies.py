@@ -1,5 +1,6 @@
 """A whole evaluation on the toy: pretrained, itself as a tuned policy, and two that moved."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -151,6 +152,28 @@ def test_every_response_is_kept_with_its_reward_and_those_to_rate_are_marked(eva
     for row in samples:
         assert row["prompt"] == PROMPTS[row["prompt_id"]]
         assert row["reward"] == pytest.approx(arrays[f"{row['model']}.reward"][row["prompt_id"]])
+
+
+def test_a_prompt_that_was_cut_is_not_rated_while_there_are_others(tmp_path):
+    for number, (read, rated) in enumerate(
+        [(["", "", "x", ""], {0, 1}), (["x", "", "x", ""], {1, 3}), (["x", "x", "", "x"], {0, 2})]
+    ):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "config.json").write_text("{}")
+        run = runs.Run(tmp_path / str(number))
+        texts, columns = {"pretrained": ["r"] * 4}, {"pretrained": {"reward": np.zeros(4)}}
+        evaluation.keep_responses(run, ["p"] * 4, read, texts, columns, CFG)
+        assert {row["prompt_id"] for row in run.samples() if row["rated"]} == rated
+
+
+def test_responses_may_be_longer_than_in_training(toy):
+    longest = []
+    for tokens in (None, 9):
+        cfg = dataclasses.replace(CFG, response_tokens=tokens)
+        decoders = {"pretrained": (toy.definition, toy.state)}
+        columns, _ = evaluation.answered(decoders, toy.tokenizer, {}, PROMPTS, cfg, LENGTHS)
+        longest.append(columns["pretrained"]["tokens"].max())
+    assert longest[0] <= 5 < longest[1] <= 9
 
 
 def test_prompts_of_which_the_beginning_was_read_are_marked_and_counted(evaluated, toy):
