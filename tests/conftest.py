@@ -18,9 +18,11 @@ install_import_hook(["experiment_runs", "rlhf_jax", "gan_jax"], "beartype.bearty
 
 
 def pytest_configure(config):
-    # Programs compile once: a resumed run, and the next run of the tests, find them here.
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    # Programs compile once: for every process that the tests start, and for their next run.
+    folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
+    least = os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", float(least))
 
 
 def pytest_addoption(parser):

@@ -45,6 +45,12 @@ def test_the_lock_pins_every_direct_dependency_within_its_range(group):
         assert requirement.specifier.contains(pin.removeprefix("==")), requirement
 
 
+def test_every_direct_dependency_says_from_which_version_on():
+    """Without a bound, the lowest version that is allowed is one of twenty years ago."""
+    for requirement in map(Requirement, required("dependencies", "report", "dev")):
+        assert re.search(">=|==", str(requirement.specifier)), requirement
+
+
 def test_the_lock_brings_neither_pytorch_nor_cuda_nor_addresses():
     assert not re.search(r"^(torch|nvidia|jax-cuda|triton)", LOCK, re.MULTILINE)
     assert "://" not in LOCK and "--" not in LOCK
