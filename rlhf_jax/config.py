@@ -174,6 +174,35 @@ class PPOConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DPOConfig:
+    """Direct preference optimisation (Rafailov et al., 2023) of every weight, on the pairs."""
+
+    beta: float = 0.1  # reward per nat
+    learning_rate: float = 5e-6
+    warmup_fraction: float = 0.1  # of the steps; the rate then falls linearly to zero
+    clip_norm: float = 1.0
+    batch_pairs: int = 8
+    forward_pairs: int = 4  # in a forward and backward pass
+    epochs: int = 1
+    train_pairs: int | None = None  # None: all there are
+    validation_pairs: int | None = 200
+    max_tokens: int = 512  # of prompt and reply together; the prompt is cut to fit
+    seed: int = 0
+
+    def __post_init__(self):
+        check_types(self)
+        check_positive(self, "beta", "learning_rate", "clip_norm", "batch_pairs", "forward_pairs")
+        check_positive(self, "epochs", "train_pairs", "validation_pairs", "max_tokens")
+        check_fraction(self, "warmup_fraction")
+        check_seed(self)
+        if self.batch_pairs % self.forward_pairs:
+            raise UserError(
+                f"DPOConfig.batch_pairs={self.batch_pairs} is not a multiple of "
+                f"forward_pairs={self.forward_pairs}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Comparison of the pretrained and the tuned policies on prompts nobody trained on."""
 

@@ -26,6 +26,22 @@ def logistic_loss(
     return -jax.nn.log_sigmoid(chosen - rejected)
 
 
+def dpo_loss(
+    logprobs: Float[Array, "pairs 2"], reference_logprobs: Float[Array, "pairs 2"], *, beta: float
+) -> Float[Array, "pairs"]:
+    """Direct preference optimisation (Rafailov et al., 2023, eq. 7), in nats.
+
+    The logistic loss of implicit rewards beta * (log-probability - the reference's).
+
+    Args:
+      logprobs: of the chosen and the rejected reply to a prompt, summed over its tokens, nats.
+      reference_logprobs: of the same replies, by the model that the training starts from.
+      beta: weight of the KL to the reference in what is optimised, reward per nat.
+    """
+    rewards = beta * (logprobs - reference_logprobs)
+    return logistic_loss(rewards[:, 0], rewards[:, 1])
+
+
 def masked_mean(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Scalar:
     """Mean of x where mask is True; 0 where it is True nowhere."""
     return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(dtype=x.dtype), 1)

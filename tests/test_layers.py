@@ -15,7 +15,8 @@ PACKAGES = {  # and what of this project each stands on
 }
 FLOOR = ("config", "objectives", "intervals", "devices")
 FOLDERS = (
-    "data", "language_model", "pretrained", "optimization", "reward_model", "ppo", "evaluation",
+    "data", "language_model", "pretrained", "optimization", "reward_model", "ppo",
+    "baselines", "evaluation",
     "ratings", "export",
 )  # fmt: skip
 ROOF = ("trained", "chat", "run_commands", "experiment", "api", "__main__")

@@ -1,73 +1,119 @@
 """What the responses of one policy are like, and how two policies differ."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from rlhf_jax.config import EvaluationConfig
-from rlhf_jax.intervals import Interval, bootstrap
+from rlhf_jax.intervals import Interval, bootstrap, bootstrap_crossed
 
 STRATA = 5  # classes of length
 
-Columns = Mapping[
-    str, np.ndarray
-]  # "reward", "second_reward", "kl", "tokens", "ended" of every response
+# "reward", "second_reward", "kl", "tokens", "ended", "surprise" of every response
+Columns = Mapping[str, Shaped[np.ndarray, "prompts samples"]]
+Clusters = Shaped[np.ndarray, "prompts"]  # prompts of equal label are drawn together
 
 
 def describe(
-    columns: Columns, texts: Sequence[str], cfg: EvaluationConfig, *, rewards: Sequence[str]
+    columns: Columns,
+    texts: Sequence[str],
+    clusters: Clusters,
+    cfg: EvaluationConfig,
+    *,
+    rewards: Sequence[str],
 ) -> dict[str, object]:
     """One policy: reward, distance from the reference, and what its responses look like."""
+    options = {"clusters": clusters, "resamples": cfg.resamples, "seed": cfg.seed}
     intervals = {
-        name: bootstrap(columns[name], resamples=cfg.resamples, seed=cfg.seed).asdict()
-        for name in rewards
+        name: bootstrap(columns[name].mean(axis=1), **options).asdict() for name in rewards
     }
+    tokens = columns["tokens"].sum()
     return intervals | {
-        "kl_per_token": float(columns["kl"].sum() / columns["tokens"].sum()),
+        "kl_per_token": float(columns["kl"].sum() / tokens),
         "kl_per_sequence": float(columns["kl"].mean()),
+        "perplexity": float(np.exp(columns["surprise"].sum() / tokens)),
         "tokens": float(columns["tokens"].mean()),
         "ended": float(columns["ended"].mean()),
         "empty": float(np.mean([not text.strip() for text in texts])),
+        "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
         "repetition": float(np.mean([repeated(text) for text in texts])),
     }
 
 
-def gain(columns: Columns, base: Columns, cfg: EvaluationConfig) -> dict[str, object]:
-    """A tuned policy against the pretrained one, prompt by prompt."""
-    options = {"resamples": cfg.resamples, "seed": cfg.seed}
-    rewards = np.stack([columns["reward"], base["reward"]])
-    tokens = np.stack([columns["tokens"], base["tokens"]]).astype(np.float64)
-    difference = rewards[0] - rewards[1]
-    return {
-        "reward": bootstrap(difference, **options).asdict(),
-        "second_reward": bootstrap(
-            columns["second_reward"] - base["second_reward"], **options
-        ).asdict(),
-        "wins": int((difference > 0).sum()),
-        "ties": int((difference == 0).sum()),
-        "losses": int((difference < 0).sum()),
-        "tokens": bootstrap(tokens[0] - tokens[1], **options).asdict(),
+def gain(
+    columns: Columns, base: Columns, clusters: Clusters, cfg: EvaluationConfig
+) -> dict[str, object]:
+    """A tuned policy against the pretrained one, prompt by prompt.
+
+    A prompt is won by the policy whose responses to it have the higher mean reward.
+    """
+    options = {"clusters": clusters, "resamples": cfg.resamples, "seed": cfg.seed}
+    changes = {name: columns[name].mean(axis=1) - base[name].mean(axis=1) for name in COMPARED}
+    rewards, tokens = (
+        np.stack([columns[name], base[name]]).astype(np.float64) for name in ("reward", "tokens")
+    )
+    return {name: bootstrap(change, **options).asdict() for name, change in changes.items()} | {
+        "wins": int((changes["reward"] > 0).sum()),
+        "ties": int((changes["reward"] == 0).sum()),
+        "losses": int((changes["reward"] < 0).sum()),
         "length_controlled": paired(length_controlled_gain, rewards, tokens, **options).asdict(),
         "stratified": paired(stratified_gain, rewards, tokens, **options).asdict(),
     }
 
 
-def paired(statistic, rewards, tokens, *, resamples: int, seed: int) -> Interval:
+COMPARED = ("reward", "second_reward", "tokens")
+
+
+def gain_over_seeds(
+    runs: Sequence[Columns], base: Columns, clusters: Clusters, cfg: EvaluationConfig
+) -> dict[str, object]:
+    """The gain of a variant that was trained with several seeds, all of them on the same prompts.
+
+    The intervals say what other prompts and other seeds could have given.
+    """
+    found: dict[str, object] = {}
+    for name in COMPARED:
+        changes = np.stack([own[name].mean(axis=1) for own in runs]) - base[name].mean(axis=1)
+        found[name] = bootstrap_crossed(
+            changes, clusters=clusters, resamples=cfg.resamples, seed=cfg.seed
+        ).asdict()
+        if name == "reward":
+            means = changes.mean(axis=0)
+            found |= {"wins": int((means > 0).sum()), "ties": int((means == 0).sum())}
+            found |= {"losses": int((means < 0).sum()), "seeds": len(runs)}
+    return found
+
+
+def paired(
+    statistic,
+    rewards: Float[np.ndarray, "2 prompts samples"],
+    tokens: Float[np.ndarray, "2 prompts samples"],
+    *,
+    clusters: Clusters,
+    resamples: int,
+    seed: int,
+) -> Interval:
     """A statistic of two policies' responses with its interval, prompts drawn with replacement."""
-    rng, prompts = np.random.default_rng(seed), rewards.shape[1]
+    rng, labels = np.random.default_rng(seed), np.unique(clusters, return_inverse=True)[1]
+    members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+
+    def of(prompts: Any) -> float:
+        return statistic(rewards[:, prompts].reshape(2, -1), tokens[:, prompts].reshape(2, -1))
+
     found = []
     for _ in range(min(resamples, 2000)):  # in a Python loop: fewer than for means
-        drawn = rng.integers(0, prompts, prompts)
-        found.append(statistic(rewards[:, drawn], tokens[:, drawn]))
+        drawn = rng.integers(0, len(members), len(members))
+        found.append(of(np.concatenate([members[label] for label in drawn])))
     comparable = [value for value in found if not np.isnan(value)] or [np.nan]
     low, high = np.percentile(comparable, [2.5, 97.5])
-    return Interval(statistic(rewards, tokens), float(low), float(high), prompts)
+    return Interval(of(slice(None)), float(low), float(high), rewards.shape[1])
 
 
 def length_controlled_gain(
-    rewards: Float[np.ndarray, "2 prompts"], tokens: Float[np.ndarray, "2 prompts"]
+    rewards: Float[np.ndarray, "2 responses"], tokens: Float[np.ndarray, "2 responses"]
 ) -> float:
     """Gain between responses of equal length, if reward is linear in length within a policy.
 
@@ -75,7 +121,7 @@ def length_controlled_gain(
     do not vary within the policies.
 
     Args:
-      rewards: of the tuned policy and of the one that it is compared with, prompt by prompt.
+      rewards: of the tuned policy and of the one that it is compared with.
       tokens: lengths of the same responses.
     """
     inner = tokens - tokens.mean(axis=1, keepdims=True)
@@ -86,7 +132,7 @@ def length_controlled_gain(
 
 
 def stratified_gain(
-    rewards: Float[np.ndarray, "2 prompts"], tokens: Float[np.ndarray, "2 prompts"]
+    rewards: Float[np.ndarray, "2 responses"], tokens: Float[np.ndarray, "2 responses"]
 ) -> float:
     """Gain within classes of like length, weighted by the responses in each (Singhal et al., 2023).
 
@@ -94,7 +140,7 @@ def stratified_gain(
     compared and is left out. Not a number where all are.
 
     Args:
-      rewards: of the tuned policy and of the one that it is compared with, prompt by prompt.
+      rewards: of the tuned policy and of the one that it is compared with.
       tokens: lengths of the same responses.
     """
     edges = np.unique(np.quantile(tokens, np.linspace(0, 1, STRATA + 1)[1:-1]))
