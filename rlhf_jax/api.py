@@ -4,6 +4,7 @@ The stages of the report run the same trainings. The package exports these names
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -253,14 +254,14 @@ def evaluate(
 
     Of every reward there are the mean, its 95 % interval (`_low`, `_high`), and the gain over the
     first model, prompt by prompt, with its interval. Beside them: KL to the first model (nats per
-    token), length in tokens, shares of responses that ended, of different pairs of words and of
-    repeated groups of four.
+    token), their perplexity under the first model, length in tokens, shares of responses that
+    ended, of different words and pairs of words and of repeated groups of four.
 
     Args:
       models: the first is what the others are compared with; all have the same tokenizer.
       prompts: that none was trained on.
       rewards: by name: trained reward models, or functions of prompts and responses.
-      config: temperature, seed, batch and resamples of the bootstrap.
+      config: responses per prompt, temperature, seed, batch and resamples of the bootstrap.
       prompt_tokens: longest prompt, template included.
       response_tokens: longest response.
 
@@ -274,13 +275,19 @@ def evaluate(
     cfg = config or EvaluationConfig()
     terms = usable({name: (reward, 1.0) for name, reward in rewards.items()}, first)
     lengths = PPOConfig(prompt_tokens=prompt_tokens, response_tokens=response_tokens)
-    decoders = {name: (model.definition, model.state) for name, model in named.items()}
+    decoders = {
+        name: functools.partial(tuple, [model.definition, model.state])
+        for name, model in named.items()
+    }
     columns, responses = answered(
-        decoders, first.tokenizer, reward_terms(terms), texts, cfg, lengths
-    )
+        decoders, tokenizer=first.tokenizer, rewards=reward_terms(terms), prompts=texts, cfg=cfg,
+        lengths=lengths, reference=(first.definition, first.state),
+        samples=cfg.responses_per_prompt,
+    )  # fmt: skip
     base, rows = columns[next(iter(named))], {}
     for name, own in columns.items():
-        row: dict[str, Any] = describe(own, responses[name], cfg, rewards=[])
+        apart = np.arange(len(texts))
+        row: dict[str, Any] = describe(own, responses[name], apart, cfg, rewards=[])
         for reward in rewards:
             row |= with_interval(reward, own[reward], cfg)
             if name != next(iter(named)):
@@ -292,10 +299,10 @@ def evaluate(
 
 
 def with_interval(
-    name: str, values: Float[np.ndarray, "prompts"], cfg: EvaluationConfig
+    name: str, values: Float[np.ndarray, "prompts samples"], cfg: EvaluationConfig
 ) -> dict[str, float]:
     """A mean with its 95 % interval, prompts drawn with replacement."""
-    found = bootstrap(values, resamples=cfg.resamples, seed=cfg.seed).asdict()
+    found = bootstrap(values.mean(axis=1), resamples=cfg.resamples, seed=cfg.seed).asdict()
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 

@@ -207,9 +207,11 @@ class EvaluationConfig:
     """Comparison of the pretrained and the tuned policies on prompts nobody trained on."""
 
     prompts: int = 200
+    responses_per_prompt: int = 4  # of every policy
+    best_of: int = 64  # samples of the pretrained policy, of which the reward chooses one
     rated_prompts: int = RATED_PROMPTS  # of them, shown for rating by hand
     response_tokens: int | None = None  # longest response; None: as in training
-    batch: int = 50
+    batch: int = 200  # responses that are sampled at a time
     temperature: float = 1.0
     resamples: int = 10_000  # of the bootstrap
     seed: int = 0
@@ -217,7 +219,7 @@ class EvaluationConfig:
     def __post_init__(self):
         check_types(self)
         check_positive(self, "prompts", "rated_prompts", "batch", "resamples", "temperature")
-        check_positive(self, "response_tokens")
+        check_positive(self, "response_tokens", "responses_per_prompt", "best_of")
         check_seed(self)
         if self.prompts < self.rated_prompts:
             raise UserError("EvaluationConfig.prompts must not be less than rated_prompts")
@@ -238,6 +240,7 @@ class Profile:
     lora: PPOConfig
     seeds: int = 1  # of both variants; the report shows the first in full, the others as numbers
     lora_everywhere: PPOConfig | None = None  # one more run, with adapters on all linear layers
+    dpo: DPOConfig | None = None  # the baseline that learns from the pairs directly
     evaluation: EvaluationConfig
 
     def __post_init__(self):
@@ -307,7 +310,10 @@ def tiny() -> Profile:
         second_reward=other(reward, train_pairs=24),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=2.5e-2),
-        evaluation=EvaluationConfig(prompts=16, batch=8, resamples=500),
+        dpo=DPOConfig(learning_rate=1e-4, train_pairs=24, validation_pairs=12, max_tokens=1024),
+        evaluation=EvaluationConfig(
+            prompts=16, responses_per_prompt=2, best_of=4, batch=16, resamples=500
+        ),
     )  # fmt: skip
 
 
@@ -335,7 +341,7 @@ def cpu() -> Profile:
         second_reward=other(reward, train_pairs=300, evaluations_per_epoch=1),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=2.5e-3),
-        evaluation=EvaluationConfig(prompts=96, batch=32),
+        evaluation=EvaluationConfig(prompts=96, responses_per_prompt=2, best_of=8, batch=64),
     )  # fmt: skip
 
 
@@ -366,7 +372,8 @@ def study() -> Profile:
             ppo, lora=LoRAConfig(targets=LINEAR_LAYERS), learning_rate=6e-4
         ),
         seeds=3,
-        evaluation=EvaluationConfig(prompts=100, response_tokens=128),
+        dpo=DPOConfig(train_pairs=400, max_tokens=384),
+        evaluation=EvaluationConfig(prompts=100, best_of=16, response_tokens=128),
     )
 
 
@@ -388,7 +395,8 @@ def assignment() -> Profile:
         second_reward=other(reward),
         ppo=ppo,
         lora=dataclasses.replace(ppo, lora=lora),
-        evaluation=evaluation,
+        dpo=DPOConfig(),
+        evaluation=dataclasses.replace(evaluation, batch=400),
     )
 
 

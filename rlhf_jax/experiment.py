@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 from experiment_runs import run as runs
@@ -11,7 +10,8 @@ from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from experiment_runs.run import Run, ensure
 from rlhf_jax import config
-from rlhf_jax.config import PPOConfig, Profile, RewardConfig
+from rlhf_jax.baselines import dpo
+from rlhf_jax.config import DPOConfig, PPOConfig, Profile, RewardConfig
 from rlhf_jax.data.near_duplicates import near_duplicates
 from rlhf_jax.data.preferences import Post, load_preferences, posts
 from rlhf_jax.data.prompts import Prompt, load_prompts, top_up
@@ -107,9 +107,16 @@ class Experiment:
         return sorted(found, key=lambda name: (name not in ("ppo-full", "ppo-lora"), name))
 
     @property
+    def baselines(self) -> list[str]:
+        """Names of the stages that train what PPO is compared with."""
+        if self.committed is None:
+            return ["dpo"] if self.profile.dpo else []
+        return ["dpo"] if any(self.committed.glob("dpo-*/config.json")) else []
+
+    @property
     def stages(self) -> list[str]:
         """All stages in the order in which they depend on each other."""
-        return ["reward", "second_reward", *self.policies, "evaluate"]
+        return ["reward", "second_reward", *self.policies, *self.baselines, "evaluate"]
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -150,15 +157,23 @@ class Experiment:
             inputs["prompts"] = fingerprint(prompts)
             train = functools.partial(self._reward, cfg=cfg, parts=parts, prompts=prompts)
             return self._ensure(stage, cfg, train, inputs)
+        if stage == "dpo":
+            cfg, parts = self.profile.dpo, self._pairs()
+            inputs["posts"] = fingerprint(
+                {name: [*map(dataclasses.astuple, own)] for name, own in parts.items()}
+            )
+            train = functools.partial(self._dpo, cfg=cfg, parts=parts)
+            return self._ensure(stage, cfg, train, inputs)
         inputs["reward"] = self.run("reward").identity
         if cfg := self.profile.policies.get(stage):
             prompts = self._texts(0)[: cfg.prompts]
             inputs["prompts"] = fingerprint(prompts)
             train = functools.partial(self._ppo, cfg=cfg, prompts=prompts)
             return self._ensure(stage, cfg, train, inputs)
-        prompts = self._texts(1)
-        inputs["prompts"] = fingerprint(prompts)
-        inputs |= {name: self.run(name).identity for name in ("second_reward", *self.policies)}
+        prompts = self.prompts[1]
+        inputs["prompts"] = fingerprint([(prompt.text, prompt.tree_id) for prompt in prompts])
+        needed = ("second_reward", *self.policies, *self.baselines)
+        inputs |= {name: self.run(name).identity for name in needed}
         train = functools.partial(self._evaluate, prompts=prompts)
         return self._ensure(stage, self.profile.evaluation, train, inputs)
 
@@ -179,14 +194,12 @@ class Experiment:
     def reward_model(self, stage: str = "reward") -> reward_models.FrozenRewardModel:
         return reward_models.load(self.run(stage), self.pretrained)
 
-    def tuned(self, stages: Sequence[str] = ("ppo-full", "ppo-lora")) -> evaluation.Decoders:
-        """The decoders of tuned policies."""
-        return {
-            stage: ppo_training.tuned_decoder(
-                self.run(stage), self.profile.policies[stage], self.pretrained
-            )
-            for stage in stages
-        }
+    def tuned(self, stage: str) -> evaluation.Decoder:
+        """The decoder of a tuned policy."""
+        if stage == "dpo":
+            return dpo.tuned_decoder(self.run(stage), self.pretrained)
+        cfg = self.profile.policies[stage]
+        return ppo_training.tuned_decoder(self.run(stage), cfg, self.pretrained)
 
     def _parts(self, stage: str) -> dict[str, list[Post]]:
         """The posts that a reward model is trained, chosen and tested on."""
@@ -198,6 +211,12 @@ class Experiment:
         }
         return {name: first_pairs(self.posts[own], limit) for name, (own, limit) in wanted.items()}
 
+    def _pairs(self) -> dict[str, list[Post]]:
+        """The posts that DPO learns from: those of the reward model, as many as it wants."""
+        cfg, parts = self.profile.dpo, self._parts("reward")
+        limits = {"train": cfg.train_pairs, "validation": cfg.validation_pairs}
+        return {name: first_pairs(parts[name], limit) for name, limit in limits.items()}
+
     def _texts(self, which: int) -> list[str]:
         """The prompts to train on (0), or the unseen ones (1)."""
         return [prompt.text for prompt in self.prompts[which]]
@@ -208,11 +227,16 @@ class Experiment:
     def _ppo(self, run: Run, *, cfg: PPOConfig, prompts: list[str]) -> None:
         ppo_training.train(run, cfg, self.pretrained, self.reward_model(), prompts)
 
-    def _evaluate(self, run: Run, *, prompts: list[str]) -> None:
+    def _dpo(self, run: Run, *, cfg: DPOConfig, parts) -> None:
+        dpo.train(run, cfg, self.pretrained, parts)
+
+    def _evaluate(self, run: Run, *, prompts: list[Prompt]) -> None:
+        stages = [*self.policies, *self.baselines]
         evaluation.evaluate(
             run, self.profile.evaluation, self.profile.ppo, self.pretrained,
-            {name: self.reward_model(name) for name in REWARD_MODELS}, self.tuned(self.policies),
-            prompts,
+            {name: self.reward_model(name) for name in REWARD_MODELS},
+            {stage: functools.partial(self.tuned, stage) for stage in stages},
+            [prompt.text for prompt in prompts], [prompt.tree_id for prompt in prompts],
         )  # fmt: skip
 
 

@@ -193,7 +193,7 @@ def gain_example(run: Run, name: str) -> str:
 def kl_example(run: Run, name: str) -> str:
     """The KL of a policy's response to the first unseen prompt, in all and per token."""
     arrays = run.arrays()
-    kl, tokens = float(arrays[f"{name}.kl"][0]), int(arrays[f"{name}.tokens"][0])
+    kl, tokens = float(arrays[f"{name}.kl"].flat[0]), int(arrays[f"{name}.tokens"].flat[0])
     return f"{kl:.2f} nats over {tokens} tokens, {kl / max(1, tokens):.3f} a token"
 
 

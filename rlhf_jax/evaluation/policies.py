@@ -2,7 +2,8 @@
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,18 @@ from jaxtyping import Array, Float
 
 from experiment_runs.process import progress
 from experiment_runs.run import Run
+from rlhf_jax.baselines.best_of_n import best_of_n, best_of_n_kl, powers_of_two
 from rlhf_jax.config import EvaluationConfig, PPOConfig
-from rlhf_jax.evaluation.response_statistics import Columns, describe, gain
+from rlhf_jax.evaluation.response_statistics import (
+    Clusters,
+    Columns,
+    describe,
+    gain,
+    gain_over_seeds,
+)
+from rlhf_jax.intervals import bootstrap
 from rlhf_jax.language_model import logprobs
-from rlhf_jax.language_model.sampling import Responses
+from rlhf_jax.language_model.sampling import Responses, in_parts
 from rlhf_jax.ppo.rewards import Term, function_rewards, functions_of, models_of, reward_terms
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
@@ -25,7 +34,8 @@ from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
 
 BASE = "pretrained"
 RATED = (BASE, "ppo-full", "ppo-lora")  # policies whose responses are rated by hand
-Decoders = Mapping[str, tuple[nnx.GraphDef, nnx.State]]  # a policy's name to its decoder
+Decoder = tuple[nnx.GraphDef, nnx.State]
+Decoders = Mapping[str, Callable[[], Decoder]]  # a policy's name to what loads it
 
 
 def evaluate(
@@ -36,6 +46,7 @@ def evaluate(
     reward_models: Mapping[str, FrozenRewardModel],
     tuned: Decoders,
     prompts: Sequence[str],
+    conversations: Sequence[str],
 ) -> None:
     """Samples every policy's responses with the same random draws, scores and compares them.
 
@@ -46,97 +57,166 @@ def evaluate(
       pretrained: the policy that the tuned ones are compared with.
       reward_models: "reward", the frozen one that the policies were tuned against, and
         "second_reward", trained on other posts, that no policy was tuned against.
-      tuned: the tuned policies.
+      tuned: the tuned policies; one of them is held at a time.
       prompts: unseen ones.
+      conversations: which prompts belong together, so that the intervals draw them together.
     """
-    decoders = {BASE: (pretrained.definition, pretrained.state), **tuned}
+    clusters = np.asarray(conversations)
+    base: Decoders = {BASE: lambda: (pretrained.definition, pretrained.state)}
     rewards = reward_terms({name: (model, 1.0) for name, model in reward_models.items()})
-    columns, texts = answered(decoders, pretrained.tokenizer, rewards, prompts, cfg, lengths)
+    asked = functools.partial(
+        answered, tokenizer=pretrained.tokenizer, rewards=rewards, prompts=prompts, cfg=cfg,
+        lengths=lengths, reference=(pretrained.definition, pretrained.state),
+    )  # fmt: skip
+    columns, texts = asked({**base, **tuned}, samples=cfg.responses_per_prompt)
+    samples = columns[BASE] if cfg.best_of == 1 else asked(base, samples=cfg.best_of)[0][BASE]
+    chosen = {
+        n: {name: best_of_n(samples["reward"], samples[name], n) for name in reward_models}
+        for n in powers_of_two(samples["reward"].shape[1])
+    }
     run.rewind(-1)  # what an attempt that was cut off has left
     read = cut_texts(prompts, pretrained.tokenizer, length=lengths.prompt_tokens)
     keep_responses(run, prompts, read, texts, columns, cfg)
+    arrays = columns | {"best_of": {name: samples[name] for name in reward_models}}
     run.save_arrays(
-        **{f"{name}.{key}": value for name, own in columns.items() for key, value in own.items()}
+        conversation=np.unique(clusters, return_inverse=True)[1],
+        **{f"{name}.{key}": value for name, own in arrays.items() for key, value in own.items()},
     )
+    policies = {
+        name: describe(own, texts[name], clusters, cfg, rewards=[*reward_models])
+        for name, own in columns.items()
+    }
     run.finish(
-        policies={
-            name: describe(columns[name], texts[name], cfg, rewards=[*reward_models])
-            for name in decoders
+        policies=policies,
+        gains={
+            name: gain(columns[name], columns[BASE], clusters, cfg)
+            | {"best_of_n": against_best_of_n(columns[name], policies[name], chosen, clusters, cfg)}
+            for name in tuned
         },
-        gains={name: gain(columns[name], columns[BASE], cfg) for name in tuned},
-        variants={name: gain(own, columns[BASE], cfg) for name, own in over_seeds(columns).items()},
+        variants={
+            name: gain_over_seeds(runs, columns[BASE], clusters, cfg)
+            for name, runs in over_seeds(columns).items()
+        },
+        best_of_n=[
+            {"n": n, "kl_per_sequence": best_of_n_kl(n), **intervals(values, clusters, cfg)}
+            for n, values in chosen.items()
+        ],
         prompts=len(prompts),
+        conversations=len(np.unique(clusters)),
+        responses_per_prompt=cfg.responses_per_prompt,
         prompts_cut=sum(map(bool, read)),
     )
 
 
 def answered(
     decoders: Decoders,
+    *,
     tokenizer: Tokenizer,
     rewards: Mapping[str, Term],
     prompts: Sequence[str],
     cfg: EvaluationConfig,
     lengths: PPOConfig,
+    reference: Decoder,
+    samples: int,
 ) -> tuple[dict[str, Columns], dict[str, list[str]]]:
-    """Every model's responses as text, and what is measured of each.
+    """Every model's responses as text, those to a prompt together, and what is measured of each.
 
     Args:
-      decoders: the first one is what the KL is measured to.
+      decoders: loaded one after the other.
       tokenizer: of all of them.
-      rewards: become columns of their names, beside "kl" (nats a response), "tokens" and "ended".
+      rewards: become columns of their names, beside "kl" (nats a response, to the reference),
+        "surprise" (nats a response, of the reference that reads it), "tokens" and "ended".
       prompts: unseen ones.
       cfg: the configuration.
       lengths: gives the lengths of prompts and, where `cfg` names none, of responses.
+      reference: what the KL is measured to.
+      samples: responses to each prompt.
     """
     rows, masks, _ = prompt_rows(prompts, tokenizer, length=lengths.prompt_tokens)
-    reference = next(iter(decoders.values()))
-    columns: dict[str, dict[str, np.ndarray]] = {}
+    columns: dict[str, Columns] = {}
     texts: dict[str, list[str]] = {}
-    starts = range(0, len(prompts), cfg.batch)
+    size = max(1, cfg.batch // samples)  # prompts at a time
+    starts = range(0, len(prompts), size)
     bar = progress(label="evaluation", total=len(decoders) * len(starts))
-    for name, decoder in decoders.items():
+    for name, load in decoders.items():
+        decoder = load()
         parts, texts[name] = [], []
         for start in starts:
-            batch = rows[start : start + cfg.batch], masks[start : start + cfg.batch]
+            batch = rows[start : start + size], masks[start : start + size]
             responses = respond(
                 decoder, *batch, tokenizer, length=cfg.response_tokens or lengths.response_tokens,
-                temperature=cfg.temperature, seed=cfg.seed, first=start,
+                temperature=cfg.temperature, seed=cfg.seed, first=start, samples=samples,
             )  # fmt: skip
+            batch = tuple(np.repeat(x, samples, axis=0) for x in batch)
             tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
             some = response_texts(responses, tokenizer)
             texts[name] += some
-            ended = (np.isin(tokens, tokenizer.ends) & mask).any(axis=1)
-            kl = sequence_kl(
+            kl, surprise = sequence_kl(
                 decoder[1], reference[1], *batch, responses, cfg.temperature,
-                definitions=(decoder[0], reference[0]),
+                definitions=(decoder[0], reference[0]), forward_batch=lengths.forward_batch,
             )  # fmt: skip
             parts.append(
                 model_rewards(rewards, batch, responses, tokenizer.ends)
-                | function_rewards(functions_of(rewards), prompts[start : start + cfg.batch], some)
-                | {"kl": kl, "tokens": mask.sum(axis=1), "ended": ended}
+                | function_rewards(
+                    functions_of(rewards), repeated(prompts[start : start + size], samples), some
+                )
+                | {
+                    "kl": kl,
+                    "surprise": surprise,
+                    "tokens": mask.sum(axis=1),
+                    "ended": (np.isin(tokens, tokenizer.ends) & mask).any(axis=1),
+                }
             )
             bar.update()
         columns[name] = {
-            column: np.concatenate([np.asarray(part[column]) for part in parts])
+            column: np.concatenate([np.asarray(part[column]) for part in parts]).reshape(
+                len(prompts), samples
+            )
             for column in parts[0]
         }
+        del decoder
     bar.close()
     return columns, texts
 
 
-def over_seeds(columns: Mapping[str, Columns]) -> dict[str, Columns]:
-    """Means over the runs of a variant with different seeds, prompt by prompt.
+def repeated(prompts: Sequence[str], times: int) -> list[str]:
+    """Every prompt so many times, one after the other."""
+    return [prompt for prompt in prompts for _ in range(times)]
 
-    The run "ppo-full-1" repeats "ppo-full"; a variant with one run has no mean.
+
+def over_seeds(columns: Mapping[str, Columns]) -> dict[str, list[Columns]]:
+    """The runs of each variant that was trained with several seeds.
+
+    The run "ppo-full-1" repeats "ppo-full" with another one.
     """
     variants: dict[str, list[Columns]] = {}
     for name, own in columns.items():
         variants.setdefault(re.sub(r"-\d+$", "", name), []).append(own)
-    return {
-        name: {column: np.mean([own[column] for own in runs], axis=0) for column in runs[0]}
-        for name, runs in variants.items()
-        if len(runs) > 1
-    }
+    return {name: runs for name, runs in variants.items() if len(runs) > 1}
+
+
+def intervals(
+    values: Mapping[str, Float[np.ndarray, "prompts"]], clusters: Clusters, cfg: EvaluationConfig
+) -> dict[str, dict[str, float]]:
+    """Means over the prompts."""
+    options = {"clusters": clusters, "resamples": cfg.resamples, "seed": cfg.seed}
+    return {name: bootstrap(own, **options).asdict() for name, own in values.items()}
+
+
+def against_best_of_n(
+    columns: Columns,
+    policy: Mapping[str, Any],
+    chosen: Mapping[int, Mapping[str, Float[np.ndarray, "prompts"]]],
+    clusters: Clusters,
+    cfg: EvaluationConfig,
+) -> dict[str, Any]:
+    """A policy's rewards less those of the best of n at no greater distance from the reference.
+
+    Of the n there are the largest one whose KL per response is at most the policy's.
+    """
+    n = max(n for n in chosen if n == 1 or best_of_n_kl(n) <= policy["kl_per_sequence"])
+    ahead = {name: columns[name].mean(axis=1) - own for name, own in chosen[n].items()}
+    return {"n": n, "kl_per_sequence": best_of_n_kl(n), **intervals(ahead, clusters, cfg)}
 
 
 def model_rewards(
@@ -155,37 +235,59 @@ def model_rewards(
 
 
 def keep_responses(run, prompts, read, texts, columns, cfg: EvaluationConfig) -> None:
-    """Every response with its reward. Those to the first prompts that were read whole are for
-    rating by hand; to prompts that were cut only where there are too few others."""
+    """The first response to every prompt with its reward.
+
+    Those to the first prompts that were read whole are for rating by hand; to prompts that were cut
+    only where there are too few others.
+    """
     rated = sorted(range(len(prompts)), key=lambda i: bool(read[i]))[: cfg.rated_prompts]
     for name in texts:
         for i, prompt in enumerate(prompts):
             run.sample(
-                step=0, prompt_id=i, model=name, prompt=prompt, response=texts[name][i],
-                reward=float(columns[name]["reward"][i]),
+                step=0, prompt_id=i, model=name, prompt=prompt,
+                response=texts[name][i * cfg.responses_per_prompt],
+                reward=float(columns[name]["reward"][i, 0]),
                 read=read[i],  # the beginning that was read, where the prompt was cut
                 rated=i in rated and name in RATED,
             )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames="definitions")
+@functools.partial(jax.jit, static_argnames=("definitions", "forward_batch"))
 def sequence_kl(
     state: nnx.State,
     reference_state: nnx.State,
     prompts: Array,
     prompt_mask: Array,
-    responses,
+    responses: Responses,
     temperature: float | Float[Array, ""],
     *,
     definitions: tuple[nnx.GraphDef, nnx.GraphDef],
-) -> Float[Array, "batch"]:
-    """Exact KL to the reference summed over each response, nats."""
+    forward_batch: int,
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    """Exact KL to the reference, and minus the reference's logprob, summed over each response.
+
+    Both in nats, at the temperature of the samples; of `forward_batch` responses at a time.
+    """
     decoder = nnx.merge(definitions[0], state)
     reference = nnx.merge(definitions[1], reference_state)
-    tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
-    mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
     width = prompts.shape[1]
-    states = logprobs.response_states(decoder, tokens, mask, width)
-    others = logprobs.response_states(reference, tokens, mask, width)
-    *_, kl = logprobs.compare(decoder, reference, states, others, responses.tokens, temperature)
-    return jnp.where(responses.mask, kl, 0.0).sum(axis=1)
+
+    def some(part):
+        tokens, token_mask, mask = part
+        states = logprobs.response_states(decoder, tokens, token_mask, width)
+        others = logprobs.response_states(reference, tokens, token_mask, width)
+        _, logprob, _, kl = logprobs.compare(
+            decoder, reference, states, others, tokens[:, width:], temperature
+        )
+        return jnp.where(mask, kl, 0.0).sum(axis=1), jnp.where(mask, -logprob, 0.0).sum(axis=1)
+
+    tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
+    token_mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
+    return in_parts(
+        some, (tokens, token_mask, responses.mask), whole_part(len(tokens), forward_batch)
+    )
+
+
+def whole_part(rows: int, at_most: int) -> int:
+    """The most rows of which whole parts can be made."""
+    return max(size for size in range(1, at_most + 1) if rows % size == 0)

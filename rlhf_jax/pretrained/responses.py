@@ -10,6 +10,8 @@ from jaxtyping import Bool, Int
 from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 
+SAMPLE_BIT = 24  # the number of a draw is that of its prompt, and above this bit of its sample
+
 
 def respond(
     decoder: tuple[nnx.GraphDef, nnx.State],
@@ -21,8 +23,9 @@ def respond(
     temperature: float,
     seed: int,
     first: int = 0,
+    samples: int = 1,
 ) -> Responses:
-    """One response to each prompt; all models get the same draws for the same prompt.
+    """Responses to each prompt, those to one together; all models get the same draws for the same.
 
     Args:
       decoder: static half and arrays of the model.
@@ -33,11 +36,14 @@ def respond(
       temperature: 0 takes the most likely token.
       seed: of the draws.
       first: the number of the first prompt among all; what is drawn for a prompt depends on it.
+      samples: responses to each prompt; the first one is the same, however many there are.
     """
-    keys = draw_keys(jax.random.key(seed), range(first, first + len(prompts)))
+    numbers = np.arange(first, first + len(prompts))[:, None]
+    numbers = (numbers | np.arange(samples)[None] << SAMPLE_BIT).ravel()
     return sample(
-        decoder[1], prompts, prompt_mask, keys, temperature, decoder_def=decoder[0],
-        length=length, end=tokenizer.ends, pad=tokenizer.pad,
+        decoder[1], prompts, prompt_mask, draw_keys(jax.random.key(seed), numbers), temperature,
+        decoder_def=decoder[0], length=length, end=tokenizer.ends, pad=tokenizer.pad,
+        samples=samples,
     )  # fmt: skip
 
 

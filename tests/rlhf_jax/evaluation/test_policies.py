@@ -13,14 +13,21 @@ from flax import nnx
 from experiment_runs import run as runs
 from rlhf_jax.config import EvaluationConfig, LoRAConfig, PPOConfig
 from rlhf_jax.evaluation import policies as evaluation
+from rlhf_jax.intervals import bootstrap
 from rlhf_jax.language_model import sampling
 from rlhf_jax.ppo import actor_critic
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
+from rlhf_jax.pretrained.responses import respond, response_texts
 from rlhf_jax.reward_model import model as reward_models
 
-CFG = EvaluationConfig(prompts=6, rated_prompts=2, batch=4, resamples=200)
-LENGTHS = PPOConfig(prompt_tokens=16, response_tokens=5, temperature=0.8)
+CFG = EvaluationConfig(
+    prompts=6, responses_per_prompt=2, best_of=5, rated_prompts=2, batch=8, resamples=200
+)
+LENGTHS = PPOConfig(
+    prompt_tokens=16, response_tokens=5, temperature=0.8, batch=4, forward_batch=4, prompts=4
+)
 PROMPTS = ["a", "bc", "dab", "h", "fadefadefadefade", "c"]
+CONVERSATIONS = ["x", "y", "x", "z", "w", "v"]  # the first and the third prompt belong together
 RATED = ("pretrained", "ppo-full", "ppo-lora")
 
 
@@ -68,7 +75,10 @@ def evaluate(toy, toy_reward_model, tuned):
 
     def ensure(root, kind=runs.Run):
         def train(run):
-            evaluation.evaluate(kind(run.path), CFG, LENGTHS, toy, both, tuned, PROMPTS)
+            loaders = {name: functools.partial(tuned.get, name) for name in tuned}
+            evaluation.evaluate(
+                kind(run.path), CFG, LENGTHS, toy, both, loaders, PROMPTS, CONVERSATIONS
+            )
 
         return runs.ensure("evaluate", CFG, train, inputs={}, root=root)
 
@@ -115,6 +125,70 @@ def test_seeds_of_a_variant_are_averaged_prompt_by_prompt(evaluated):
             sum(gains) / 2, abs=1e-6
         )
         assert variants["ppo-full"][reward_model]["count"] == len(PROMPTS)
+    assert variants["ppo-full"]["seeds"] == 2
+
+
+def test_prompts_of_one_conversation_are_drawn_together(evaluated):
+    arrays, gains = evaluated.arrays(), evaluated.summary["gains"]
+    change = (arrays["ppo-lora.reward"] - arrays["pretrained.reward"]).mean(axis=1)
+    options = {"resamples": CFG.resamples, "seed": CFG.seed}
+    together = bootstrap(change, clusters=np.asarray(CONVERSATIONS), **options)
+    assert gains["ppo-lora"]["reward"] == pytest.approx(together.asdict(), abs=1e-6)
+    assert bootstrap(change, **options).low != pytest.approx(together.low)
+    assert evaluated.summary["conversations"] == 5
+
+
+def test_a_prompt_gets_several_responses_of_which_the_first_is_the_only_one_of_one(
+    evaluated, toy, tuned
+):
+    found = evaluated.arrays()["ppo-lora.tokens"]
+    assert found.shape == (len(PROMPTS), CFG.responses_per_prompt)
+    rows, mask, _ = prompt_rows(PROMPTS, toy.tokenizer, length=16)
+    texts = {
+        samples: response_texts(
+            respond(
+                tuned["ppo-lora"], rows, mask, toy.tokenizer, length=5,
+                temperature=CFG.temperature, seed=CFG.seed, samples=samples,
+            ),
+            toy.tokenizer,
+        )
+        for samples in (1, 3)
+    }  # fmt: skip
+    assert texts[3][::3] == texts[1] == responses_of(evaluated, "ppo-lora")
+    assert texts[3][1::3] != texts[1]
+
+
+def test_best_of_n_is_that_of_the_samples_and_policies_are_compared_at_their_distance(evaluated):
+    arrays, summary = evaluated.arrays(), evaluated.summary
+    samples = arrays["best_of.reward"]
+    assert samples.shape == (len(PROMPTS), CFG.best_of)
+    assert [row["n"] for row in summary["best_of_n"]] == [1, 2, 4]
+    assert summary["best_of_n"][0]["reward"]["value"] == pytest.approx(samples.mean(), abs=1e-5)
+    values = [row["reward"]["value"] for row in summary["best_of_n"]]
+    assert values == sorted(values)
+    for name, gain in summary["gains"].items():
+        against, kl = gain["best_of_n"], summary["policies"][name]["kl_per_sequence"]
+        nearest = [
+            row for row in summary["best_of_n"] if row["n"] == 1 or row["kl_per_sequence"] <= kl
+        ][-1]
+        assert against["n"] == nearest["n"]
+        ahead = summary["policies"][name]["reward"]["value"] - nearest["reward"]["value"]
+        assert against["reward"]["value"] == pytest.approx(ahead, abs=1e-5)
+
+
+def test_the_perplexity_is_that_of_the_model_that_all_are_compared_with(evaluated, toy):
+    """Of the pretrained policy it is that of its own logprobs at sampling."""
+    rows, mask, _ = prompt_rows(PROMPTS, toy.tokenizer, length=16)
+    responses = respond(
+        (toy.definition, toy.state), rows, mask, toy.tokenizer, length=5,
+        temperature=CFG.temperature, seed=CFG.seed, samples=CFG.responses_per_prompt,
+    )  # fmt: skip
+    own = np.where(responses.mask, responses.logprobs, 0).sum(axis=1)
+    np.testing.assert_allclose(evaluated.arrays()["pretrained.surprise"].ravel(), -own, rtol=1e-4)
+    perplexity = np.exp(-own.sum() / np.asarray(responses.mask).sum())
+    assert evaluated.summary["policies"]["pretrained"]["perplexity"] == pytest.approx(
+        perplexity, rel=1e-4
+    )
 
 
 def test_the_kl_is_that_at_the_temperature_of_the_samples(evaluated, toy, tuned):
@@ -126,11 +200,11 @@ def test_the_kl_is_that_at_the_temperature_of_the_samples(evaluated, toy, tuned)
         end=toy.tokenizer.ends, pad=toy.tokenizer.pad,
     )  # fmt: skip
     assert LENGTHS.temperature != CFG.temperature
-    expected = evaluation.sequence_kl(
+    expected, _ = evaluation.sequence_kl(
         state, toy.state, tokens, mask, responses, CFG.temperature,
-        definitions=(definition, toy.definition),
+        definitions=(definition, toy.definition), forward_batch=3,
     )  # fmt: skip
-    np.testing.assert_allclose(evaluated.arrays()["ppo-lora.kl"], expected, rtol=1e-4)
+    np.testing.assert_allclose(evaluated.arrays()["ppo-lora.kl"][:, 0], expected, rtol=1e-4)
 
 
 def test_each_reward_model_scores_in_its_own_column(evaluated):
@@ -151,7 +225,7 @@ def test_every_response_is_kept_with_its_reward_and_those_to_rate_are_marked(eva
     }
     for row in samples:
         assert row["prompt"] == PROMPTS[row["prompt_id"]]
-        assert row["reward"] == pytest.approx(arrays[f"{row['model']}.reward"][row["prompt_id"]])
+        assert row["reward"] == pytest.approx(arrays[f"{row['model']}.reward"][row["prompt_id"], 0])
 
 
 def test_a_prompt_that_was_cut_is_not_rated_while_there_are_others(tmp_path):
@@ -203,9 +277,9 @@ def test_the_kl_of_a_response_is_that_of_the_whole_distributions_at_its_tokens(t
         state, tokens, mask, jax.random.split(jax.random.key(2), len(PROMPTS)), 1.0,
         decoder_def=definition, length=5, end=toy.tokenizer.end, pad=toy.tokenizer.pad,
     )  # fmt: skip
-    found = evaluation.sequence_kl(
+    found, _ = evaluation.sequence_kl(
         state, toy.state, tokens, mask, responses, LENGTHS.temperature,
-        definitions=(definition, toy.definition),
+        definitions=(definition, toy.definition), forward_batch=4,
     )  # fmt: skip
     assert not responses.mask.all()  # some ended early
     width = tokens.shape[1] + 5

@@ -5,9 +5,15 @@ import pytest
 
 from rlhf_jax.config import EvaluationConfig
 from rlhf_jax.evaluation import response_statistics
+from rlhf_jax.evaluation.response_statistics import describe, gain_over_seeds
 
 CFG = EvaluationConfig(resamples=200)
 INTERVALS = ("reward", "second_reward", "length_controlled", "stratified")
+
+
+def gain_of(own, base):
+    """The gain where every prompt is a conversation of its own."""
+    return response_statistics.gain(own, base, np.arange(len(base["tokens"])), CFG)
 
 
 @pytest.fixture
@@ -16,15 +22,13 @@ def tokens():
 
 
 def columns(tokens, reward, **other):
-    tokens, reward = np.asarray(tokens), np.asarray(reward, np.float64)
+    tokens, reward = np.asarray(tokens)[:, None], np.asarray(reward, np.float64)[:, None]
     return {"tokens": tokens, "reward": reward, "second_reward": -2 * reward} | other
 
 
 def test_a_reward_that_is_length_has_a_plain_gain_and_none_between_equal_lengths(tokens):
     longer = tokens[::-1] + 7  # the lengths of other prompts, 7 tokens longer on average
-    gain = response_statistics.gain(
-        columns(longer, 0.5 * longer), columns(tokens, 0.5 * tokens), CFG
-    )
+    gain = gain_of(columns(longer, 0.5 * longer), columns(tokens, 0.5 * tokens))
     assert gain["tokens"]["value"] == pytest.approx(7)
     assert gain["reward"]["value"] == pytest.approx(3.5)
     for name in ("value", "low", "high"):
@@ -33,7 +37,7 @@ def test_a_reward_that_is_length_has_a_plain_gain_and_none_between_equal_lengths
 
 def test_identical_policies_gain_nothing_and_tie_everywhere(tokens):
     same = columns(tokens, np.sin(tokens))
-    gain = response_statistics.gain(same, same, CFG)
+    gain = gain_of(same, same)
     assert (gain["wins"], gain["ties"], gain["losses"]) == (0, 120, 0)
     for name in ("reward", "second_reward", "tokens"):
         assert gain[name] == {"value": 0, "low": 0, "high": 0, "count": 120}
@@ -43,7 +47,7 @@ def test_identical_policies_gain_nothing_and_tie_everywhere(tokens):
 
 def test_a_constant_shift_at_equal_lengths_is_the_gain_however_length_is_treated(tokens):
     reward = np.random.default_rng(1).normal(size=120)
-    gain = response_statistics.gain(columns(tokens, reward + 1.25), columns(tokens, reward), CFG)
+    gain = gain_of(columns(tokens, reward + 1.25), columns(tokens, reward))
     for name in ("reward", "length_controlled", "stratified"):
         for end in ("value", "low", "high"):
             assert gain[name][end] == pytest.approx(1.25)
@@ -89,7 +93,7 @@ def test_classes_of_length_count_by_their_responses():
 
 def test_wins_ties_and_losses_are_counted_prompt_by_prompt():
     own, base = [2.0, 1, 0, 5, 3, 9], [1.0, 1, 1, 3, 3, 6]
-    gain = response_statistics.gain(columns(range(6), own), columns(range(6), base), CFG)
+    gain = gain_of(columns(range(6), own), columns(range(6), base))
     assert (gain["wins"], gain["ties"], gain["losses"]) == (3, 2, 1)
 
 
@@ -99,24 +103,60 @@ def test_the_interval_of_a_gain_holds_its_value_and_zero_only_without_a_shift(to
     own, base = rng.normal(size=(2, 120))
     base, lengths = columns(tokens, base), rng.permutation(tokens)
     for shift in (0, 1):
-        gain = response_statistics.gain(columns(lengths, own + shift), base, CFG)
+        gain = gain_of(columns(lengths, own + shift), base)
         for name in INTERVALS:
             low, value, high = (gain[name][end] for end in ("low", "value", "high"))
             assert low < value < high and (low <= 0 <= high) == (shift == 0), name
 
 
 def test_a_policy_is_described_per_token_and_per_response():
-    own = columns(
-        [2, 2, 4, 4], [1.0, 2, 3, 6],
-        kl=np.asarray([1.0, 2, 3, 12]), ended=np.asarray([True, False, True, True]),
-    )  # fmt: skip
-    found = response_statistics.describe(
-        own, ["", " \n", "a b", "a b"], CFG, rewards=["reward", "second_reward"]
+    own = {
+        "tokens": np.asarray([[2, 2], [4, 4]]),
+        "reward": np.asarray([[1.0, 2], [3, 6]]),
+        "second_reward": np.asarray([[-2.0, -4], [-6, -12]]),
+        "kl": np.asarray([[1.0, 2], [3, 12]]),
+        "surprise": np.log([[2.0, 2], [4, 16]]),
+        "ended": np.asarray([[True, False], [True, True]]),
+    }
+    found = describe(
+        own, ["", " \n", "a b", "a b"], np.arange(2), CFG, rewards=["reward", "second_reward"]
     )
     assert found["reward"]["value"] == 3 and found["second_reward"]["value"] == -6
-    means = ("kl_per_token", "kl_per_sequence", "tokens", "ended", "empty", "distinct_2")
-    assert [found[name] for name in means] == [18 / 12, 18 / 4, 3, 0.75, 0.5, 0.5]
-    assert found["repetition"] == 0
+    assert found["reward"]["count"] == 2
+    means = ("kl_per_token", "kl_per_sequence", "tokens", "ended", "empty")
+    assert [found[name] for name in means] == [18 / 12, 18 / 4, 3, 0.75, 0.5]
+    assert (found["distinct_1"], found["distinct_2"], found["repetition"]) == (0.5, 0.5, 0)
+    assert found["perplexity"] == pytest.approx(256 ** (1 / 12))
+
+
+def test_a_gain_over_seeds_is_their_mean_and_as_uncertain_as_they_differ():
+    rng = np.random.default_rng(0)
+    base = columns(np.full(200, 5), rng.normal(size=200))
+
+    def seed(shift):
+        return columns(np.full(200, 5), base["reward"][:, 0] + shift)
+
+    found = [
+        gain_over_seeds(list(map(seed, shifts)), base, np.arange(200), CFG)
+        for shifts in ((1.0, 1.0, 1.0), (0.0, 1.0, 2.0))
+    ]
+    for own in found:
+        assert own["reward"]["value"] == pytest.approx(1) and own["seeds"] == 3
+        assert own["second_reward"]["value"] == pytest.approx(-2)
+    widths = [own["reward"]["high"] - own["reward"]["low"] for own in found]
+    assert widths[0] == pytest.approx(0, abs=1e-9) and widths[1] > 1
+
+
+def test_several_responses_to_a_prompt_count_as_one_prompt():
+    """Twice the same responses are no more evidence; the interval stays what it is."""
+    rng = np.random.default_rng(4)
+    once = [columns(rng.integers(5, 60, 50), rng.normal(size=50)) for _ in range(2)]
+    twice = [{name: np.repeat(x, 2, axis=1) for name, x in own.items()} for own in once]
+    assert gain_of(*once)["reward"] == pytest.approx(gain_of(*twice)["reward"])
+    for name in ("low", "high"):
+        assert gain_of(*once)["length_controlled"][name] == pytest.approx(
+            gain_of(*twice)["length_controlled"][name]
+        )
 
 
 @pytest.mark.parametrize(
@@ -141,6 +181,6 @@ def test_repeated_is_the_share_of_four_grams_seen_before(text, expected):
 
 def test_policies_without_a_length_in_common_cannot_be_compared_within_classes():
     short, long = np.full(30, 5), np.full(30, 50)
-    gain = response_statistics.gain(columns(long, np.ones(30)), columns(short, np.zeros(30)), CFG)
+    gain = gain_of(columns(long, np.ones(30)), columns(short, np.zeros(30)))
     assert all(np.isnan(gain["stratified"][name]) for name in ("value", "low", "high"))
     assert gain["reward"]["value"] == 1
