@@ -19,8 +19,9 @@ from experiment_runs import settings
 from experiment_runs.command import concluded
 from experiment_runs.run import Run
 from rlhf_jax import run_commands
-from rlhf_jax.config import LoRAConfig, Profile
+from rlhf_jax.config import LoRAConfig
 from rlhf_jax.experiment import Experiment, from_environment
+from rlhf_jax.profiles import Profile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

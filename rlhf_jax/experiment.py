@@ -9,9 +9,9 @@ from experiment_runs import settings
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from experiment_runs.run import Run, ensure
-from rlhf_jax import config
+from rlhf_jax import profiles
 from rlhf_jax.baselines import dpo
-from rlhf_jax.config import DPOConfig, PPOConfig, Profile, RewardConfig
+from rlhf_jax.config import DPOConfig, PPOConfig, RewardConfig
 from rlhf_jax.data.near_duplicates import near_duplicates
 from rlhf_jax.data.preferences import Post, load_preferences, posts
 from rlhf_jax.data.prompts import Prompt, load_prompts, top_up
@@ -21,6 +21,7 @@ from rlhf_jax.evaluation import policies as evaluation
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.pretrained import hub, loading
 from rlhf_jax.pretrained.model import Pretrained
+from rlhf_jax.profiles import Profile
 from rlhf_jax.reward_model import model as reward_models
 from rlhf_jax.reward_model import training as reward_training
 from rlhf_jax.reward_model.encoding import first_pairs
@@ -194,7 +195,7 @@ class Experiment:
     def reward_model(self, stage: str = "reward") -> reward_models.FrozenRewardModel:
         return reward_models.load(self.run(stage), self.pretrained)
 
-    def tuned(self, stage: str) -> evaluation.Decoder:
+    def tuned(self, stage: str) -> evaluation.SplitDecoder:
         """The decoder of a tuned policy."""
         if stage == "dpo":
             return dpo.tuned_decoder(self.run(stage), self.pretrained)
@@ -250,7 +251,7 @@ def from_environment(profile: str | None = None) -> Experiment:
     Raises:
       UserError: a profile, folder or run does not exist.
     """
-    chosen = config.profile(profile or settings.profile())
+    chosen = profiles.profile(profile or settings.profile())
     if model := settings.model():
         chosen = dataclasses.replace(chosen, model=model)
     return Experiment(

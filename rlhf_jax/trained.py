@@ -10,7 +10,7 @@ from pathlib import Path
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 from rlhf_jax.config import SMOLLM2, PPOConfig, ppo_config
-from rlhf_jax.evaluation.policies import BASE, RATED, Decoders
+from rlhf_jax.evaluation.policies import BASE, RATED, SplitDecoder
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.pretrained import hub, loading
 from rlhf_jax.pretrained.model import Pretrained
@@ -80,7 +80,7 @@ def policy_runs(run: Run) -> dict[str, Run]:
     return found
 
 
-def policies(runs: Mapping[str, Run], pretrained: Pretrained) -> Decoders:
+def policies(runs: Mapping[str, Run], pretrained: Pretrained) -> dict[str, SplitDecoder]:
     """The decoders of the model that they started from and of tuned policies, by name."""
     tuned = {
         name: ppo_training.tuned_decoder(run, ppo_config(run.config), pretrained)

@@ -34,8 +34,8 @@ from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
 
 BASE = "pretrained"
 RATED = (BASE, "ppo-full", "ppo-lora")  # policies whose responses are rated by hand
-Decoder = tuple[nnx.GraphDef, nnx.State]
-Decoders = Mapping[str, Callable[[], Decoder]]  # a policy's name to what loads it
+SplitDecoder = tuple[nnx.GraphDef, nnx.State]
+Decoders = Mapping[str, Callable[[], SplitDecoder]]  # a policy's name to what loads it
 
 
 def evaluate(
@@ -116,7 +116,7 @@ def answered(
     prompts: Sequence[str],
     cfg: EvaluationConfig,
     lengths: PPOConfig,
-    reference: Decoder,
+    reference: SplitDecoder,
     samples: int,
 ) -> tuple[dict[str, Columns], dict[str, list[str]]]:
     """Every model's responses as text, those to a prompt together, and what is measured of each.

@@ -90,7 +90,7 @@ def test_what_is_edited_in_the_file_is_what_is_trained(tmp_path):
         "import pathlib, sys; from experiment_runs import assignment\n"
         "tables = assignment.read(pathlib.Path(sys.argv[1]))\n"
         "assignment.PROTOCOL.update(tables['protocol'])\n"
-        "from gan_jax.config import PROFILES; from rlhf_jax.config import profile\n"
+        "from gan_jax.config import PROFILES; from rlhf_jax.profiles import profile\n"
         "print(profile('assignment').lora.inner_epochs, PROFILES['assignment'].epochs)\n"
     )
     done = subprocess.run(

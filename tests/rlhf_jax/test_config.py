@@ -9,7 +9,7 @@ from experiment_runs.errors import UserError
 from experiment_runs.files import encode, read_json
 from experiment_runs.settings import PROJECT
 from gan_jax import config as gan_config
-from rlhf_jax import config
+from rlhf_jax import config, profiles
 from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
 
 REFERENCE = PROJECT / "results" / "reference"
@@ -66,17 +66,17 @@ def test_what_cannot_be_is_rejected_naming_field_and_value(unchecked_types, kind
 
 def test_a_precision_that_there_is_not_is_rejected_by_name(unchecked_types):
     with pytest.raises(UserError, match="Profile.dtype=float16 .*float32, bfloat16"):
-        dataclasses.replace(config.profile("tiny"), dtype="float16")
+        dataclasses.replace(profiles.profile("tiny"), dtype="float16")
 
 
 def test_an_unknown_profile_is_answered_with_those_there_are():
     with pytest.raises(UserError, match="PROFILE=fast.*tiny, cpu, study, assignment"):
-        config.profile("fast")
+        profiles.profile("fast")
 
 
-@pytest.mark.parametrize("name", config.PROFILES)
+@pytest.mark.parametrize("name", profiles.PROFILES)
 def test_the_variants_of_a_profile_differ_in_adapters_and_learning_rate_alone(name):
-    profile = config.profile(name)
+    profile = profiles.profile(name)
     assert profile.name == name
     rates = {"lora": profile.lora.lora, "learning_rate": profile.lora.learning_rate}
     assert dataclasses.replace(profile.ppo, **rates) == profile.lora
@@ -85,7 +85,7 @@ def test_the_variants_of_a_profile_differ_in_adapters_and_learning_rate_alone(na
 
 @pytest.mark.parametrize("change", [{"max_pairs_per_post": 3}, {"min_score_ratio": 2.0}])
 def test_both_reward_models_read_the_same_pairs_of_a_post(change):
-    profile = config.profile("tiny")
+    profile = profiles.profile("tiny")
     with pytest.raises(UserError, match=f"Profile.second_reward.{next(iter(change))}"):
         dataclasses.replace(
             profile, second_reward=dataclasses.replace(profile.second_reward, **change)
@@ -93,7 +93,7 @@ def test_both_reward_models_read_the_same_pairs_of_a_post(change):
 
 
 def test_the_assignment_profile_keeps_to_the_protocol_in_assignment_toml():
-    profile = config.profile("assignment")
+    profile = profiles.profile("assignment")
     parts = {
         "reward": profile.reward, "ppo": profile.ppo, "lora": profile.lora.lora,
         "evaluation": profile.evaluation, "gan": gan_config.PROFILES["assignment"],
@@ -110,7 +110,7 @@ def test_the_assignment_profile_keeps_to_the_protocol_in_assignment_toml():
 def test_answers_are_whole_where_they_are_judged():
     """To their end, or 128 tokens."""
     for name in ("study", "assignment"):
-        profile = config.profile(name)
+        profile = profiles.profile(name)
         assert (profile.evaluation.response_tokens or profile.ppo.response_tokens) == 128
 
 
@@ -118,7 +118,7 @@ def test_the_steps_are_the_passes_times_the_whole_batches_of_a_pass():
     assert PPOConfig().steps == 5 * (2000 // 64) == 155
 
 
-@pytest.mark.parametrize("cfg", config.profile("study").policies.values())
+@pytest.mark.parametrize("cfg", profiles.profile("study").policies.values())
 def test_a_ppo_configuration_comes_back_from_a_run_as_it_was(cfg):
     assert config.ppo_config(json.loads(encode(dataclasses.asdict(cfg)))) == cfg
 

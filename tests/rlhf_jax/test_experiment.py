@@ -7,7 +7,7 @@ import pytest
 
 from experiment_runs import run as runs
 from experiment_runs.errors import UserError
-from rlhf_jax import config, experiment
+from rlhf_jax import experiment, profiles
 from rlhf_jax.data import preferences
 from rlhf_jax.data.splits import overlap
 from rlhf_jax.data.tables import normalised
@@ -31,7 +31,7 @@ def data_dir(local_data):
 
 def changed(data_dir, **changes):
     """Profile tiny with other values in its parts, e.g. `reward={"seed": 1}`."""
-    profile = config.tiny()
+    profile = profiles.tiny()
     parts = {
         name: dataclasses.replace(getattr(profile, name), **values)
         for name, values in changes.items()

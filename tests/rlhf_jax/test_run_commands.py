@@ -12,7 +12,7 @@ from experiment_runs import run as runs
 from experiment_runs.checkpoints import save_weights
 from experiment_runs.errors import UserError
 from experiment_runs.files import read_jsonl
-from rlhf_jax import config, trained
+from rlhf_jax import config, profiles, trained
 from rlhf_jax.__main__ import main
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.pretrained import hub
@@ -29,7 +29,10 @@ ABOUT = {
 }  # fmt: skip
 MODELS = ("pretrained", "ppo-lora")
 CFG = dataclasses.replace(  # settings that no profile has
-    config.profile("tiny").lora, prompt_tokens=40, response_tokens=5, lora=config.LoRAConfig(rank=3)
+    profiles.profile("tiny").lora,
+    prompt_tokens=40,
+    response_tokens=5,
+    lora=config.LoRAConfig(rank=3),
 )
 
 
@@ -59,10 +62,10 @@ def results(model, tmp_path_factory):
         run.sample(step=0, prompt_id=0, model="ppo-lora", prompt="p", response="r", rated=True)
         run.finish()
 
-    reward_model = ensured("reward", config.profile("tiny").reward, reward).identity
+    reward_model = ensured("reward", profiles.profile("tiny").reward, reward).identity
     policy = ensured("ppo-lora", CFG, ppo, reward=reward_model).identity
     names = {"reward": reward_model, "ppo-lora": policy}
-    ensured("evaluate", config.profile("tiny").evaluation, evaluate, **names)
+    ensured("evaluate", profiles.profile("tiny").evaluation, evaluate, **names)
     return root
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiment_runs.run import Run
-from rlhf_jax import config
+from rlhf_jax import profiles
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.reward_model import model as reward_models
 
@@ -106,7 +106,7 @@ def test_a_reward_model_survives_kills_bit_by_bit(start, model, timeless, tmp_pa
 
 @pytest.mark.parametrize(
     ("variant", "cfg"),
-    [("full", config.tiny().ppo), ("lora", config.tiny().lora)],
+    [("full", profiles.tiny().ppo), ("lora", profiles.tiny().lora)],
     ids=["full", "lora"],
 )
 def test_ppo_survives_kills_bit_by_bit(start, rewarded, model, timeless, tmp_path, variant, cfg):

@@ -10,7 +10,7 @@ import pytest
 from experiment_runs import assignment
 from experiment_runs.files import encode
 from gan_jax.config import PROFILES
-from rlhf_jax import config
+from rlhf_jax import profiles
 from rlhf_jax.data.preferences import SHP
 from rlhf_jax.data.prompts import OASST
 from rlhf_report import appendix
@@ -24,7 +24,7 @@ def test_what_the_tests_measured_is_shown_and_within_its_limits():
 
 def runs_of(profile):
     """Runs as a profile would make them, as far as the table of the protocol reads them."""
-    profile = config.profile(profile)
+    profile = profiles.profile(profile)
     source = {"name": "votes"}
     pairs, prompts = profile.reward.train_pairs, profile.ppo.prompts
     return [

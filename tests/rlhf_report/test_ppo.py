@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiment_runs.run import Run
-from rlhf_jax import config
+from rlhf_jax import profiles
 from rlhf_jax.experiment import Experiment
 from rlhf_report import ppo
 
@@ -64,7 +64,7 @@ def test_the_reward_distribution_shows_the_share_of_each_class(trained):
 def test_committed_policies_are_found_by_their_stages_variants_first(trained, tmp_path):
     for stage in ("ppo-lora-everywhere", "ppo-full-1", "ppo-lora", "ppo-full"):
         trained(0.0, stage=stage)
-    experiment = Experiment(profile=config.profile("tiny"), committed=tmp_path)
+    experiment = Experiment(profile=profiles.profile("tiny"), committed=tmp_path)
     expected = ["ppo-full", "ppo-lora", "ppo-full-1", "ppo-lora-everywhere"]
     assert experiment.policies == expected
     assert [experiment.run(name).stage for name in expected] == expected

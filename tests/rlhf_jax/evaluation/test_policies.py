@@ -235,7 +235,7 @@ def test_a_prompt_that_was_cut_is_not_rated_while_there_are_others(tmp_path):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "config.json").write_text("{}")
         run = runs.Run(tmp_path / str(number))
-        texts, columns = {"pretrained": ["r"] * 4}, {"pretrained": {"reward": np.zeros(4)}}
+        texts, columns = {"pretrained": ["r"] * 8}, {"pretrained": {"reward": np.zeros((4, 2))}}
         evaluation.keep_responses(run, ["p"] * 4, read, texts, columns, CFG)
         assert {row["prompt_id"] for row in run.samples() if row["rated"]} == rated
 
@@ -244,8 +244,11 @@ def test_responses_may_be_longer_than_in_training(toy):
     longest = []
     for tokens in (None, 9):
         cfg = dataclasses.replace(CFG, response_tokens=tokens)
-        decoders = {"pretrained": (toy.definition, toy.state)}
-        columns, _ = evaluation.answered(decoders, toy.tokenizer, {}, PROMPTS, cfg, LENGTHS)
+        own = (toy.definition, toy.state)
+        columns, _ = evaluation.answered(
+            {"pretrained": lambda own=own: own}, tokenizer=toy.tokenizer, rewards={},
+            prompts=PROMPTS, cfg=cfg, lengths=LENGTHS, reference=own, samples=1,
+        )  # fmt: skip
         longest.append(columns["pretrained"]["tokens"].max())
     assert longest[0] <= 5 < longest[1] <= 9
 
