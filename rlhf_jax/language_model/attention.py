@@ -33,12 +33,17 @@ def block_mask(
 
 
 def rotary(
-    length: int, head_dim: int, theta: float, scaling: Scaling = ()
+    length: int, head_dim: int, theta: float | None, scaling: Scaling = ()
 ) -> tuple[Float[np.ndarray, "time half"], Float[np.ndarray, "time half"]]:
     """Cosines and sines of the rotary embedding (Su et al., 2021), in the half-split layout.
 
-    Constants: what XLA can compute, it would compute again for every head of every layer.
+    Constants: what XLA can compute, it would compute again for every head of every layer. Without
+    a base nothing is turned.
     """
+    if theta is None:
+        return np.ones((length, head_dim // 2), np.float32), np.zeros(
+            (length, head_dim // 2), np.float32
+        )
     frequencies, factor = rope_frequencies(head_dim, theta, scaling)
     angles = np.arange(length)[:, None] * frequencies
     cos, sin = factor * np.cos(angles), factor * np.sin(angles)

@@ -1,13 +1,16 @@
-"""A decoder-only transformer (Llama, Qwen2 and Qwen3 by configuration), its adapters and heads.
+"""A decoder-only transformer, its adapters and heads; its configuration tells the families apart.
 
 The modules are only definitions: training splits them once into a static graph and trees of
 arrays. No module knows of devices.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.language_model.attention import (
@@ -20,13 +23,15 @@ from rlhf_jax.language_model.attention import (
 )
 from rlhf_jax.language_model.decoder_config import DecoderConfig
 from rlhf_jax.language_model.layer_loop import Layers, arranged, through
-from rlhf_jax.language_model.layers import Linear, RMSNorm, gated, logits
+from rlhf_jax.language_model.layers import Linear, RMSNorm, gated, gelu_gated, logits
+
+ACTIVATIONS = {"silu": gated, "gelu_tanh": gelu_gated}
 
 
 class Attention(nnx.Module):
     def __init__(self, cfg: DecoderConfig, *, rngs: nnx.Rngs):
         query_dim, kv_dim = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-        self.head_dim = cfg.head_dim
+        self.head_dim, self.query_factor = cfg.head_dim, cfg.query_factor
         self.q_proj = Linear(cfg.embed_dim, query_dim, use_bias=cfg.attention_bias, rngs=rngs)
         self.k_proj = Linear(cfg.embed_dim, kv_dim, use_bias=cfg.attention_bias, rngs=rngs)
         self.v_proj = Linear(cfg.embed_dim, kv_dim, use_bias=cfg.attention_bias, rngs=rngs)
@@ -41,6 +46,8 @@ class Attention(nnx.Module):
         )
         if self.q_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
+        if self.query_factor != 1:
+            query = query * jnp.asarray(self.query_factor, query.dtype)
         return rotate(query, rope), rotate(key, rope), value
 
     def __call__(self, x, rope, mask, dropout_key=None):
@@ -65,13 +72,16 @@ class MLP(nnx.Module):
         self.gate_proj = Linear(cfg.embed_dim, cfg.mlp_dim, rngs=rngs)
         self.up_proj = Linear(cfg.embed_dim, cfg.mlp_dim, rngs=rngs)
         self.down_proj = Linear(cfg.mlp_dim, cfg.embed_dim, rngs=rngs)
+        self.activation = cfg.activation
 
     def __call__(self, x, dropout_key=None):
         keys = split_key(dropout_key, 3)
-        return self.down_proj(gated(self.gate_proj(x, keys[0]), self.up_proj(x, keys[1])), keys[2])
+        gate, up = self.gate_proj(x, keys[0]), self.up_proj(x, keys[1])
+        return self.down_proj(ACTIVATIONS[self.activation](gate, up), keys[2])
 
     def step(self, x):
-        return self.down_proj.columns(gated(self.gate_proj.columns(x), self.up_proj.columns(x)))
+        gate, up = self.gate_proj.columns(x), self.up_proj.columns(x)
+        return self.down_proj.columns(ACTIVATIONS[self.activation](gate, up))
 
 
 class Block(nnx.Module):
@@ -80,18 +90,26 @@ class Block(nnx.Module):
         self.attention = Attention(cfg, rngs=rngs)
         self.mlp_norm = RMSNorm(cfg.embed_dim, cfg.norm_epsilon)
         self.mlp = MLP(cfg, rngs=rngs)
+        self.attended_norm = RMSNorm(cfg.embed_dim, cfg.norm_epsilon) if cfg.output_norms else None
+        self.mlp_output_norm = (
+            RMSNorm(cfg.embed_dim, cfg.norm_epsilon) if cfg.output_norms else None
+        )
 
     def __call__(self, x, rope, mask, dropout_key=None):
         keys = split_key(dropout_key, 2)
-        attended, cache = self.attention(self.input_norm(x), rope, mask, keys[0])
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x), keys[1]), cache
+        out, cache = self.attention(self.input_norm(x), rope, mask, keys[0])
+        x = x + (out if self.attended_norm is None else self.attended_norm(out))
+        out = self.mlp(self.mlp_norm(x), keys[1])
+        return x + (out if self.mlp_output_norm is None else self.mlp_output_norm(out)), cache
 
     def step(self, x, rope, visible, cache, index):
         normed = self.input_norm.columns(x)
-        attended, cache = self.attention.step(normed, rope, visible, cache, index)
-        x = x + attended
-        return x + self.mlp.step(self.mlp_norm.columns(x)), cache
+        out, cache = self.attention.step(normed, rope, visible, cache, index)
+        x = x + (out if self.attended_norm is None else self.attended_norm.columns(out))
+        out = self.mlp.step(self.mlp_norm.columns(x))
+        return x + (
+            out if self.mlp_output_norm is None else self.mlp_output_norm.columns(out)
+        ), cache
 
 
 class Decoder(nnx.Module):
@@ -123,40 +141,72 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "batch time embed"]:
         """Hidden states after the last norm."""
         keys = None if dropout_key is None else jax.random.split(dropout_key, len(self.blocks))
-        rope = self.rope(positions, positions.shape[1])
+        ropes = self.rope(positions, positions.shape[1])
+        masks = self.windows(mask, positions[:, :, None], positions[:, None, :])
 
-        def passed(block, x, key):
-            return block(x, rope, mask, key)[0], None
+        def passed(block, x, key, kind):
+            return block(x, chosen(ropes, kind), chosen(masks, kind), key)[0], None
 
-        x = self.embedding[...][tokens].astype(self.cfg.dtype)
-        return self.norm(through(arranged(self.blocks), passed, x, keys)[0])
+        x = self.embedded(tokens)
+        return self.norm(through(arranged(self.blocks), passed, x, keys, self.kinds())[0])
 
     def prefill(self, tokens, positions, mask, time: int, layers: Layers):
         """Hidden states, and each block's cache with room for `time` tokens."""
-        rope = self.rope(positions, positions.shape[1])
+        ropes = self.rope(positions, positions.shape[1])
+        masks = self.windows(mask, positions[:, :, None], positions[:, None, :])
 
-        def passed(block, x, _):
-            x, (key, value) = block(x, rope, mask)
+        def passed(block, x, kind):
+            x, (key, value) = block(x, chosen(ropes, kind), chosen(masks, kind))
             return x, filled_cache(key, value, time)
 
-        x = self.embedding[...][tokens].astype(self.cfg.dtype)
-        x, cache = through(layers, passed, x, None)
+        x, cache = through(layers, passed, self.embedded(tokens), self.kinds())
         return self.norm(x), cache
 
-    def step(self, tokens, rope, visible, cache, index, layers: Layers):
+    def step(self, tokens, ropes, visible, cache, index, layers: Layers):
         """Hidden states [embed batch] of one new token per column, and the grown cache."""
+        slots = np.arange(math.prod(visible.shape[1:])).reshape(1, *visible.shape[1:])
+        visible = self.windows(visible, index, slots)
 
-        def passed(block, x, own):
-            return block.step(x, rope, visible, own, index)
+        def passed(block, x, own, kind):
+            return block.step(x, chosen(ropes, kind), chosen(visible, kind), own, index)
 
-        x = self.embedding[...][tokens].astype(self.cfg.dtype).T
-        x, grown = through(layers, passed, x, cache)
+        x, grown = through(layers, passed, self.embedded(tokens).T, cache, self.kinds())
         return self.norm.columns(x), grown
 
+    def embedded(self, tokens: Int[Array, "*rows"]) -> Float[Array, "*rows embed"]:
+        """What goes into the first block."""
+        x = self.embedding[...][tokens].astype(self.cfg.dtype)
+        factor = self.cfg.embedding_factor
+        return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
+
+    def kinds(self) -> np.ndarray | None:
+        """The number of every layer's kind; None where there is only one."""
+        kinds = self.cfg.layer_kinds
+        if len(set(kinds)) == 1:
+            return None
+        return np.array([list(dict.fromkeys(kinds)).index(kind) for kind in kinds])
+
     def rope(self, positions: Int[Array, "batch time"], length: int):
-        """Cosines and sines of positions below `length`, [batch time half] each."""
-        tables = rotary(length, self.cfg.head_dim, self.cfg.rope_theta, self.cfg.rope_scaling)
-        return tuple(jnp.asarray(table)[positions] for table in tables)
+        """For each kind of layer, cosines and sines of positions below `length`."""
+        return [
+            tuple(
+                jnp.asarray(table)[positions]
+                for table in rotary(length, self.cfg.head_dim, kind.rope_theta, kind.rope_scaling)
+            )
+            for kind in dict.fromkeys(self.cfg.layer_kinds)
+        ]
+
+    def windows(
+        self,
+        mask: Bool[Array, "batch *axes"],
+        queries: Int[Array, "..."],
+        keys: Int[Array, "..."] | Int[np.ndarray, "..."],
+    ) -> list[Bool[Array, "batch *axes"]]:
+        """For each kind of layer, which keys are seen from the positions of queries."""
+        return [
+            mask if kind.window is None else mask & (queries - keys < kind.window)
+            for kind in dict.fromkeys(self.cfg.layer_kinds)
+        ]
 
     def output_matrix(self) -> Float[Array, "vocab embed"]:
         """The matrix that turns hidden states into logits."""
@@ -173,6 +223,15 @@ class Decoder(nnx.Module):
         matrix = self.output_matrix().astype(hidden.dtype)
         found = jnp.matmul(matrix, hidden, preferred_element_type=jnp.float32)
         return jax.lax.optimization_barrier(found)
+
+
+def chosen(views: list, kind: Shaped[Array, ""] | np.integer | None):
+    """What a layer of one kind sees; in a loop over layers its number is no constant."""
+    if kind is None:
+        return views[0]
+    if isinstance(kind, jax.Array):
+        return jax.tree.map(lambda *each: jnp.stack(each)[kind], *views)
+    return views[kind]
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:

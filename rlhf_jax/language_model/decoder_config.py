@@ -2,61 +2,28 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from experiment_runs.configuration import check_types
 from experiment_runs.errors import UserError
-from rlhf_jax.language_model.rope import rope_scaling
+from rlhf_jax.language_model.config_fields import (
+    ACTIVATIONS,
+    FAMILIES,
+    check_fields,
+    unrotated_layers,
+    windowed_layers,
+)
+from rlhf_jax.language_model.rope import Scaling, local_rope_theta, rope_scaling
 
 LARGEST, MOST_LAYERS = 2**24, 1000  # of a decoder's sizes: beyond any that could be trained here
-FAMILIES = ("llama", "qwen2", "qwen3")
-# Fields of a config.json that the decoder is built from.
-USED = {
-    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
-    "tie_word_embeddings", "attention_bias", "rope_theta", "rope_scaling", "rope_parameters",
-    "max_position_embeddings", "original_max_position_embeddings",
-}  # fmt: skip
-# Fields that say nothing about what the decoder computes: names, tokens, training, other programs.
-HARMLESS = {
-    "_name_or_path", "_attn_implementation_autoset", "_attn_implementation", "architectures",
-    "auto_map", "transformers_version", "torch_dtype", "dtype", "use_cache", "pretraining_tp",
-    "attention_dropout", "hidden_dropout", "initializer_range", "bos_token_id", "eos_token_id",
-    "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "id2label",
-    "label2id", "num_labels", "problem_type", "return_dict", "output_hidden_states",
-    "output_attentions", "return_unused_kwargs", "chunk_size_feed_forward", "tokenizer_class",
-    "prefix", "task_specific_params", "finetuning_task", "base_model_tp_plan",
-    "base_model_pp_plan", "keys_to_ignore_at_inference", "max_window_layers", "reward_offset",
-    "is_llama_config", "rope_interleaved", "transformers.js_config", "torchscript",
-    "use_bfloat16", "pruned_heads", "num_return_sequences", "max_length", "min_length",
-    "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "model_name",
-    "max_new_tokens", "mlp_only_layers", "unsloth_version", "unsloth_fixed", "use_mrope",
-}  # fmt: skip
-# Fields that change what a decoder computes, with the values at which they change nothing here.
-NEUTRAL = {
-    "hidden_act": ("silu", "swish"),
-    "hidden_activation": (None, "silu", "swish"),
-    "mlp_bias": (None, False),
-    "use_sliding_window": (None, False),
-    "partial_rotary_factor": (None, 1, 1.0),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "embedding_multiplier": (None, 1, 1.0),
-    "residual_multiplier": (None, 1, 1.0),
-    "attention_multiplier": (None,),
-    "logits_scaling": (None, 1, 1.0),
-    "query_pre_attn_scalar": (None,),
-    "use_bidirectional_attention": (None, False),
-    "quantization_config": (None,),
-    "is_decoder": (None, True, False),
-    "is_encoder_decoder": (None, False),
-    "add_cross_attention": (None, False),
-    "cross_attention_hidden_size": (None,),
-    "tie_encoder_decoder": (None, False),
-    "use_qk_norm": (None,),
-    "no_rope_layers": (None,),
-    "per_layer_config": (None,),
-}
+
+
+class LayerKind(NamedTuple):
+    """What a layer sees of the tokens before its own, and how it tells where they stand."""
+
+    window: int | None  # how many tokens, its own included; None is all
+    rope_theta: float | None  # base of the rotary embedding; None turns nothing
+    rope_scaling: Scaling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,11 +39,19 @@ class DecoderConfig:
     head_dim: int
     rope_theta: float = 10_000.0
     rope_scaling: tuple = ()  # how longer contexts stretch positions, as (name, value)
+    unrotated_layers: tuple[int, ...] = ()  # that do not tell where tokens stand (SmolLM3)
+    windowed_layers: tuple[int, ...] = ()  # that see no more than the last `window` tokens
+    window: int | None = None  # the token's own included
+    window_rope_theta: float | None = None  # base in windowed layers, where it differs (Gemma 3)
     norm_epsilon: float = 1e-5
     tied_embeddings: bool = True
     attention_bias: bool = False  # biases on q, k and v (Qwen2)
     output_bias: bool = False  # a bias after attention (Llama and Qwen3 with attention_bias)
-    qk_norm: bool = False  # RMS norm of every query and key head (Qwen3)
+    qk_norm: bool = False  # RMS norm of every query and key head (Qwen3, Gemma 3)
+    query_factor: float = 1.0  # of queries, beside 1 / sqrt(head_dim) (Gemma 3)
+    embedding_factor: float = 1.0  # of what goes into the first block (Gemma 3)
+    output_norms: bool = False  # also of what attention and MLP give (Gemma 3)
+    activation: Literal["silu", "gelu_tanh"] = "silu"  # of the MLP's gate
     family: str = "llama"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters keep their own
 
@@ -90,6 +65,20 @@ class DecoderConfig:
             raise UserError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
             )
+        if self.windowed_layers and not 1 <= (self.window or 0) <= LARGEST:
+            raise UserError(f"sliding_window is {self.window}; it must be from 1 to {LARGEST:,}")
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """One for each layer."""
+        full = LayerKind(None, self.rope_theta, self.rope_scaling)
+        windowed = full._replace(window=self.window)
+        if self.window_rope_theta is not None:
+            windowed = LayerKind(self.window, self.window_rope_theta, ())
+        kinds = [windowed if i in self.windowed_layers else full for i in range(self.num_layers)]
+        for i in self.unrotated_layers:
+            kinds[i] = LayerKind(kinds[i].window, None, ())
+        return tuple(kinds)
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any], *, dtype: str = "float32"):
@@ -98,59 +87,43 @@ class DecoderConfig:
         Raises:
           UserError: the family or one of its options is not supported, or a field is missing.
         """
-        family = config.get("model_type")
-        if family not in FAMILIES:
-            raise UserError(
-                f"config.json: model_type {family!r} is not supported; use one of {FAMILIES}"
-            )
-        check_fields(config, family)
-        rope_theta, scaling = rope_scaling(config)
-        biased = bool(config.get("attention_bias", False))
+        check_fields(config)
+        family = FAMILIES[config["model_type"]]
+        given = family.defaults | config
+        gemma, biased = family.architecture == "Gemma3", bool(given.get("attention_bias"))
         try:
+            layers, heads = given["num_hidden_layers"], given["num_attention_heads"]
+            if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
+                raise UserError(f"num_layers is {layers!r}; it must be from 1 to {MOST_LAYERS:,}")
+            head_dim = given.get("head_dim") or family.defaults.get("head_dim")
+            head_dim = head_dim or given["hidden_size"] // heads
+            theta, scaling = rope_scaling(config, default=family.defaults.get("rope_theta", 1e4))
+            windowed = windowed_layers(given)
             return cls(
-                vocab_size=config["vocab_size"],
-                embed_dim=config["hidden_size"],
-                mlp_dim=config["intermediate_size"],
-                num_layers=config["num_hidden_layers"],
-                num_heads=config["num_attention_heads"],
-                num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-                head_dim=config.get("head_dim")
-                or config["hidden_size"] // config["num_attention_heads"],
-                rope_theta=rope_theta,
+                vocab_size=given["vocab_size"],
+                embed_dim=given["hidden_size"],
+                mlp_dim=given["intermediate_size"],
+                num_layers=layers,
+                num_heads=heads,
+                num_kv_heads=given.get("num_key_value_heads") or heads,
+                head_dim=head_dim,
+                rope_theta=theta,
                 rope_scaling=scaling,
-                norm_epsilon=config.get("rms_norm_eps", 1e-6),
-                tied_embeddings=config.get("tie_word_embeddings", False),
-                attention_bias=family == "qwen2" or biased,
-                output_bias=family != "qwen2" and biased,
-                qk_norm=family == "qwen3",
-                family=family,
+                unrotated_layers=unrotated_layers(given),
+                windowed_layers=windowed,
+                window=given["sliding_window"] if windowed else None,
+                window_rope_theta=local_rope_theta(given) if gemma else None,
+                norm_epsilon=given.get("rms_norm_eps", 1e-6),
+                tied_embeddings=given.get("tie_word_embeddings", False),
+                attention_bias=biased or family.architecture == "Qwen2",
+                output_bias=biased and family.architecture != "Qwen2",
+                qk_norm=gemma or family.architecture == "Qwen3",
+                query_factor=(head_dim / given["query_pre_attn_scalar"]) ** 0.5 if gemma else 1.0,
+                embedding_factor=given["hidden_size"] ** 0.5 if gemma else 1.0,
+                output_norms=gemma,
+                activation=ACTIVATIONS[given["hidden_activation" if gemma else "hidden_act"]],
+                family=config["model_type"],
                 dtype=dtype,
             )
         except KeyError as error:
             raise UserError(f"config.json: field {error} is missing") from None
-
-
-def check_fields(config: Mapping[str, Any], family: str) -> None:
-    """Refuses a configuration with a field that is not known to leave the decoder as it is.
-
-    Raises:
-      UserError: all such fields are listed at once.
-    """
-    problems = []
-    for name, value in config.items():
-        if name in NEUTRAL:
-            if value not in NEUTRAL[name]:
-                known = " or ".join(repr(value) for value in NEUTRAL[name] if value is not None)
-                problems.append(f"{name}={value!r}, supported is {known or 'its absence'}")
-        elif name == "sliding_window":
-            # Qwen's configurations name a window that they do not use
-            if value is not None and (family == "llama" or config.get("use_sliding_window")):
-                problems.append(f"sliding_window={value!r}, supported is its absence")
-        elif name == "layer_types":
-            if other := set(value or ()) - {"full_attention"}:
-                problems.append(f"layer_types with {sorted(other)}, supported is 'full_attention'")
-        elif name not in USED | HARMLESS:
-            problems.append(f"{name}={value!r} is not known; remove it if it changes nothing")
-    if problems:
-        listed = "\n  ".join(problems)
-        raise UserError(f"config.json of a {family}: what these say is not computed:\n  {listed}")

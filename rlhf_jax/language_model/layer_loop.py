@@ -38,15 +38,15 @@ def arranged(blocks: Sequence[nnx.Module]) -> Layers:
 
 
 def through(
-    layers: Layers, function: Callable[[nnx.Module, Any, Any], tuple[Any, Any]], x: Any, items: Any
+    layers: Layers, function: Callable[..., tuple[Any, Any]], x: Any, *items: Any
 ) -> tuple[Any, Any]:
-    """`x, result = function(block, x, item)` through all blocks.
+    """`x, result = function(block, x, *own)` through all blocks, `own` one of each of the items.
 
     Args:
       layers: of `arranged`.
       function: what one block does.
       x: goes into the first block.
-      items: one item for each block, in a sequence or stacked; None is an item of None for each.
+      items: of each, one for every block, in a sequence or stacked; None is None for each.
 
     Returns:
       What comes out of the last block, and every block's result: a list, or stacked in a loop.
@@ -55,12 +55,13 @@ def through(
         state = layers.state
 
         def pass_one(x, own):
-            weights, item = own
-            return function(nnx.merge(layers.definition, weights), x, item)
+            weights, own = own
+            return function(nnx.merge(layers.definition, weights), x, *own)
 
         return jax.lax.scan(pass_one, x, (state, items))
     results = []
-    for block, item in zip(layers, [None] * len(layers) if items is None else items, strict=True):
-        x, result = function(block, x, item)
+    items = [[None] * len(layers) if item is None else item for item in items]
+    for block, *own in zip(layers, *items, strict=True):
+        x, result = function(block, x, *own)
         results.append(result)
     return x, results

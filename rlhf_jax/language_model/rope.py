@@ -20,14 +20,24 @@ OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_
 Scaling = tuple[tuple[str, Any], ...]  # name and value, so that a configuration can be compared
 
 
-def rope_scaling(config: Mapping[str, Any]) -> tuple[float, Scaling]:
+def rope_scaling(
+    config: Mapping[str, Any], *, default: float = 10_000.0, layer_type: str = "full_attention"
+) -> tuple[float, Scaling]:
     """Base and stretching of a transformers `config.json`; no stretching is ().
+
+    Args:
+      config: in the layout of transformers 4 (`rope_theta`, `rope_scaling`) or 5
+        (`rope_parameters`, for every type of layer where they differ).
+      default: the base where none is given.
+      layer_type: of the layers that are asked for.
 
     Raises:
       UserError: the kind is not supported, or a number is missing or not known.
     """
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0)
+    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    if rope.keys() & {"full_attention", "sliding_attention"}:
+        rope = dict(rope.get(layer_type) or {})
+    theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or default)
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
     if rope.pop("partial_rotary_factor", None) not in (None, 1, 1.0):
@@ -48,6 +58,22 @@ def rope_scaling(config: Mapping[str, Any]) -> tuple[float, Scaling]:
         raise UserError(f"config.json: rope_type {kind!r} with {unknown} is not supported")
     kept = {name: value for name, value in rope.items() if value is not None}
     return theta, (("kind", kind), *sorted(kept.items()))
+
+
+def local_rope_theta(config: Mapping[str, Any]) -> float:
+    """Base in Gemma 3's windowed layers, of a config with its defaults; nothing stretches them."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    local = {"sliding_attention": rope.get("sliding_attention")}
+    theta, scaling = rope_scaling(
+        {"rope_parameters": local, "rope_theta": config["rope_local_base_freq"]},
+        layer_type="sliding_attention",
+    )
+    if scaling:
+        raise UserError(
+            f"config.json: rope_parameters of sliding_attention: {dict(scaling)} is "
+            "not supported; only layers of full_attention are stretched"
+        )
+    return theta
 
 
 def rope_frequencies(

@@ -12,9 +12,17 @@ from experiment_runs.errors import UserError
 from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
 
 # our path inside a block, its Hugging Face name, its GGUF name
-BLOCK_TENSORS = (
+NORMS = (
     ("input_norm.scale", "input_layernorm.weight", "attn_norm.weight"),
     ("mlp_norm.scale", "post_attention_layernorm.weight", "ffn_norm.weight"),
+)
+FOUR_NORMS = (
+    ("input_norm.scale", "input_layernorm.weight", "attn_norm.weight"),
+    ("attended_norm.scale", "post_attention_layernorm.weight", "post_attention_norm.weight"),
+    ("mlp_norm.scale", "pre_feedforward_layernorm.weight", "ffn_norm.weight"),
+    ("mlp_output_norm.scale", "post_feedforward_layernorm.weight", "post_ffw_norm.weight"),
+)
+BLOCK_TENSORS = (
     *(
         (f"attention.{p}_proj.{ours}", f"self_attn.{p}_proj.{theirs}", f"attn_{short}.{theirs}")
         for p, short in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output"))
@@ -44,8 +52,13 @@ def tensor_table(cfg: DecoderConfig) -> list[tuple[str, str, str]]:
     return list(TENSORS) + [
         (f"blocks.{layer}.{ours}", f"model.layers.{layer}.{hf}", f"blk.{layer}.{short}")
         for layer in range(cfg.num_layers)
-        for ours, hf, short in BLOCK_TENSORS
+        for ours, hf, short in (FOUR_NORMS if cfg.output_norms else NORMS) + BLOCK_TENSORS
     ]
+
+
+def norm_offset(cfg: DecoderConfig, ours: str) -> float:
+    """What a Hugging Face file has less of a tensor: Gemma's norms multiply by 1 + weight."""
+    return 1.0 if cfg.family == "gemma3_text" and ours.endswith("norm.scale") else 0.0
 
 
 def leaf_name(path: tuple) -> str:
@@ -72,7 +85,8 @@ def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str
             )
 
     def fill(path, leaf):
-        name = names[leaf_name(path)]
+        ours = leaf_name(path)
+        name = names[ours]
         values = left.pop(name, None)
         if values is None:
             problems.append(f"{name} is missing, expected {tuple(leaf.shape)}")
@@ -81,7 +95,8 @@ def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str
             problems.append(
                 f"{name} has another shape: {tuple(values.shape)}, expected {tuple(leaf.shape)}"
             )
-        return jnp.asarray(values, jnp.float32)
+        values, offset = jnp.asarray(values, jnp.float32), norm_offset(cfg, ours)
+        return values + offset if offset else values
 
     filled = jax.tree_util.tree_map_with_path(fill, state)
     problems += [f"{name} is not part of this model" for name in left if "rotary" not in name]
@@ -97,9 +112,9 @@ def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str
 def huggingface_tensors(state: nnx.State, cfg: DecoderConfig) -> dict[str, np.ndarray]:
     """The inverse of `decoder_state`: float32 tensors under Hugging Face names."""
     names = {ours: hf for ours, hf, _ in tensor_table(cfg)}
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {
-        names[ours]: np.asarray(leaf, np.float32)
-        for path, leaf in leaves
-        if (ours := leaf_name(path)) in names
-    }
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if (ours := leaf_name(path)) in names:
+            values, offset = np.asarray(leaf, np.float32), np.float32(norm_offset(cfg, ours))
+            tensors[names[ours]] = values - offset if offset else values
+    return tensors

@@ -58,6 +58,43 @@ FAMILIES = {
             "truncate": False,
         },
     },
+    "mistral, in windows": {
+        "architectures": ["MistralForCausalLM"], "sliding_window": 4, "tie_word_embeddings": False,
+    },
+    "qwen2 with windows in upper layers": {
+        "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 5,
+        "max_window_layers": 1,
+    },
+    "qwen3 with windows by the list": {
+        "architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True, "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "smollm3": {
+        "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0, 1], "head_dim": 6,
+        "use_sliding_window": True, "sliding_window": 4,
+    },
+    "smollm3 by the interval": {
+        "architectures": ["SmolLM3ForCausalLM"], "no_rope_layer_interval": 2,
+        "attention_bias": True, "rope_theta": None,
+    },
+    "gemma3_text": {
+        "architectures": ["Gemma3ForCausalLM"], "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 11, "sliding_window": 4, "rope_local_base_freq": 300.0,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
+    "gemma3_text by the pattern": {
+        "architectures": ["Gemma3ForCausalLM"], "sliding_window": 5, "sliding_window_pattern": 2,
+        "rope_theta": None, "num_key_value_heads": 1, "head_dim": 16, "attention_bias": True,
+    },
+    "gemma3_text as transformers 5 writes it": {
+        "architectures": ["Gemma3ForCausalLM"], "sliding_window": 4, "query_pre_attn_scalar": 6,
+        "rope_theta": None, "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 900.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 70.0},
+        },
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    },
 }  # fmt: skip
 
 
@@ -76,7 +113,9 @@ def written(folder, state, decoder, config):
 @pytest.fixture(scope="module", params=FAMILIES)
 def both(request, tmp_path_factory):
     """(our definition, our state, their model) of a random decoder, nothing in it zero or one."""
-    config = SMALL | {"model_type": request.param.split()[0]} | FAMILIES[request.param]
+    own = {"model_type": request.param.split()[0].rstrip(",")} | FAMILIES[request.param]
+    left_out = {name for name, value in FAMILIES[request.param].items() if value is None}
+    config = {name: value for name, value in (SMALL | own).items() if name not in left_out}
     decoder = DecoderConfig.from_huggingface(config)
     state = nnx.state(Decoder(decoder, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
@@ -136,6 +175,22 @@ def test_decoding_with_our_cache_samples_from_their_logits(both):
     logs = logits.log_softmax(-1).numpy()
     expected = np.take_along_axis(logs, np.asarray(responses.tokens)[..., None], -1)[..., 0]
     assert np.abs(expected - responses.logprobs)[np.asarray(responses.mask)].max() <= 1e-4
+
+
+def test_greedy_responses_are_those_that_transformers_generates(both):
+    definition, state, theirs = both
+    tokens, mask = rows("left")
+    ours = sampling.sample(
+        state, jnp.asarray(tokens), jnp.asarray(mask),
+        jax.random.split(jax.random.key(0), len(tokens)), 0.0,
+        decoder_def=definition, length=10, end=2, pad=0,
+    )  # fmt: skip
+    generated = theirs.generate(
+        torch.tensor(tokens).long(), attention_mask=torch.tensor(mask).long(), do_sample=False,
+        max_new_tokens=10, eos_token_id=2, pad_token_id=0,
+    ).numpy()[:, tokens.shape[1] :]  # fmt: skip
+    np.testing.assert_array_equal(ours.tokens[:, : generated.shape[1]], generated)
+    assert len(np.unique(generated)) > 2
 
 
 @pytest.fixture(scope="module")

@@ -114,6 +114,34 @@ def test_hidden_states_do_not_depend_on_padding(model, width, side):
 
 
 @pytest.fixture(scope="module")
+def windowed(model):
+    """The decoder with two layers that see three tokens each."""
+    cfg = dataclasses.replace(
+        model.config, windowed_layers=(0, 1), window=3, output_norms=True, activation="gelu_tanh"
+    )
+    return nnx.split(Decoder(cfg, rngs=nnx.Rngs(0)))
+
+
+def test_a_token_is_seen_as_far_as_windows_reach_and_no_further(model, windowed):
+    tokens, mask = rows(model, [12], 12, "left")
+    before, after = (hidden_states(windowed, t, mask) for t in (tokens, tokens.at[:, 2].add(1)))
+    changed = np.abs(before - after)[0].max(axis=-1) > 0
+    np.testing.assert_array_equal(np.flatnonzero(changed), [2, 3, 4, 5, 6])  # 2 layers, 2 back each
+
+
+def test_a_window_counts_tokens_of_a_reply_from_its_prompt_wherever_it_is_packed(model, windowed):
+    tokens, mask = rows(model, [10], 10, "left")
+    alone = hidden_states(
+        windowed, jnp.concatenate([tokens[:, :4], tokens[:, 7:]], axis=1), mask[:, :7]
+    )
+    segments = jnp.asarray([[0, 0, 0, 0, 1, 1, 1, 2, 2, 2]])
+    positions = jnp.asarray([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6]])
+    visible = attention.block_mask(jnp.zeros_like(segments), segments)
+    packed = nnx.merge(*windowed)(tokens, positions, visible)
+    np.testing.assert_allclose(packed[:, 7:], alone[:, 4:], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
 def adapted(model):
     """The decoder with adapters on two kinds of layers, before training."""
     lora = LoRAConfig(rank=2, dropout=0.5, targets=("q_proj", "up_proj"))

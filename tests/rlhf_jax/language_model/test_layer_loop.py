@@ -16,12 +16,14 @@ from rlhf_jax.language_model.decoder import Decoder
 LORA = LoRAConfig(rank=2, dropout=0.3, targets=("q_proj", "up_proj"))
 
 
-@pytest.fixture(params=[False, True], ids=["every weight", "adapters"])
+@pytest.fixture(params=["every weight", "adapters", "layers of three kinds"])
 def decoder(model, request):
     """A decoder of three layers, with adapters that do something or without."""
-    config = dataclasses.replace(model.config, num_layers=3)
+    kinds = {"windowed_layers": (0, 1), "window": 4, "window_rope_theta": 50.0}
+    kinds = kinds | {"unrotated_layers": (1,)} if request.param == "layers of three kinds" else {}
+    config = dataclasses.replace(model.config, num_layers=3, **kinds)
     decoder = Decoder(config, rngs=nnx.Rngs(0))
-    if request.param:
+    if request.param == "adapters":
         decoder.add_adapters(LORA, rngs=nnx.Rngs(1))
         for block in decoder.blocks:
             block.mlp.up_proj.lora_b[...] += 0.1
