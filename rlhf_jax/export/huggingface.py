@@ -20,6 +20,7 @@ from experiment_runs.files import write_text
 from experiment_runs.run import Run
 from rlhf_jax.config import LINEAR_LAYERS, LoRAConfig, PPOConfig, lora_config, ppo_config
 from rlhf_jax.export import model_card
+from rlhf_jax.language_model.config_fields import FAMILIES
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.pretrained.model import Pretrained
@@ -32,12 +33,12 @@ from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model import model as reward_models
 from rlhf_jax.reward_model.model import FrozenRewardModel, RewardModel
 
-ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 # fields of a config.json that would no longer be true, or that name code to run
 DROPPED = (
     "_name_or_path",
     "auto_map",
     "quantization_config",
+    "rope_parameters",
     "torch_dtype",
     "transformers_version",
 )
@@ -212,10 +213,21 @@ def adapter_tensors(decoder: Decoder) -> dict[str, np.ndarray]:
 def huggingface_config(pretrained: Pretrained, *, head: str, **changes: Any) -> dict[str, Any]:
     """The original config.json, with what is different about the export."""
     kept = {k: v for k, v in pretrained.huggingface_config.items() if k not in DROPPED}
+    decoder = pretrained.config
+    family = FAMILIES[decoder.family].architecture
+    if (family, head) == ("Gemma3", "ForSequenceClassification"):
+        family = "Gemma3Text"  # without it, the classifier of texts and images
+    # As every version of transformers reads it; version 5 alone knows rope_parameters.
+    rope = {"rope_theta": decoder.rope_theta, "rope_scaling": None}
+    if decoder.rope_scaling:
+        scaling = dict(decoder.rope_scaling)
+        rope["rope_scaling"] = {"rope_type": scaling.pop("kind"), **scaling}
+    if decoder.window_rope_theta is not None:
+        rope["rope_local_base_freq"] = decoder.window_rope_theta
     return kept | {
-        "architectures": [ARCHITECTURES[pretrained.config.family] + head],
+        "architectures": [family + head],
         "dtype": "float32",
-        "rope_theta": pretrained.config.rope_theta,  # for readers that know no rope_parameters
+        **rope,
         "eos_token_id": every_end(pretrained.tokenizer),
         "pad_token_id": pretrained.tokenizer.pad,
         **changes,
