@@ -154,7 +154,7 @@ def test_a_broken_weight_file_is_named(folder, length):
         (None, "config.json: missing"),
         ("{", "config.json: not JSON"),
         ('{"model_type": "mamba"}', "model_type 'mamba' is not supported"),
-        ('{"model_type": "llama"}', "config.json: field 'vocab_size' is missing"),
+        ('{"model_type": "llama"}', "config.json: field 'num_hidden_layers' is missing"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_named(folder, content, named):
