@@ -34,7 +34,7 @@ LOCAL = PROJECT / "results" / "local"
 LIBRARIES = ("experiment_runs", "rlhf_jax", "gan_jax")  # whose code makes a run's numbers
 SHOWN = (
     "RLHF_PROFILE", "RLHF_MODEL", "RLHF_DATA_DIR", "RLHF_PREFERENCES", "RLHF_PROMPTS",
-    "RLHF_STUDENT_ID", "RLHF_RUN", "RLHF_SUBMISSION",
+    "RLHF_STUDENT_ID", "RLHF_RUN", "RLHF_RESULTS", "RLHF_SUBMISSION",
 )  # fmt: skip
 
 
@@ -160,6 +160,7 @@ def progress_wanted() -> bool:
     return bool(os.environ.get("RLHF_PROGRESS"))
 
 
-def shown() -> dict[str, str]:
-    """The variables that decide which runs are shown, as far as they are set."""
-    return {name: os.environ[name] for name in SHOWN if os.environ.get(name)}
+def asked() -> dict[str, str]:
+    """The variables that decide which runs are shown; what is not asked for is empty."""
+    values = {name: os.environ.get(name, "") for name in SHOWN}
+    return values | {"RLHF_PROFILE": profile()}

@@ -118,7 +118,7 @@ def criteria_table(responses: Sequence[Response], given: Sequence[Rating]) -> pd
 
 def best(means: pd.Series) -> str:
     """The models with the highest mean; a dash where all have the same, or none is rated."""
-    means = means.dropna()
+    means = means.dropna().round(6)  # sums in another order are the same mean
     if means.nunique() < 2:
         return "–"
     return listed(means.index[means == means.max()])

@@ -21,13 +21,17 @@ from experiment_runs import settings
 from experiment_runs.assignment import SUBMISSION
 from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
+from experiment_runs.files import encode
 from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
 from gan_jax.data import HISTOLOGY, ImageSet, dataset_for, load
 from rlhf_jax.experiment import Experiment, from_environment
 from rlhf_jax.ratings.store import by_hash
+from rlhf_report.carried import PLACE, carried, marks
+from rlhf_report.quarto.publish import settings_cell
 from rlhf_report.quarto.render import render
 from rlhf_report.ratings import people_ratings, rated_responses
+from rlhf_report.source_code import source_cells
 
 EXAMPLE = "make submission LAST_NAME=Lovelace STUDENT_ID=123456"
 PUNCTUATION = " .'’-"  # in names of people, and harmless in names of files
@@ -140,10 +144,9 @@ def write(name: str, document: Path, runs: Mapping[str, Run]) -> list[Path]:
       The PDF, the notebook and the page: all that their folder holds.
     """
     student = f"{name.replace('_', ' ')}, student ID {settings.student_id()}"
-    identities = [f"{stage}={run.identity}" for stage, run in runs.items()]
-    identities.append(f"profile={settings.profile()}")
+    content = carried(settings.student_id(), settings.profile(), runs)
     with tempfile.TemporaryDirectory() as scratch:
-        front_matter = {"author": [student], "keywords": identities}
+        front_matter = {"author": [student], "keywords": marks(content)}
         formats = ["pdf", "ipynb", "html"]
         written = render(document, formats, Path(scratch), front_matter=front_matter)
         folder = document.parent / "_output" / "submission"
@@ -153,20 +156,14 @@ def write(name: str, document: Path, runs: Mapping[str, Run]) -> list[Path]:
         for one, other in zip(written, handed_in, strict=True):
             shutil.move(one, other)
     notebook = nbformat.read(handed_in[1], as_version=4)
-    notebook.cells.insert(1, settings_cell())
+    title, asked_for, *rest = notebook.cells
+    asked_for.source = settings_cell(settings.asked() | {"RLHF_RESULTS": ""}).source
+    notebook.cells = [title, *source_cells(notebook), asked_for, *rest]
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+    notebook.metadata[PLACE] = encode(content)  # one text: a notebook's own fields are sorted
     nbformat.write(notebook, handed_in[1])
     return handed_in
-
-
-def settings_cell() -> nbformat.NotebookNode:
-    """What the environment asked for, as code: executed again, the notebook shows the same runs."""
-    lines = [f"    {name}={value!r}," for name, value in settings.shown().items()]
-    code = "\n".join([
-        "import os", "", "from experiment_runs.settings import PROJECT", "",
-        "os.chdir(PROJECT)  # wherever this notebook lies",
-        "os.environ.update(", *lines, ")",
-    ])  # fmt: skip
-    return nbformat.v4.new_code_cell(code, id="settings", execution_count=0)
 
 
 def shown_runs(experiment: Experiment) -> dict[str, Run]:

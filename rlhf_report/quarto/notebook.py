@@ -52,15 +52,10 @@ INCLUDE = re.compile(r"\{\{< include (\S+) >\}\}\s*")
 SHORTCODE = re.compile(r"(?<!\{)\{\{<")
 FENCE = re.compile(r"(\s*)(`{3,}|~{3,})\s*([^`]*?)\s*")
 INLINE = re.compile(r"(?<!`)`\{python\}[ \t]([^`]+)`")
-PLAIN = (  # what a Jupyter page shows in place of Quarto's Markdown
-    (r"^:{3,} *\{\.callout-\w+ title=\"(.*)\"\} *$", r"**\1**\n"),
-    (r"^:{3,} *\{\.callout-(\w+)\} *$", r"**\1**\n"),
-    (r"^:{3,}.*$", ""),
-    (r" *\{[#.][^{}\n]*\} *$", ""),  # as in `# Title {#sec-title}`
-)
 REFERENCE = re.compile(
     r"\[([^\[\]@]*?)-?@((?:fig|tbl|eq|sec)-[\w-]*\w)\]|@((?:fig|tbl|eq|sec)-[\w-]*\w)"
 )
+HEADING = re.compile(r"(#+) .*?(\{[^{}]*\})?\s*")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")  # colours, for a terminal
 STYLE = """
 %matplotlib inline
@@ -113,7 +108,24 @@ def read(path: Path, front_matter: Mapping[str, Any] | None = None) -> Source:
         block = "\n".join(line.text for line in text[1:end])
         own = parse_yaml(block, text[0].place)
         text = text[end + 1 :]
-    return Source(path, own | dict(front_matter or {}), expand(text))
+    return Source(path, own | dict(front_matter or {}), shown(expand(text)))
+
+
+def shown(lines: list[Line]) -> list[Line]:
+    """All lines; in a submission without the sections of class `.committed`, whose runs others
+    have made."""
+    if not settings.submission():
+        return lines
+    kept, within, fenced = [], 0, False  # the level of the section that is left out
+    for line in lines:
+        fenced ^= bool(FENCE.fullmatch(line.text))
+        if not fenced and (heading := HEADING.fullmatch(line.text)):
+            level = len(heading[1])
+            if not within or level <= within:
+                within = level if ".committed" in (heading[2] or "") else 0
+        if not within:
+            kept.append(line)
+    return kept
 
 
 def expand(lines: list[Line]) -> list[Line]:
@@ -310,47 +322,3 @@ def captions(kind: str, path: Path) -> str:
     labelled = {x["label"]: x[f"{kind}-cap"] for x in options if f"{kind}-cap" in x}
     first = {label: re.split(r"(?<=[.?!]) ", text)[0] for label, text in labelled.items()}
     return "\n".join(f"* @{label}: {sentence}" for label, sentence in first.items())
-
-
-def publish(notebook: NotebookNode, source: Source, names: dict[str, str]) -> str:
-    """The executed notebook as a file for readers: no messages, figures as pixels, named labels."""
-    public = nbformat.v4.new_notebook(metadata=notebook.metadata)
-    if keywords := source.front_matter.get("keywords"):
-        public.metadata["keywords"] = list(keywords)
-    if title := source.front_matter.get("title"):
-        authors = source.front_matter.get("author", [])
-        byline = [authors] if isinstance(authors, str) else authors
-        heading = "\n\n".join([f"# {title}", *byline])
-        public.cells.append(nbformat.v4.new_markdown_cell(heading))
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            text = in_words(cell.source, names)
-            for pattern, plain in PLAIN:
-                text = re.sub(pattern, plain, text, flags=re.MULTILINE)
-            public.cells.append(nbformat.v4.new_markdown_cell(text))
-        elif not cell.metadata.options.get("eval", True):
-            text = f"```python\n{cell.source}\n```"
-            public.cells.append(nbformat.v4.new_markdown_cell(text))
-        else:
-            outputs = [x for x in cell.outputs if x.get("name") != "stderr"]
-            for data in (output.get("data", {}) for output in outputs):
-                data.pop("image/svg+xml", None)
-                if "text/markdown" in data:
-                    data["text/markdown"] = in_words(data["text/markdown"], names)
-            fields = {"execution_count": cell.execution_count, "outputs": outputs}
-            public.cells.append(nbformat.v4.new_code_cell(cell.source, **fields))
-    for number, cell in enumerate(public.cells):
-        cell.id = f"cell-{number}"
-    return nbformat.writes(public)
-
-
-def in_words(text: str, names: dict[str, str]) -> str:
-    """References in words: "Figure 1", or the number alone where it stands in brackets."""
-
-    def word(match: re.Match) -> str:
-        before, bracketed, bare = match.groups()
-        if bare:
-            return names.get(bare, match[0])
-        return before + names.get(bracketed, match[0]).split("\u00a0")[-1]
-
-    return REFERENCE.sub(word, text)

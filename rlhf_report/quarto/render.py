@@ -24,6 +24,7 @@ from experiment_runs.errors import UserError
 from rlhf_report.quarto import document, notebook
 from rlhf_report.quarto.document import Node, element, pandoc, string, walk, words
 from rlhf_report.quarto.notebook import Source
+from rlhf_report.quarto.publish import publish
 
 ASSETS = Path(__file__).parent / "assets"
 FORMATS = {"html": "html", "typst": "pdf", "pdf": "pdf", "ipynb": "ipynb"}
@@ -100,7 +101,7 @@ def render(
         contents = {
             "html": lambda: html(tree, options.get("html", {}), folder, arguments).encode(),
             "pdf": lambda: pdf(tree, options.get("typst", {}), folder, arguments),
-            "ipynb": lambda: notebook.publish(cells, source, names).encode(),
+            "ipynb": lambda: publish(cells, source, names, bibliography).encode(),
         }
         written = []
         for kind in dict.fromkeys(FORMATS[x] for x in formats):

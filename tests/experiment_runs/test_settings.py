@@ -33,7 +33,8 @@ def test_an_empty_variable_asks_for_nothing(monkeypatch):
     assert settings.profile() == "cpu" and settings.results() == settings.LOCAL
     for ask in (settings.model, settings.data_dir, settings.student_id, settings.last_name):
         assert ask() is None
-    assert settings.committed() is None and settings.shown() == {}
+    assert settings.committed() is None
+    assert settings.asked() == dict.fromkeys(settings.SHOWN, "") | {"RLHF_PROFILE": "cpu"}
     assert settings.checkpoint_seconds() == 180
     assert not (settings.progress_wanted() or settings.submission() or settings.forced())
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from experiment_runs.files import write_text
@@ -141,3 +142,9 @@ def test_the_comparison_names_the_best_and_the_worst_of_each_criterion(tmp_path)
     )
     assert set(rows["highest"]) == {"pretrained and PPO, full"}
     assert set(rows["lowest"]) == {"PPO, LoRA"}
+
+
+def test_equal_means_are_equal_whatever_the_order_of_their_sums():
+    means = pd.Series({"a": 0.1 + 0.2, "b": 0.3, "c": 0.3})
+    assert ratings.best(means) == "–"
+    assert ratings.best(means - pd.Series({"a": 0.0, "b": 0.1, "c": 0.0})) == "a and c"

@@ -1,8 +1,15 @@
 """The files that are handed in: named as asked, complete, and executable again."""
 
+import itertools
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
+import threading
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +24,10 @@ from experiment_runs.files import write_text
 from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
 from rlhf_jax.experiment import from_environment
+from rlhf_jax.ratings.questionnaire import Server
 from rlhf_jax.ratings.store import CRITERIA, RATINGS, response_hash, save_rating
-from rlhf_report import ratings, submission
+from rlhf_report import ratings, submission, verify
+from rlhf_report.quarto.notebook import read
 
 FIXTURE = Path(__file__).parent / "quarto" / "fixture"
 
@@ -80,46 +89,75 @@ def test_what_is_missing_or_wrong_is_named_before_anything_is_trained(
     assert not (tmp_path / "results").exists()
 
 
-def test_the_files_are_named_as_asked_and_the_notebook_runs_again_with_the_same_settings(
-    environment, tmp_path
-):
-    folder = tmp_path / "project"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, made_runs):
+    """A small report that is handed in, and its runs; another one was in its folder before."""
+    folder = tmp_path_factory.mktemp("handed in") / "project"
     shutil.copytree(FIXTURE, folder)
     (folder / "report.qmd").write_text(
         "---\ntitle: Handed in\n---\n\n# Prose {#sec-prose}\n\nSee @sec-prose.\n\n"
-        "```{python}\nfrom os import environ\n"
+        "```{python}\nfrom os import environ\n\nfrom rlhf_report import tables\n"
         'print(environ["RLHF_PROFILE"], environ["RLHF_STUDENT_ID"])\n```\n'
     )
-    environment.setenv("RLHF_PROFILE", "tiny")
-    environment.setenv("RLHF_STUDENT_ID", "123457")
     other = folder / "_output" / "submission" / "Other_HW2.pdf"
     other.parent.mkdir(parents=True)
     other.touch()
-    runs = {"evaluate": SimpleNamespace(identity="0123abcd")}
-    paper, cells, page = submission.write("Müller", folder / "report.qmd", runs)
+    runs = made_runs(folder / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(PROJECT))
+        patch.setenv("RLHF_PROFILE", "tiny")
+        patch.setenv("RLHF_STUDENT_ID", "123457")
+        return submission.write("Müller", folder / "report.qmd", runs), runs
+
+
+def test_the_files_are_named_as_asked_and_alone_in_their_folder(written):
+    (paper, cells, page), runs = written
     assert paper.name == "Müller_HW2.pdf" and page.name == "Müller_HW2.html"
     assert cells.name == "Müller_HW2_source_code.ipynb"
-    assert set(other.parent.iterdir()) == {paper, cells, page}  # no report of another run
+    assert set(paper.parent.iterdir()) == {paper, cells, page}  # no report of another run
     first = pypdf.PdfReader(paper).pages[0].extract_text().replace("\xa0", " ")
     assert "Müller, student ID 123457" in first and "See Section 1" in first
     assert "Müller, student ID 123457" in page.read_text()
-    assert pypdf.PdfReader(paper).metadata["/Keywords"] == "evaluate=0123abcd, profile=tiny"
-    for keyword in ("evaluate=0123abcd", "profile=tiny"):
+    keywords = pypdf.PdfReader(paper).metadata["/Keywords"].split(", ")
+    assert {"profile=tiny", f"evaluate={runs['evaluate'].identity}"} < set(keywords)
+    for keyword in keywords:
         assert f'<meta name="keywords" content="{keyword}">' in page.read_text()
-
-    environment.delenv("RLHF_PROFILE")
-    environment.setenv("RLHF_STUDENT_ID", "2")
     notebook = nbformat.read(cells, as_version=4)
     nbformat.validate(notebook)
-    before = notebook.cells[-1].outputs[0].text
-    assert before == "tiny 123457\n"
-    NotebookClient(notebook, resources={"metadata": {"path": str(cells.parent)}}).execute()
-    assert notebook.cells[-1].outputs[0].text == before
+    assert notebook.metadata.keywords == keywords
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    assert notebook.metadata.keywords == ["evaluate=0123abcd", "profile=tiny"]
-    assert (
-        prose[0] == "# Handed in\n\nMüller, student ID 123457" and "See Section\xa01." in prose[1]
-    )
+    assert prose[0] == "# Handed in\n\nMüller, student ID 123457"
+    assert prose[-1] == "# 1 Prose\n\nSee Section\xa01."
+
+
+def test_the_notebook_runs_from_its_own_files_with_the_settings_of_its_runs(
+    environment, tmp_path, written
+):
+    environment.setenv("RLHF_PROFILE", "cpu")
+    environment.setenv("RLHF_RUN", "reference")
+    environment.setenv("PYTHONPATH", "")
+    notebook = nbformat.read(written[0][1], as_version=4)
+    assert notebook.cells[-1].outputs[0].text == "tiny 123457\n"
+    code = "print(tables.__file__, environ['RLHF_RUN'] or 'none')"
+    notebook.cells.append(nbformat.v4.new_code_cell(code))
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert notebook.cells[-2].outputs[0].text == "tiny 123457\n"
+    own = tmp_path / "source_code" / "rlhf_report" / "tables.py"
+    assert notebook.cells[-1].outputs[0].text == f"{own} none\n"
+    assert own.read_text() == (PROJECT / "rlhf_report" / "tables.py").read_text()
+
+
+def test_a_submission_leaves_out_what_others_have_trained(environment, tmp_path):
+    lines = ["# A", "a", "## B {#sec-b .committed}", "b", "```{python}", "# c", "```", "### C", "d"]
+    (tmp_path / "x.qmd").write_text("\n".join([*lines, "## D", "e"]))
+
+    def text():
+        return [line.text for line in read(tmp_path / "x.qmd").lines]
+
+    assert len(text()) == 11
+    environment.setenv("RLHF_SUBMISSION", "1")
+    assert text() == ["# A", "a", "## D", "e"]
+    assert "sec-long-gan" not in "\n".join(line.text for line in read(PROJECT / "report.qmd").lines)
 
 
 def asked_for(monkeypatch, **changes):
@@ -209,17 +247,116 @@ def test_a_submission_shows_no_ratings_by_an_ai_system_and_no_committed_run(envi
     assert ratings.reference_evaluation(run) is None
 
 
+@pytest.fixture(scope="module")
+def handed_in(tmp_path_factory):
+    """A submission of runs in the tiny profile, rated on the questionnaire's own page, by
+    `make submission`'s command; the folder of its files."""
+    folder = tmp_path_factory.mktemp("student")
+    variables = {
+        "RLHF_PROFILE": "tiny", "RLHF_STUDENT_ID": "123456", "RLHF_LAST_NAME": "Lovelace",
+        "RLHF_RESULTS": str(folder / "results"), "RLHF_FORCE": "1", "PYTHONPATH": str(PROJECT),
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (x for x in os.environ if x.startswith("RLHF_")):
+            patch.delenv(name)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        shutil.copytree(PROJECT / "chapters", folder / "chapters")
+        for name in ("report.qmd", "_quarto.yml", "references.bib"):
+            shutil.copyfile(PROJECT / name, folder / name)
+        patch.setattr(submission, "PROJECT", folder)
+        run = from_environment("tiny").run("evaluate")
+        assert len(submission.unrated(run)) == 1
+        rate_on_the_page(run)
+        assert submission.unrated(run) == []
+        assert submission.main([]) == 0
+    return folder / "_output" / "submission"
+
+
+def rate_on_the_page(run):
+    """Answers the questionnaire's pages one by one, as a browser would."""
+    rated = [row for row in run.samples() if row["rated"]]
+    with Server(rated, run.path / RATINGS, "Ada", "person") as server:
+        serving = threading.Thread(target=server.serve_forever, args=[0.01])
+        serving.start()
+        for number in itertools.count():
+            with urllib.request.urlopen(server.url) as reply:
+                shown = re.search(r'name="response" value="(\w+)"', reply.read().decode())
+            if not shown:  # the page says thanks, and the server ends
+                break
+            fields = {"token": server.token, "response": shown[1], "note": ""}
+            fields |= {name: 1 + (number + k) % 5 for k, name in enumerate(CRITERIA)}
+            urllib.request.urlopen(server.url, urllib.parse.urlencode(fields).encode()).close()
+        serving.join()
+
+
+ASKED = (  # line by line, by what of it stands in the PDF
+    "Lovelace, student ID 123456",
+    "A reward model learns which of two answers was preferred",
+    "Five pairs exactly as they go into the reward model",
+    "max(0,",  # the margin loss, worked out
+    "def margin_ranking_loss",
+    "Loss and accuracy of the reward model on training batches and on the validation pairs",
+    "Confusion matrix on the held-out pairs",
+    "Classification report of the same verdicts",
+    "ROC curve",
+    "def generalized_advantages",
+    "def clipped_policy_loss",
+    "KL to the reference per token, with the protocol’s band",
+    "First steps of full fine-tuning, as logged",
+    "First steps of LoRA, as logged",
+    "What the policies write",
+    "The policies on unseen prompts: mean reward with its 95 % interval",
+    "Gain over the pretrained policy",
+    "coherence", "relevance", "helpfulness", "completeness", "hallucination",
+    "The original model: its responses and their ratings",
+    "The model tuned by PPO, every weight: its responses and their ratings",
+    "The model tuned by PPO with LoRA: its responses and their ratings",
+    "Comparative analysis",
+    "Generated images, 8 by 4",
+    "Real training images, for comparison",
+    "Losses of both networks",
+    "Confusion matrix of the discriminator",
+    "Layers of the generator", "Layers of the discriminator",
+    "Mode collapse",
+    "Conclusion",
+    "The protocol’s values, the values of these runs, and why they differ",
+    "What LoRA trains. Everything else is frozen.",
+    "References",
+)  # fmt: skip
+CUT = {"evaluate: prompts is 16", "gan: widths is"}  # among what departs from the protocol
+
+
 @pytest.mark.slow
-def test_the_whole_report_is_handed_in_and_its_notebook_runs_again(environment, tmp_path):
-    environment.setenv("RLHF_STUDENT_ID", "123457")
-    environment.setenv("RLHF_PROFILE", "tiny")
-    environment.setenv("RLHF_RESULTS", str(tmp_path / "results"))
-    shutil.copytree(PROJECT / "chapters", tmp_path / "chapters")
-    for name in ("report.qmd", "_quarto.yml", "references.bib"):
-        shutil.copyfile(PROJECT / name, tmp_path / name)
-    runs = submission.shown_runs(from_environment())
-    _, cells, _ = submission.write("Test", tmp_path / "report.qmd", runs)
-    notebook = nbformat.read(cells, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count is not None for cell in code)
-    NotebookClient(notebook, timeout=None).execute()
+def test_every_line_of_the_assignment_is_in_the_pdf(handed_in):
+    text = verify.opened({e: handed_in / f"Lovelace{e}" for e in submission.ENDINGS}).text
+    assert [line for line in ASKED if verify.plain(line) not in text] == []
+    assert "is rated by" not in text and "by an AI system" not in text
+    assert "1,000 epochs, one H100" not in text  # nothing that others have trained
+
+
+@pytest.mark.slow
+def test_what_departs_is_all_that_is_wrong_with_a_tiny_submission(handed_in):
+    told = verify.results_table([handed_in])["problem"]
+    rest = [x for x in told if "the protocol says" not in x and "stands in for the data" not in x]
+    kept = [x for x in rest if "KL ended at" not in x]
+    assert kept == ["not made with the profile assignment"]
+    assert all(any(x.startswith(start) for x in told) for start in CUT)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_where_there_is_no_project(handed_in, tmp_path):
+    shutil.copy(handed_in / "Lovelace_HW2_source_code.ipynb", tmp_path / "x.ipynb")
+    kept = {name: x for name, x in os.environ.items() if not name.startswith(("RLHF_", "PYTHON"))}
+    command = [sys.executable, "-I", "-m", "nbconvert", "--to", "notebook", "--execute", "x.ipynb"]
+    done = subprocess.run(
+        [*command, "--output", "y.ipynb"], cwd=tmp_path, env=kept, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "source_code" / "results" / "local").glob("evaluate-*/summary.json"))
+    before, after = (
+        nbformat.read(tmp_path / name, as_version=4) for name in ("x.ipynb", "y.ipynb")
+    )
+    for one, other in zip(before.cells, after.cells, strict=True):
+        if one.cell_type == "code" and not one.source.startswith(("%%writefile", "import os")):
+            assert len(one.outputs) == len([x for x in other.outputs if x.get("name") != "stderr"])

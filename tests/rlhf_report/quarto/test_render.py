@@ -159,6 +159,33 @@ def test_the_executed_notebook_runs_again_from_top_to_bottom(written):
     assert "Figure\u00a01" in text
 
 
+def test_the_notebook_has_captions_numbers_and_citations_in_words(written):
+    expected, cells = written[3], nbformat.read(written[2], as_version=4).cells
+    prose = "\n".join(x.source for x in cells if x.cell_type == "markdown")
+    for label, caption in expected["captions"].items():
+        kind = {"fig": "Figure", "tbl": "Table"}.get(label[:3])
+        if kind and not re.search(r"-\d+$", label):  # panels have theirs in the picture
+            assert re.search(rf"\*\*{kind}\u00a0\d+:\*\* ", prose), caption
+    keys = re.findall(r"^@\w+\{([^,]+),", (FIXTURE / "references.bib").read_text(), re.MULTILINE)
+    assert keys and not any(f"@{key}" in prose for key in keys)
+    assert re.search(r"\\tag\{1\}\n\$\$", prose) and "{#" not in prose
+    assert re.search(r"References\n+(\* .*\n?)+\Z", prose)
+
+
+def test_a_chapters_notebook_opens_with_the_settings_of_its_runs(tmp_path, monkeypatch):
+    """Without them it would begin to train what nobody asked for."""
+    monkeypatch.setenv("RLHF_PROFILE", "tiny")
+    monkeypatch.setenv("RLHF_RUN", "reference")
+    monkeypatch.delenv("RLHF_DATA_DIR", raising=False)
+    text = "# Alone\n\nBy @bradley1952paired.\n\n```{python}\n1\n```\n"
+    (cells,) = render.render(project(tmp_path, text), ["ipynb"])
+    first, *others = nbformat.read(cells, as_version=4).cells
+    assert first.cell_type == "code" and "RLHF_PROFILE='tiny'" in first.source
+    assert "RLHF_RUN='reference'" in first.source and "RLHF_DATA_DIR=''" in first.source
+    assert "By Bradley and Terry (1952)." in others[0].source
+    assert others[-1].source.startswith("## References\n\n* Bradley, Ralph Allan")
+
+
 def project(folder, text, **files):
     """A project of the fixture's settings with one document, ready to render."""
     for name in ("_quarto.yml", "references.bib"):

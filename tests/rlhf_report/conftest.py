@@ -1,0 +1,57 @@
+"""Runs that look as those of the assignment's profile do, without any training."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiment_runs.run import ensure
+from gan_jax.config import PROFILES
+from rlhf_jax import config
+from rlhf_jax.config import EvaluationConfig
+from rlhf_jax.ratings.store import CRITERIA, RATINGS, response_hash, save_rating
+
+MODELS = ("pretrained", "ppo-full", "ppo-lora")
+
+
+@pytest.fixture(scope="session")
+def made_runs():
+    return make_runs
+
+
+def make_runs(folder, seed=0, **changes):
+    """Finished runs of the assignment's profile, as far as a submission carries them; a change is
+    of a field of a stage's configuration."""
+    profile = config.profile("assignment")
+    configs = {
+        "reward": profile.reward, "second_reward": profile.second_reward, "ppo-full": profile.ppo,
+        "ppo-lora": profile.lora, "evaluate": EvaluationConfig(prompts=50, resamples=50, seed=seed),
+        "gan": PROFILES["assignment"],
+    }  # fmt: skip
+    rng = np.random.default_rng(seed)
+
+    def train(run):
+        run.log(step=1, kl=0.05)
+        if run.stage == "evaluate":
+            columns = ("reward", "second_reward", "kl", "tokens", "ended")
+            run.save_arrays(
+                **{f"{model}.{name}": rng.normal(size=50) for model in MODELS for name in columns}
+            )
+            for number, model in enumerate(MODELS * 3):
+                run.sample(
+                    step=0, prompt_id=number // 3, prompt=f"question {number // 3}", model=model,
+                    response=f"answer {number} of {seed}", reward=0.0, read="", rated=True,
+                )  # fmt: skip
+        run.finish()
+
+    runs, upstream = {}, {}
+    for stage, cfg in configs.items():
+        cfg = dataclasses.replace(cfg, **changes.get(stage.replace("-", "_"), {}))
+        inputs = {"dataset": "chestmnist"} if stage == "gan" else {"seed": str(seed)} | upstream
+        runs[stage] = ensure(stage, cfg, train, inputs=inputs, about={}, root=folder)
+        upstream = upstream | {stage: runs[stage].identity}
+    for number, row in enumerate(runs["evaluate"].samples()):
+        scores = {name: 1 + (number * (k + 2)) % 5 for k, name in enumerate(CRITERIA)}
+        key = response_hash(row["prompt"], row["response"])
+        save_rating(runs["evaluate"].path / RATINGS, key, "Ada", "person", scores)
+    return runs
