@@ -43,7 +43,11 @@ def carried(student_id: str, profile: str, runs: Mapping[str, Run]) -> dict[str,
                 if (source := evaluation.about.get(name, {})).get("kind") == "stand-in"
             },
             "final_kl": {stage: run.metrics()["kl"].iloc[-1] for stage, run in ppo.items()},
-            "arrays": evaluation.arrays(),
+            "arrays": {
+                name: values
+                for name, values in evaluation.arrays().items()
+                if not name.startswith("best_of.")
+            },
             "responses": responses,
             "ratings": [dataclasses.asdict(rating) for rating in people_ratings(evaluation)],
         }

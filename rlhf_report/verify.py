@@ -224,8 +224,9 @@ def number_problems(own: Submission, data: Mapping[str, Any]) -> Iterator[str]:
     for name, values in data["arrays"].items():
         policy, _, column = name.rpartition(".")
         columns[policy][column] = np.array([np.nan if x is None else x for x in values])
+    conversations, base = columns[""]["conversation"], columns["pretrained"]
     for policy in POLICIES:
-        shown = with_interval(gain(columns[policy], columns["pretrained"], cfg)["reward"], 2)
+        shown = with_interval(gain(columns[policy], base, conversations, cfg)["reward"], 2)
         if plain(shown) not in own.text:
             yield f"{policy}: the arrays give a gain of {shown}, which the PDF does not show"
 

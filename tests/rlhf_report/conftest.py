@@ -7,7 +7,7 @@ import pytest
 
 from experiment_runs.run import ensure
 from gan_jax.config import PROFILES
-from rlhf_jax import config
+from rlhf_jax import profiles
 from rlhf_jax.config import EvaluationConfig
 from rlhf_jax.ratings.store import CRITERIA, RATINGS, response_hash, save_rating
 
@@ -22,7 +22,7 @@ def made_runs():
 def make_runs(folder, seed=0, **changes):
     """Finished runs of the assignment's profile, as far as a submission carries them; a change is
     of a field of a stage's configuration."""
-    profile = config.profile("assignment")
+    profile = profiles.profile("assignment")
     configs = {
         "reward": profile.reward, "second_reward": profile.second_reward, "ppo-full": profile.ppo,
         "ppo-lora": profile.lora, "evaluate": EvaluationConfig(prompts=50, resamples=50, seed=seed),
@@ -33,9 +33,15 @@ def make_runs(folder, seed=0, **changes):
     def train(run):
         run.log(step=1, kl=0.05)
         if run.stage == "evaluate":
-            columns = ("reward", "second_reward", "kl", "tokens", "ended")
+            names = ("reward", "second_reward", "kl", "tokens", "ended")
+            columns = [f"{model}.{name}" for model in MODELS for name in names]
             run.save_arrays(
-                **{f"{model}.{name}": rng.normal(size=50) for model in MODELS for name in columns}
+                conversation=np.arange(50) // 2,
+                **{
+                    f"{model}.{name}": rng.normal(size=(50, 2))
+                    for model in MODELS
+                    for name in columns
+                },
             )
             for number, model in enumerate(MODELS * 3):
                 run.sample(

@@ -25,10 +25,13 @@ def report(run):
     """A report in which everything stands that a checker looks for."""
     arrays, cfg = run.arrays(), EvaluationConfig(**run.config)
     columns = {
-        model: {name.split(".")[1]: x for name, x in arrays.items() if name.startswith(model + ".")}
+        model: {
+            name.split(".")[-1]: x for name, x in arrays.items() if name.startswith(model + ".")
+        }
         for model in MODELS
     }
-    gains = [gain(columns[model], columns["pretrained"], cfg)["reward"] for model in MODELS[1:]]
+    base, together = columns["pretrained"], arrays["conversation"]
+    gains = [gain(columns[model], base, together, cfg)["reward"] for model in MODELS[1:]]
     rated, given = ratings.rated_responses(run), ratings.people_ratings(run)
     means = ratings.criteria_table(rated, given).select_dtypes("float")
     lines = [f"{title} its responses." for title in verify.RATING_TABLES]
