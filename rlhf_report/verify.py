@@ -223,7 +223,7 @@ def number_problems(own: Submission, data: Mapping[str, Any]) -> Iterator[str]:
     columns: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
     for name, values in data["arrays"].items():
         policy, _, column = name.rpartition(".")
-        columns[policy][column] = np.array([np.nan if x is None else x for x in values])
+        columns[policy][column] = np.array(values, dtype=float)  # null is nan
     conversations, base = columns[""]["conversation"], columns["pretrained"]
     for policy in POLICIES:
         shown = with_interval(gain(columns[policy], base, conversations, cfg)["reward"], 2)

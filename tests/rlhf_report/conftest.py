@@ -37,11 +37,7 @@ def make_runs(folder, seed=0, **changes):
             columns = [f"{model}.{name}" for model in MODELS for name in names]
             run.save_arrays(
                 conversation=np.arange(50) // 2,
-                **{
-                    f"{model}.{name}": rng.normal(size=(50, 2))
-                    for model in MODELS
-                    for name in columns
-                },
+                **{column: rng.normal(size=(50, 2)) for column in columns},
             )
             for number, model in enumerate(MODELS * 3):
                 run.sample(
