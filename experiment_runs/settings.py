@@ -13,6 +13,7 @@ Makefile sets the variables from its own: `make report PROFILE=tiny` sets RLHF_P
     RLHF_RUN                 a folder in results/: its committed runs are shown, nothing is trained
     RLHF_RESULTS             folder to train into; results/local by default
     RLHF_CHECKPOINT_SECONDS  seconds between the checkpoints of a training; 180 by default
+    RLHF_HUB_SECONDS         seconds without a byte that end a download; 30 by default
     RLHF_DEBUG               any text: the traceback of an error as well as its message
     RLHF_LOG_TO              tensorboard or trackio: where every step is logged besides
     RLHF_PROGRESS            any text: progress bars even where no terminal shows them
@@ -56,19 +57,28 @@ def folder_of_data(path: Path, asked: str) -> Path:
 
 
 def checkpoint_seconds() -> float:
-    """Seconds between the checkpoints of a training, from RLHF_CHECKPOINT_SECONDS.
+    """Seconds between the checkpoints of a training; see `seconds`."""
+    return seconds("RLHF_CHECKPOINT_SECONDS", os.environ.get("RLHF_CHECKPOINT_SECONDS") or "180")
+
+
+def hub_seconds() -> float:
+    """Seconds without a byte after which a download is given up; see `seconds`."""
+    return seconds("RLHF_HUB_SECONDS", os.environ.get("RLHF_HUB_SECONDS") or "30")
+
+
+def seconds(name: str, named: str) -> float:
+    """The seconds that a variable names.
 
     Raises:
       UserError: not a number of seconds.
     """
-    named = os.environ.get("RLHF_CHECKPOINT_SECONDS") or "180"
     try:
-        seconds = float(named)
+        found = float(named)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise UserError(f"RLHF_CHECKPOINT_SECONDS={named}: write a number of seconds, 0 or more")
-    return seconds
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise UserError(f"{name}={named:.80}: write a number of seconds, 0 or more")
+    return found
 
 
 def profile() -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from experiment_runs.errors import UserError
 from rlhf_jax.data import tables
+from rlhf_jax.data.hub import hub_frame, on_hub
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 # As the hub's own names have them: train-00000-of-00001.parquet, test/0000.parquet, test_prefs.
@@ -43,7 +44,7 @@ def locate(
     if data_dir is not None:
         there = [name for name in folders if Path(data_dir, name).is_dir()]
         return "local", str(Path(data_dir, (there or folders)[0]))
-    return ("hub", hub) if tables.on_hub(hub) else ("stand-in", "")
+    return ("hub", hub) if on_hub(hub) else ("stand-in", "")
 
 
 def rows(kind: str, location: str, columns: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
@@ -57,7 +58,7 @@ def rows(kind: str, location: str, columns: Sequence[str]) -> list[tuple[str, pd
       UserError: they cannot be read.
     """
     if kind == "hub":
-        whole = tables.hub_frame(location, columns)
+        whole = hub_frame(location, columns)
         frames = [
             (f"{location}, {name}", frame.drop(columns="split").rename_axis("row"), name)
             for name, frame in whole.groupby("split", sort=False)

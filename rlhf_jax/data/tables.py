@@ -1,33 +1,24 @@
-"""Where rows come from: local files, or the Hugging Face hub when it answers.
+"""Rows in local files, and what every reader checks of them.
 
 Files are validated here: a missing column, an empty or broken file is one message that names file,
 line and remedy.
 """
 
-import contextlib
 import dataclasses
-import functools
 import gzip
 import hashlib
-import http.client
 import io
 import json
 import math
-import threading
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
-import huggingface_hub.constants
 import numpy as np
 import pandas as pd
 import pyarrow.parquet
-from datasets.naming import camelcase_to_snakecase
 
 from experiment_runs.errors import UserError, brief, first_line
 from experiment_runs.files import fingerprint
@@ -238,67 +229,6 @@ def brief_list(names: Iterable[object]) -> str:
     """The first names of a list, for a message."""
     names = [f"{encodable(str(name)):.60}" for name in names]
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-
-
-def on_hub(repository: str) -> bool:
-    """True when the hub answers or an earlier download of this data set is in the cache."""
-    owner, name = repository.split("/")
-    cache = Path(datasets.config.HF_DATASETS_CACHE, f"{owner}___{camelcase_to_snakecase(name)}")
-    return hub_reachable() or cache.is_dir()
-
-
-@functools.cache
-def hub_reachable(seconds: float = 3.0) -> bool:
-    """True when the hub answers in time; asked once a process, never in offline mode."""
-    if datasets.config.HF_HUB_OFFLINE:
-        return False
-    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
-    answered = threading.Event()
-
-    def ask() -> None:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            try:
-                urllib.request.urlopen(request, timeout=seconds).close()
-                answered.set()
-            except urllib.error.HTTPError as error:
-                error.close()
-
-    # A thread, because looking up the address of the hub has no time limit of its own.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()
-
-
-def hub_frame(repository: str, columns: Sequence[str]) -> pd.DataFrame:
-    """All splits of a data set on the hub; column `split` says which.
-
-    Args:
-      repository: "owner/name", or "owner/name:configuration".
-      columns: those of interest; a split that has none of them is read with all that it has.
-
-    Raises:
-      UserError: the data set cannot be loaded.
-    """
-    if not hub_reachable():
-        datasets.config.HF_HUB_OFFLINE = True  # read the cache at once, not after 25 s of retries
-    failed = (
-        f"{repository}: cannot be loaded from the hub ({{}}); try again, give a local copy "
-        "as the data directory, or set HF_HUB_OFFLINE=1 to use the stand-in"
-    )
-    try:
-        parts = datasets.load_dataset(*repository.split(":"))
-        frames = [
-            part.select_columns(
-                [column for column in part.column_names if column in columns] or part.column_names
-            )
-            .to_pandas()
-            .assign(split=name)
-            for name, part in parts.items()
-        ]
-    except Exception as error:  # of datasets, httpx and Arrow, which share no class of errors
-        raise UserError(failed.format(first_line(error))) from error
-    return pd.concat(frames, ignore_index=True)
 
 
 def is_text(column: pd.Series) -> pd.Series:

@@ -1,23 +1,37 @@
 """A model's chat template: what stands around a prompt and a reply, as text and as tokens."""
 
+import functools
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from experiment_runs.errors import UserError
-from experiment_runs.foreign import within
 
 MARK = "\N{BLACK SQUARE}mark\N{BLACK SQUARE}"
-# Some templates write today's date, with which the tokens of a run would change from day to day.
-LONGEST_RENDERING = 1.0  # seconds; a template may loop without end
-DATED = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
+PROGRAM = Path(__file__).with_name("render.py")
+# A template may loop or grow without end.
+SECONDS = 5  # of the processor, for all its renderings together
+MEMORY = 2**29  # bytes
+CHARACTERS = 100_000  # of a rendering
 # Texts at whose edges tokenizers read template and text together.
 PROBES = (
     "word", "Two words", "42 is", "(x)", "Ends.", "ends)", "1", "é", "東京", "🙂", "a\n\nb",
     "  two spaces before", "\nline", "\n\n1. item", "after ", "after\n", "tab\t", "a\n\n\n", ".\n",
 )  # fmt: skip
+
+
+# Whatever is rendered: a slot may keep or drop the white space around a text.
+TEXTS = tuple(
+    dict.fromkeys(
+        [MARK, "a", *(kept for text in PROBES for kept in (text, text.strip(), text.lstrip()))]
+    )
+)
 
 
 class Slot(NamedTuple):
@@ -51,9 +65,14 @@ class ChatTemplate:
 
     def __init__(self, huggingface: PreTrainedTokenizerFast):
         self.huggingface = huggingface
-        self.system: list[dict[str, str]] = []
+        self.rendered = rendered(
+            huggingface.chat_template,
+            json.dumps(huggingface.special_tokens_map),
+            huggingface.name_or_path,
+        )
+        self.system = False
         without = self.prompt(MARK)
-        self.system = [{"role": "system", "content": ""}]
+        self.system = True
         try:
             with_system = self.prompt(MARK)
         except UserError:
@@ -61,7 +80,7 @@ class ChatTemplate:
         if with_system is None or (
             len(with_system) > len(without) and self.turns(with_system) <= self.turns(without)
         ):
-            self.system = []
+            self.system = False
 
     def turns(self, text: str) -> int:
         """How many special tokens a rendered text has."""
@@ -72,32 +91,27 @@ class ChatTemplate:
         """Tokens of a rendered template, in which control tokens are obeyed."""
         return tuple(self.huggingface(text, add_special_tokens=False)["input_ids"])
 
-    def render(self, turns: Sequence[tuple[str, str]], *, prompt: bool) -> str:
-        messages = [{"role": role, "content": text} for role, text in turns]
-        try:
-            with within(LONGEST_RENDERING, "the template"):
-                return self.huggingface.apply_chat_template(
-                    self.system + messages, chat_template=DATED + self.huggingface.chat_template,
-                    tokenize=False, add_generation_prompt=prompt, enable_thinking=False,
-                )  # fmt: skip
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
-                RecursionError, MemoryError, TimeoutError) as error:  # fmt: skip
-            raise UserError(
-                f"{self.huggingface.name_or_path}: the chat template fails on a single question "
-                f"({error}); choose an instruction-tuned model"
-            ) from None
+    def render(self, text: str, *, answer: bool, prompt: bool) -> str:
+        """A question, or a question and its answer, in the template; one of TEXTS.
+
+        Raises:
+          UserError: the template fails on it.
+        """
+        found = self.rendered[self.system, answer, prompt, text]
+        if isinstance(found, dict):
+            raise UserError(failure(self.huggingface.name_or_path, found["error"]))
+        return found
 
     def prompt(self, question: str) -> str:
         """A question, up to where the assistant begins to write."""
-        return self.render([("user", question)], prompt=True)
+        return self.render(question, answer=False, prompt=True)
 
     def response(self, answer: str) -> str:
         """A question with its answer, begun as the model is asked to answer."""
-        asked, turns = self.prompt("a"), [("user", "a"), ("assistant", answer)]
-        whole = self.render(turns, prompt=False)
+        asked, whole = self.prompt("a"), self.render(answer, answer=True, prompt=False)
         if whole.startswith(asked):
             return whole
-        marked = self.render([("user", "a"), ("assistant", MARK)], prompt=False)
+        marked = self.render(MARK, answer=True, prompt=False)
         return asked + answer + marked.split(MARK)[-1]
 
     def fitted(
@@ -145,3 +159,53 @@ class ChatTemplate:
 def remainder(whole: tuple[int, ...], start: tuple[int, ...]) -> tuple[int, ...] | None:
     """What follows the start; None where it is not the start."""
     return whole[len(start) :] if whole[: len(start)] == start else None
+
+
+@functools.lru_cache(16)
+def rendered(template: str, values: str, name: str) -> dict[tuple[bool, bool, bool, str], Any]:
+    """The template around every text: by whether there is a system message, the text is an answer,
+    and the assistant is to begin. What fails is {"error": why}.
+
+    Args:
+      template: the template.
+      values: what it sees besides, as JSON.
+      name: of the model, for the message.
+
+    Raises:
+      UserError: it takes longer or more memory than it may.
+    """
+    keys = [
+        (system, answer, not answer, text)
+        for system in (False, True) for answer in (False, True) for text in TEXTS
+    ]  # fmt: skip
+    asked = {
+        "template": template, "values": json.loads(values), "seconds": SECONDS, "memory": MEMORY,
+        "characters": CHARACTERS,
+        "conversations": [
+            [messages(system, answer, text), prompt] for system, answer, prompt, text in keys
+        ],
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-P", str(PROGRAM)], input=json.dumps(asked), capture_output=True,
+        text=True, timeout=60 * SECONDS, check=False,
+    )  # fmt: skip
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise UserError(failure(name, f"it takes longer than {SECONDS} seconds"))
+    if done.returncode:
+        raise UserError(
+            failure(name, f"it ends with {done.returncode} {done.stderr[-80:].strip()}")
+        )
+    return dict(zip(keys, json.loads(done.stdout), strict=True))
+
+
+def messages(system: bool, answer: bool, text: str) -> list[dict[str, str]]:
+    turns = [("user", "a"), ("assistant", text)] if answer else [("user", text)]
+    turns = [("system", "")] * system + turns
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def failure(name: str, reason: str) -> str:
+    return (
+        f"{name}: the chat template fails on a single question ({reason:.200}); choose an "
+        "instruction-tuned model"
+    )

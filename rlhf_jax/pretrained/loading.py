@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from safetensors import SafetensorError, safe_open
+from flax import nnx
+from safetensors import safe_open
 from safetensors.flax import load_file
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief, first_line
 from experiment_runs.foreign import readable
 from experiment_runs.process import release_memory
 from rlhf_jax.language_model.decoder import DecoderConfig
@@ -44,18 +45,18 @@ def load(path: Path | None, *, name: str, dtype: str = "float32") -> Pretrained:
         model_files(path)
     with readable(path, "a model"):
         loaded = (load_gguf if path.is_file() else load_directory)(path, name=name, dtype=dtype)
-    check_finite(loaded, path)
+    check_finite(loaded.state, path)
     release_memory()  # of the files and of what they were converted from
     return loaded
 
 
-def check_finite(loaded: Pretrained, path: Path) -> None:
+def check_finite(state: nnx.State, path: Path) -> None:
     """Refuses weights that are not numbers, which would be blamed on the learning rate later.
 
     Raises:
       UserError: names the tensors.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(loaded.state)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
     if wrong := [leaf_name(at) for at, leaf in leaves if not jnp.isfinite(leaf).all()]:
         raise UserError(
             f"{path}: {len(wrong)} tensors hold values that are not finite, {', '.join(wrong[:5])}"
@@ -64,8 +65,8 @@ def check_finite(loaded: Pretrained, path: Path) -> None:
 
 
 def load_directory(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
-    """Reads config.json, *.safetensors and the tokenizer's files."""
-    config, tensors = read_directory(path)
+    """Reads config.json, the tokenizer's files and *.safetensors, small things first."""
+    config = read_config(path)
     decoder = DecoderConfig.from_huggingface(config, dtype=dtype)
     tokenizer = Tokenizer.from_folder(path, embeddings=decoder.vocab_size)
     return Pretrained(
@@ -73,24 +74,26 @@ def load_directory(path: Path, *, name: str, dtype: str = "float32") -> Pretrain
         origin=f"safetensors in {path.name}",
         config=decoder,
         huggingface_config=config,
-        state=decoder_state(decoder, tensors, source=str(path)),
+        state=decoder_state(decoder, read_tensors(path), source=str(path)),
         tokenizer=tokenizer,
     )
 
 
-def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """config.json and all tensors of a model directory.
+def read_config(path: Path) -> dict[str, Any]:
+    """The config.json of a model directory.
 
     Raises:
-      UserError: a file is missing or broken.
+      UserError: it is missing or no JSON object.
     """
     try:
         config = json.loads((path / "config.json").read_text())
     except FileNotFoundError:
         raise UserError(f"{path}/config.json: missing; name a Hugging Face model folder") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}/config.json: not JSON ({error})") from None
-    return config, read_tensors(path)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}/config.json: not JSON ({first_line(error)})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}/config.json: holds {brief(config)}, not an object")
+    return config
 
 
 def read_tensors(path: Path) -> dict[str, jax.Array]:
@@ -110,14 +113,12 @@ def read_tensors(path: Path) -> dict[str, jax.Array]:
         raise UserError(f"{path}: lacks {sorted(missing)}, which its index names; fetch them again")
     tensors: dict[str, jax.Array] = {}
     for file in files:
-        try:
+        with readable(path / file, "a whole safetensors file"):
             with safe_open(path / file, framework="numpy") as opened:
                 names = opened.keys()
                 kinds = {name: opened.get_slice(name).get_dtype() for name in names}
             check_kinds(path / file, kinds)
             own = load_file(path / file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path / file}: not a whole safetensors file ({error})") from None
         own = {name: values for name, values in own.items() if place.get(name, file) == file}
         if twice := sorted(own.keys() & tensors.keys()):
             raise UserError(

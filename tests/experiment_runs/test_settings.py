@@ -47,6 +47,7 @@ def test_an_empty_variable_asks_for_nothing(monkeypatch):
         ("RLHF_CHECKPOINT_SECONDS", "soon", settings.checkpoint_seconds, "soon: write a number"),
         ("RLHF_LOG_TO", "paper", settings.log_to, "paper: unknown; say tensorboard or trackio"),
         ("RLHF_CHECKPOINT_SECONDS", "-1", settings.checkpoint_seconds, "-1: write a number"),
+        ("RLHF_HUB_SECONDS", "nan", settings.hub_seconds, "RLHF_HUB_SECONDS=nan: write a number"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_its_remedy(name, value, ask, message, monkeypatch):

@@ -3,23 +3,35 @@
 The server knows as much of the hub's protocol as the official clients use to download.
 """
 
+import contextlib
 import hashlib
 import http.server
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from pathlib import Path
 
+import datasets
+import huggingface_hub.constants
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
+from rlhf_jax.config import SMOLLM2
+from rlhf_jax.data import hub as data_hub
+from rlhf_jax.data.preferences import load_preferences
+from rlhf_jax.pretrained import hub as model_hub
+from rlhf_jax.pretrained import loading
 from rlhf_jax.pretrained.tensor_names import huggingface_tensors
 
 pytestmark = pytest.mark.slow
@@ -32,12 +44,16 @@ class Hub(http.server.ThreadingHTTPServer):
 
     Args:
       repositories: ("datasets" or "models", "owner/name") to its folder.
+      fault: one of FAULTS, in the answers to all addresses that have `where` in them.
     """
 
-    def __init__(self, repositories: dict[tuple[str, str], Path]):
+    daemon_threads = True
+
+    def __init__(self, repositories: dict[tuple[str, str], Path], fault: str = "", where: str = ""):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repositories = repositories
+        self.repositories, self.fault, self.where = repositories, fault, where
         self.asked: list[str] = []
+        self.closing = threading.Event()
 
     def __enter__(self):
         self.thread = threading.Thread(target=self.serve_forever, args=[0.05])
@@ -45,6 +61,7 @@ class Hub(http.server.ThreadingHTTPServer):
         return self
 
     def __exit__(self, *error):
+        self.closing.set()
         self.shutdown()
         self.thread.join()
         self.server_close()
@@ -72,6 +89,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} /{path}")
         if not path:
             return self.send(b"hub")
+        if self.server.fault and self.server.where in path:
+            return self.fail(self.server.fault)
         api, parts = path.startswith("api/"), path.removeprefix("api/").split("/")
         kind = parts.pop(0) if parts[0] in ("datasets", "models") else "models"
         folder = self.server.repositories.get((kind, "/".join(parts[:2])))
@@ -113,8 +132,41 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
+    def fail(self, fault: str):
+        length = 10**12 if fault == "huge" else 10**5
+        if fault == "reset":
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.close_connection = True
+        elif fault == "html":
+            self.send(b"<!DOCTYPE html><html>Sign in</html>", **{"Content-Type": "text/html"})
+        elif fault == "redirect":
+            self.send(b"", 302, Location=f"{self.path}{'&' if '?' in self.path else '?'}again")
+        elif fault == "500":
+            self.send(b"oops", 500)
+        elif fault in ("silence", "truncated", "huge"):
+            self.send_response(200)
+            for name, value in {"ETag": '"1"', "X-Repo-Commit": COMMIT}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(b"{")
+                with contextlib.suppress(OSError):
+                    while fault == "huge" and not self.server.closing.is_set():
+                        self.wfile.write(bytes(2**20))
+            if fault == "silence":
+                self.server.closing.wait(60)
+            self.close_connection = True
+        elif fault == "length":
+            content = b"x" * 9
+            self.send(content, **{"ETag": '"1"', "X-Repo-Commit": COMMIT})
+
     def log_message(self, *_):
         pass
+
+
+FAULTS = ("reset", "html", "redirect", "500", "silence", "truncated", "length", "huge")
 
 
 def tree(folder: Path, inside: Path, deep: bool) -> list[dict]:
@@ -201,7 +253,13 @@ def oasst_row(split, i):
 
 SCRIPT = """
 import dataclasses, json, sys
+from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
+from rlhf_jax.config import SMOLLM2
+from rlhf_jax.data import hub as data_hub
+from rlhf_jax.data.preferences import load_preferences
+from rlhf_jax.pretrained import hub as model_hub
+from rlhf_jax.pretrained import loading
 from rlhf_jax.data.preferences import load_preferences
 from rlhf_jax.data.prompts import load_prompts
 from rlhf_jax.pretrained import hub, loading
@@ -246,3 +304,69 @@ def test_what_the_hub_gives_is_read_again_without_it(repositories, model, tmp_pa
     leaves = [jax.device_get(leaf) for leaf in jax.tree.leaves(model.state)]
     assert online[1] == fingerprint(*leaves)
     assert read(address, tmp_path / "home") == online  # nobody answers there any more
+
+
+@pytest.fixture
+def ask(monkeypatch, tmp_path):
+    """A function that points this process at a hub with an empty cache."""
+    monkeypatch.setenv("RLHF_HUB_SECONDS", "1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache" / "datasets")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setattr(data_hub, "LARGEST", 10**8)
+
+    def point(hub):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        data_hub.reachable.cache_clear()
+
+    yield point
+    data_hub.reachable.cache_clear()
+
+
+ON_THE_WAY = [(fault, "tokenizer.json") for fault in FAULTS] + [
+    ("silence", "config.json"), ("silence", "safetensors"), ("truncated", "safetensors"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_hub_that_fails_is_told_and_the_packaged_model_serves(fault, repositories, ask, capsys):
+    with Hub(repositories, fault, "api/") as hub:
+        ask(hub)
+        began = time.monotonic()
+        with pytest.raises(UserError, match="owner/tiny: neither on disk nor on the hub [(].{5}"):
+            model_hub.find("owner/tiny")
+        assert model_hub.find(SMOLLM2).suffix == ".gguf"
+        assert time.monotonic() - began < 60
+    assert "the hub failed" in (said := capsys.readouterr().err) and "read from llm_smol" in said
+
+
+@pytest.mark.parametrize(("fault", "where"), ON_THE_WAY)
+def test_a_file_of_a_model_that_fails_on_its_way_is_one_message(fault, where, repositories, ask):
+    with Hub(repositories, fault, where) as hub:
+        ask(hub)
+        began = time.monotonic()
+        with pytest.raises(UserError, match="owner(/|--)tiny"):
+            loading.load(model_hub.find("owner/tiny"), name="tiny")
+        assert time.monotonic() - began < 60
+
+
+def test_an_earlier_download_is_read_where_the_hub_fails(repositories, ask):
+    with Hub(repositories) as hub:
+        ask(hub)
+        found, (frame, _) = model_hub.find("owner/tiny"), load_preferences(None)
+    with Hub(repositories, "500", "api/") as hub:
+        ask(hub)
+        assert model_hub.find("owner/tiny") == found
+        assert load_preferences(None)[0].equals(frame)
+
+
+@pytest.mark.parametrize("where", ["api/", "SHP/resolve"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_data_set_that_fails_on_its_way_is_one_message(fault, where, repositories, ask):
+    with Hub(repositories, fault, where) as hub:
+        ask(hub)
+        began = time.monotonic()
+        with pytest.raises(UserError, match="stanfordnlp/SHP.*local copy.*stand-in"):
+            load_preferences(None)
+        assert time.monotonic() - began < 60

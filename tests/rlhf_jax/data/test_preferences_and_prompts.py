@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from experiment_runs.errors import UserError
-from rlhf_jax.data import preferences, tables
+from rlhf_jax.data import hub, preferences, tables
 from rlhf_jax.data.prompts import load_prompts, top_up
 
 PAIR = {
@@ -59,9 +59,9 @@ def posts_of(frame, **options):
 def offline(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "no cache")
-    tables.hub_reachable.cache_clear()
+    hub.reachable.cache_clear()
     yield
-    tables.hub_reachable.cache_clear()
+    hub.reachable.cache_clear()
 
 
 def test_local_pairs_are_read_and_their_source_is_stated(tmp_path):
