@@ -294,11 +294,11 @@ def test_a_broken_file_of_a_model_is_one_message(folder, file, content):
     [
         ("{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3, "takes longer"),
         ("{{ 9 ** (9 ** 9) }}", "takes longer|MemoryError"),
-        ("{{ 'a' * 10 ** 9 }}", "MemoryError"),
-        ("{{ '%1000000000s' % 'a' }}", "MemoryError"),
-        ("{{ 'a' | center(10 ** 9) }}", "MemoryError"),
-        ("{{ (['a' * 10 ** 6] * 10 ** 5) | join }}", "MemoryError"),
-        ("{{ [0] * 10 ** 9 }}", "MemoryError"),
+        ("{{ 'a' * 10 ** 9 }}", "MemoryError|longer"),
+        ("{{ '%1000000000s' % 'a' }}", "MemoryError|longer"),
+        ("{{ 'a' | center(10 ** 9) }}", "MemoryError|longer"),
+        ("{{ (['a' * 10 ** 6] * 10 ** 5) | join }}", "MemoryError|longer"),
+        ("{{ [0] * 10 ** 9 }}", "MemoryError|longer"),
         (
             "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('a') }}",
             "MemoryError|recursion|longer",
