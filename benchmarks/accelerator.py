@@ -1,10 +1,10 @@
 """The protocol on one accelerator, in pieces: `python benchmarks/accelerator.py`.
 
 Checks first that the accelerator computes what a CPU computes, then runs the profile `assignment`:
-the reward model beside the second one, PPO on all weights beside LoRA, the evaluation; and the
-DCGAN, plain and with one cure at a time. What is not finished when the time is up goes on with the
-next call, from its last checkpoint. --out gets a table of the phases' times, and an archive of the
-runs without weights.
+the reward model beside the second one and DPO, PPO on all weights beside LoRA, the evaluation; and
+the DCGAN, plain and with one cure at a time. What is not finished when the time is up goes on with
+the next call, from its last checkpoint. --out gets a table of the phases' times, and an archive of
+the runs without weights.
 
 Exit code: 0 all is finished, 75 call again, 1 a stage failed (see its log).
 """
@@ -60,9 +60,10 @@ def protocol(cure_arguments: tuple[str, ...] = ()) -> dict[str, Stage]:
     needs = {
         "reward": ("parity",),
         "second_reward": ("parity",),
+        "dpo": ("parity",),
         "ppo-full": ("reward",),
         "ppo-lora": ("reward",),
-        "evaluate": ("second_reward", "ppo-full", "ppo-lora"),
+        "evaluate": ("second_reward", "dpo", "ppo-full", "ppo-lora"),
     }
     language = {
         name: Stage((sys.executable, "-c", LANGUAGE, name), after) for name, after in needs.items()

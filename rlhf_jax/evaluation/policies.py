@@ -66,9 +66,11 @@ def evaluate(
     rewards = reward_terms({name: (model, 1.0) for name, model in reward_models.items()})
     asked = functools.partial(
         answered, tokenizer=pretrained.tokenizer, rewards=rewards, prompts=prompts, cfg=cfg,
-        lengths=lengths, reference=(pretrained.definition, pretrained.state),
+        lengths=lengths,
     )  # fmt: skip
-    columns, texts = asked({**base, **tuned}, samples=cfg.responses_per_prompt)
+    columns, texts = asked(
+        {**base, **tuned}, samples=cfg.responses_per_prompt, reference=base[BASE]()
+    )
     samples = columns[BASE] if cfg.best_of == 1 else asked(base, samples=cfg.best_of)[0][BASE]
     chosen = {
         n: {name: best_of_n(samples["reward"], samples[name], n) for name in reward_models}
@@ -116,26 +118,28 @@ def answered(
     prompts: Sequence[str],
     cfg: EvaluationConfig,
     lengths: PPOConfig,
-    reference: SplitDecoder,
     samples: int,
+    reference: SplitDecoder | None = None,
 ) -> tuple[dict[str, Columns], dict[str, list[str]]]:
     """Every model's responses as text, those to a prompt together, and what is measured of each.
 
     Args:
       decoders: loaded one after the other.
       tokenizer: of all of them.
-      rewards: become columns of their names, beside "kl" (nats a response, to the reference),
-        "surprise" (nats a response, of the reference that reads it), "tokens" and "ended".
+      rewards: become columns of their names, beside "tokens" and "ended".
       prompts: unseen ones.
       cfg: the configuration.
       lengths: gives the lengths of prompts and, where `cfg` names none, of responses.
-      reference: what the KL is measured to.
       samples: responses to each prompt.
+      reference: gives two more columns in nats a response: "kl" to it, and its "surprise", minus
+        the log-probability that it gives to the response.
     """
     rows, masks, _ = prompt_rows(prompts, tokenizer, length=lengths.prompt_tokens)
     columns: dict[str, Columns] = {}
     texts: dict[str, list[str]] = {}
-    size = max(1, cfg.batch // samples)  # prompts at a time
+    most = max(1, cfg.batch // samples)  # prompts at a time; batches of one size compile once
+    even = (n for n in range(most // 2 + 1, most + 1) if len(prompts) % n == 0)
+    size = max(even, default=most)
     starts = range(0, len(prompts), size)
     bar = progress(label="evaluation", total=len(decoders) * len(starts))
     for name, load in decoders.items():
@@ -151,22 +155,17 @@ def answered(
             tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
             some = response_texts(responses, tokenizer)
             texts[name] += some
-            kl, surprise = sequence_kl(
-                decoder[1], reference[1], *batch, responses, cfg.temperature,
-                definitions=(decoder[0], reference[0]), forward_batch=lengths.forward_batch,
-            )  # fmt: skip
-            parts.append(
-                model_rewards(rewards, batch, responses, tokenizer.ends)
-                | function_rewards(
-                    functions_of(rewards), repeated(prompts[start : start + size], samples), some
-                )
-                | {
-                    "kl": kl,
-                    "surprise": surprise,
-                    "tokens": mask.sum(axis=1),
-                    "ended": (np.isin(tokens, tokenizer.ends) & mask).any(axis=1),
-                }
+            found = model_rewards(rewards, batch, responses, tokenizer.ends) | function_rewards(
+                functions_of(rewards), repeated(prompts[start : start + size], samples), some
             )
+            found["tokens"] = mask.sum(axis=1)
+            found["ended"] = (np.isin(tokens, tokenizer.ends) & mask).any(axis=1)
+            if reference:
+                found["kl"], found["surprise"] = sequence_kl(
+                    decoder[1], reference[1], *batch, responses, cfg.temperature,
+                    definitions=(decoder[0], reference[0]), forward_batch=lengths.forward_batch,
+                )  # fmt: skip
+            parts.append(found)
             bar.update()
         columns[name] = {
             column: np.concatenate([np.asarray(part[column]) for part in parts]).reshape(
