@@ -8,10 +8,29 @@ import gguf
 import numpy as np
 
 from experiment_runs.errors import UserError
+from rlhf_jax.language_model.config_fields import FAMILIES
 from rlhf_jax.language_model.decoder import DecoderConfig
+from rlhf_jax.language_model.rope import rope_frequencies
+from rlhf_jax.pretrained.gguf_tokenizer import gguf_tokenizer
 from rlhf_jax.pretrained.model import Pretrained
-from rlhf_jax.pretrained.tensor_names import decoder_state, tensor_table
-from rlhf_jax.pretrained.tokenizer import Tokenizer, byte_level
+from rlhf_jax.pretrained.tensor_names import decoder_state, norm_offset, tensor_table
+from rlhf_jax.pretrained.tokenizer import Tokenizer
+
+# by general.architecture: the family, and whether its files interleave the halves of heads
+ARCHITECTURES = {
+    "llama": ("llama", True),
+    "qwen2": ("qwen2", False),
+    "qwen3": ("qwen3", False),
+    "gemma3": ("gemma3_text", False),
+    "smollm3": ("smollm3", True),
+}
+# Fields of an architecture that change what is computed and have no counterpart here.
+REFUSED = (
+    "expert_count", "attn_logit_softcapping", "final_logit_softcapping", "attention.scale",
+    "logit_scale", "embedding_scale", "residual_scale", "attention.max_alibi_bias",
+    "attention.clamp_kqv",
+)  # fmt: skip
+ROPE_FACTORS = "rope_freqs.weight"
 
 MOST_VALUES = 5_000_000  # in the header of a file; a large vocabulary makes two million
 
@@ -30,83 +49,173 @@ class Reader(gguf.GGUFReader):
 
 
 def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
-    """Reads a llama-family GGUF file with a byte-level BPE tokenizer, dequantized to float32."""
+    """Reads a GGUF file whose numbers the library knows, as float32.
+
+    Raises:
+      UserError: its architecture, tokenizer, rotary embedding or a kind of its numbers is not read.
+    """
     reader = Reader(path)
     fields = {key: field.contents() for key, field in reader.fields.items()}
-    if fields["general.architecture"] != "llama" or fields["tokenizer.ggml.model"] != "gpt2":
-        raise UserError(f"{path}: only llama-family GGUF with a gpt2 tokenizer is supported")
-    if fields["tokenizer.ggml.pre"] not in ("smollm", "gpt-2"):
+    if (architecture := fields["general.architecture"]) not in ARCHITECTURES:
         raise UserError(
-            f"{path}: tokenizer.ggml.pre={fields['tokenizer.ggml.pre']!r}: only smollm and gpt-2 "
-            "are read as their models do; use the folder with tokenizer.json and safetensors"
+            f"{path}: a GGUF file of architecture {architecture!r}; use one of "
+            f"{', '.join(ARCHITECTURES)}"
         )
-    config = huggingface_config(
-        fields, tied="output.weight" not in {t.name for t in reader.tensors}
-    )
+    tokenizer = gguf_tokenizer(fields, str(path))  # before the tensors, which take long to read
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    factors = read_tensor(tensors.pop(ROPE_FACTORS), path) if ROPE_FACTORS in tensors else None
+    config = huggingface_config(fields, tensors, factors, source=str(path))
     decoder = DecoderConfig.from_huggingface(config, dtype=dtype)
-    names = {theirs: hf for _, hf, theirs in tensor_table(decoder)}
-    tensors = {}
-    for tensor in reader.tensors:
-        # a copy, because a view would keep the whole mapped file in memory
-        values = np.array(gguf.dequantize(tensor.data, tensor.tensor_type))
-        if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
-            is_query = tensor.name.endswith("attn_q.weight")
-            values = undo_permutation(
-                values, decoder.num_heads if is_query else decoder.num_kv_heads
-            )
-        tensors[names.get(tensor.name, tensor.name)] = values
+    table = {theirs: (ours, hf) for ours, hf, theirs in tensor_table(decoder)}
+    converted = {}
+    for key, tensor in tensors.items():
+        values = read_tensor(tensor, path)
+        ours, hf = table.get(key, ("", key))
+        if ARCHITECTURES[architecture][1] and ".q_proj." in ours:
+            values = undo_permutation(values, decoder.num_heads)
+        if ARCHITECTURES[architecture][1] and ".k_proj." in ours:
+            values = undo_permutation(values, decoder.num_kv_heads)
+        if offset := norm_offset(decoder, ours):  # their files have it added
+            values = values - np.float32(offset)
+        converted[hf] = values
+    ends = [
+        fields[key]
+        for role in ("eos", "eot")
+        if (key := f"tokenizer.ggml.{role}_token_id") in fields
+    ]
     return Pretrained(
         name=name,
         origin=f"{path.name} from {path.parent.name} (quantized weights, read as float32)",
         config=decoder,
         huggingface_config=config,
-        state=decoder_state(decoder, tensors, source=str(path)),
-        tokenizer=Tokenizer.of(gguf_tokenizer(fields)),
+        state=decoder_state(decoder, converted, source=str(path)),
+        tokenizer=Tokenizer.of(tokenizer, ends=ends, embeddings=decoder.vocab_size),
     )
+
+
+def read_tensor(tensor: gguf.ReaderTensor, path: Path) -> np.ndarray:
+    """Its numbers in float32; a copy, because a view would keep the whole mapped file in memory."""
+    try:
+        return np.array(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
+    except NotImplementedError:
+        raise UserError(
+            f"{path}: {tensor.name} is {tensor.tensor_type.name}, which is not read; use a file "
+            "of another quantization, such as Q8_0 or Q4_K_M"
+        ) from None
 
 
 def undo_permutation(rows: np.ndarray, heads: int) -> np.ndarray:
     """llama.cpp interleaves the two halves of each rotated head; this puts them back."""
-    interleaved = rows.reshape(heads, -1, 2, rows.shape[-1])
+    interleaved = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return interleaved.swapaxes(1, 2).reshape(rows.shape)
 
 
-def huggingface_config(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
-    """The `config.json` that a llama-family GGUF file stands for."""
-    heads = fields["llama.attention.head_count"]
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
-        "hidden_size": fields["llama.embedding_length"],
-        "intermediate_size": fields["llama.feed_forward_length"],
-        "num_hidden_layers": fields["llama.block_count"],
+def huggingface_config(
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, gguf.ReaderTensor],
+    rope_factors: np.ndarray | None,
+    *,
+    source: str,
+) -> dict[str, Any]:
+    """The `config.json` that a GGUF file stands for.
+
+    Raises:
+      UserError: a field says what is not computed here.
+    """
+    architecture = fields["general.architecture"]
+    own = {
+        key.removeprefix(f"{architecture}."): value
+        for key, value in fields.items()
+        if key.startswith(f"{architecture}.")
+    }
+    family = ARCHITECTURES[architecture][0]
+    width, heads = own["embedding_length"], own["attention.head_count"]
+    head_dim = own.get("attention.key_length", width // heads)
+    problems = [f"{key}={own[key]}" for key in REFUSED if own.get(key)]
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if own.get(key, head_dim) != head_dim:
+            problems.append(f"{key}={own[key]} beside heads of {head_dim}")
+    if problems:
+        raise UserError(f"{source}: what these say is not computed: {', '.join(problems)}")
+    base = float(own.get("rope.freq_base", 1e4))
+    config = {
+        "architectures": [f"{FAMILIES[family].architecture}ForCausalLM"],
+        "model_type": family,
+        "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
+        "hidden_size": width,
+        "intermediate_size": own["feed_forward_length"],
+        "num_hidden_layers": own["block_count"],
         "num_attention_heads": heads,
-        "num_key_value_heads": fields["llama.attention.head_count_kv"],
-        "head_dim": fields.get(
-            "llama.attention.key_length", fields["llama.embedding_length"] // heads
-        ),
-        "max_position_embeddings": fields["llama.context_length"],
-        "rope_theta": float(fields["llama.rope.freq_base"]),
-        "rms_norm_eps": float(fields["llama.attention.layer_norm_rms_epsilon"]),
+        "num_key_value_heads": own.get("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": own["context_length"],
+        "rope_theta": base,
+        "rms_norm_eps": float(own["attention.layer_norm_rms_epsilon"]),
         "hidden_act": "silu",
-        "attention_bias": False,
+        "attention_bias": family != "qwen2" and "blk.0.attn_q.bias" in tensors,
         "mlp_bias": False,
-        "tie_word_embeddings": tied,
-        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
     }
+    if scaling := rope_scaling(own, head_dim, base, rope_factors, source):
+        config["rope_scaling"] = scaling
+    if family == "gemma3_text":
+        del config["hidden_act"], config["mlp_bias"]
+        layers, wide = config["num_hidden_layers"], own["block_count"] == 62  # the one of 27B
+        config |= {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": width // heads if wide else head_dim,
+            "sliding_window": own["attention.sliding_window"],
+            "rope_local_base_freq": float(own.get("rope.freq_base_swa", 1e4)),
+            "layer_types": layer_types(own.get("attention.sliding_window_pattern", 6), layers),
+        }
+    return config
 
 
-def gguf_tokenizer(fields: Mapping[str, Any]):
-    """The byte-level BPE tokenizer whose tokens and merges a GGUF file carries."""
-    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    return byte_level(
-        {token: i for i, token in enumerate(tokens)},
-        [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]],
-        [t for t, kind in zip(tokens, kinds, strict=True) if kind == gguf.TokenType.CONTROL],
-        end=tokens[fields["tokenizer.ggml.eos_token_id"]],
-        pad=None,  # the file's pad token is its end token
-        template=fields["tokenizer.chat_template"],
-        split_digits=fields["tokenizer.ggml.pre"] == "smollm",
+def layer_types(pattern: int | list[bool], layers: int) -> list[str]:
+    """Which layers see a window: all but every so manyth, or those that are named."""
+    if isinstance(pattern, int):
+        pattern = [(layer + 1) % pattern != 0 for layer in range(layers)]
+    return ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
+
+
+def rope_scaling(
+    own: Mapping[str, Any],
+    head_dim: int,
+    base: float,
+    factors: np.ndarray | None,
+    source: str,
+) -> dict[str, Any] | None:
+    """How a file stretches its rotary embedding, as a `config.json` says it."""
+    kind = own.get("rope.scaling.type", "none")
+    if kind != "none" and factors is None:
+        factor = own["rope.scaling.factor"]
+        scaling = {"rope_type": kind, "factor": float(factor)}
+        if kind == "yarn":
+            scaling["original_max_position_embeddings"] = own[
+                "rope.scaling.original_context_length"
+            ]
+        return scaling
+    if factors is None:
+        return None
+    # Files of Llama 3 carry what each frequency is divided by. The other numbers are the same in
+    # all of these models.
+    scaling = {
+        "rope_type": "llama3", "factor": float(factors.max()), "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    names = {"kind": "llama3", **{key: scaling[key] for key in scaling if key != "rope_type"}}
+    expected = (
+        rope_frequencies(head_dim, base)[0] / rope_frequencies(head_dim, base, (*names.items(),))[0]
     )
+    if (
+        kind != "none"
+        or factors.shape != expected.shape
+        or not np.allclose(factors, expected, rtol=1e-4)
+    ):
+        raise UserError(
+            f"{source}: {ROPE_FACTORS} is not that of Llama 3.1 or 3.2; use the folder with "
+            "config.json and safetensors"
+        )
+    return scaling

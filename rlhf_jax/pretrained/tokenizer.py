@@ -290,13 +290,10 @@ def byte_level(
     end: str,
     pad: str | None,
     template: str,
-    split_digits: bool = False,
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer from its parts."""
     backend = Backend(BPE(vocab=vocabulary, merges=merges, fuse_unk=False))
-    split = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
-    split.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(split)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(special)
     return PreTrainedTokenizerFast(

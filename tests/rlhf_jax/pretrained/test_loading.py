@@ -2,7 +2,6 @@ import json
 import os
 import struct
 
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,28 +214,6 @@ def packaged():
     if path is None:
         pytest.skip(f"the package {hub.PACKAGE} is not installed")
     return gguf_files.load_gguf(path, name=config.SMOLLM2)
-
-
-def written_gguf(path, *, architecture="llama", pre="smollm"):
-    """A file with as much as is read before its tensors are."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [({"architecture": "mamba"}, "llama-family"), ({"pre": "qwen2"}, "tokenizer.ggml.pre='qwen2'")],
-)
-def test_a_gguf_file_that_would_be_read_with_other_tokens_is_refused(tmp_path, fields, named):
-    path = written_gguf(tmp_path / "model.gguf", **fields)
-    assert hub.find(str(path)) == path  # a model may be named by its file
-    with pytest.raises(UserError, match=named):
-        gguf_files.load_gguf(path, name="x")
 
 
 def test_the_packaged_model_knows_english(packaged):

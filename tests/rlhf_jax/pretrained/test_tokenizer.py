@@ -65,14 +65,3 @@ def test_a_tokenizer_that_cannot_chat_is_rejected(missing):
 def test_a_tokenizer_with_nothing_to_pad_with_is_rejected():
     with pytest.raises(UserError, match="no special token to pad with"):
         Tokenizer.of(small(special=["<|im_start|>", "<|im_end|>"], pad="<|im_end|>"))
-
-
-def test_digits_are_tokens_of_their_own_where_the_model_wants_it():
-    words = {word: i for i, word in enumerate([*SPECIAL, "1", "2", "12", "a"])}
-    options = {"end": "<|im_end|>", "pad": None, "template": CHATML}
-    apart, together = (
-        Tokenizer.of(byte_level(words, [("1", "2")], SPECIAL, split_digits=split, **options))
-        for split in (True, False)
-    )
-    assert apart.encode(["12"]) == [[words["1"], words["2"]]]
-    assert together.encode(["12"]) == [[words["12"]]]

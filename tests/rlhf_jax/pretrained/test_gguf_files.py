@@ -1,0 +1,242 @@
+"""GGUF files, written with the gguf library, beside the same weights from safetensors."""
+
+import json
+
+import gguf
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE
+
+from experiment_runs.errors import UserError
+from rlhf_jax.language_model.config_fields import FAMILIES
+from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
+from rlhf_jax.pretrained import gguf_files, gguf_tokenizer, hub
+from rlhf_jax.pretrained.loading import load
+from rlhf_jax.pretrained.model import random_model
+from rlhf_jax.pretrained.tensor_names import huggingface_tensors, tensor_table
+
+Q = gguf.GGMLQuantizationType
+ARCHITECTURES = {name: family for name, (family, _) in gguf_files.ARCHITECTURES.items()}
+GEMMA = {
+    "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 8, "sliding_window": 3,
+    "rope_local_base_freq": 1e4, "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
+
+
+def interleaved(rows, heads):
+    """As llama.cpp's converter lays the rows of queries and keys out."""
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def written(path, architecture, config, tensors, kind, **changes):
+    """A GGUF file of a model, its matrices in numbers of a kind; fields may be changed."""
+    table = {hf: theirs for _, hf, theirs in tensor_table(DecoderConfig.from_huggingface(config))}
+    tokenizer = random_model().tokenizer.huggingface
+    tokens = tokenizer.convert_ids_to_tokens(range(config["vocab_size"]))
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if architecture == "gemma3":
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_sliding_window_pattern([True, False])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+    for field, value in changes.items():
+        getattr(writer, f"add_{field}")(*value)
+    for name, values in tensors.items():
+        if architecture in ("llama", "smollm3") and ("q_proj" in name or "k_proj" in name):
+            values = interleaved(values, heads if "q_proj" in name else kv_heads)
+        if architecture == "gemma3" and "norm" in name:
+            values = values + 1
+        own = kind if values.ndim == 2 else Q.F32
+        writer.add_tensor(table.get(name, name), gguf.quantize(values, own), raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def random_tensors(architecture):
+    """A configuration of an architecture, and tensors for it."""
+    family = ARCHITECTURES[architecture]
+    config = dict(random_model().huggingface_config) | {"model_type": family}
+    architectures = [FAMILIES[family].architecture + "ForCausalLM"]
+    config |= {"architectures": architectures, "rms_norm_eps": 2.0**-17}  # exact in float32
+    config |= (
+        GEMMA if architecture == "gemma3" else {"tie_word_embeddings": architecture != "qwen3"}
+    )
+    decoder = DecoderConfig.from_huggingface(config)
+    rng = np.random.default_rng(0)
+    state = nnx.state(Decoder(decoder, rngs=nnx.Rngs(0)))
+    state = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), state)
+    return config, huggingface_tensors(state, decoder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("llama", Q.Q8_0), ("llama", Q.F16), ("qwen2", Q.Q5_1), ("qwen3", Q.Q4_0), ("gemma3", Q.Q8_0),
+     ("gemma3", Q.BF16), ("smollm3", Q.Q4_1)],
+    ids=lambda part: getattr(part, "name", part),
+)  # fmt: skip
+def test_a_gguf_file_is_the_model_whose_weights_it_has(architecture, kind, tmp_path):
+    config, tensors = random_tensors(architecture)
+    path = written(tmp_path / "model.gguf", architecture, config, tensors, kind)
+    assert hub.find(str(path)) == path  # a model may be named by its file
+    ours = load(path, name="x")
+    rounded = {
+        name: gguf.dequantize(gguf.quantize(values, kind), kind) if values.ndim == 2 else values
+        for name, values in tensors.items()
+    }
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save_file({name: np.array(values) for name, values in rounded.items()},
+              folder / "model.safetensors")  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    random_model().tokenizer.huggingface.save_pretrained(folder)
+    theirs = load(folder, name="x")
+    assert ours.config == theirs.config
+    assert ours.tokenizer.encode(["naïve 42"]) == theirs.tokenizer.encode(["naïve 42"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours.state, theirs.state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"expert_count": (4,)}, "expert_count=4"),
+        ({"rope_dimension_count": (4,)}, "rope.dimension_count=4 beside heads of 8"),
+        ({"final_logit_softcapping": (30.0,)}, "final_logit_softcapping=30"),
+        ({"rope_scaling_type": (gguf.RopeScalingType.LONGROPE,), "rope_scaling_factor": (2.0,)},
+         "rope_type 'longrope' is not supported"),
+        ({"tokenizer_pre": ("deepseek-llm",)}, "tokenizer.ggml.pre='deepseek-llm'"),
+        ({"tokenizer_model": ("t5",)}, "tokenizer.ggml.model='t5'"),
+        ({"tensor": ("rope_freqs.weight", np.full(4, 1.5, np.float32))}, "not that of Llama 3.1"),
+        ({"tensor": ("blk.0.odd.weight", np.ones(4, np.float32))}, "odd.weight is not part"),
+        ({"tensor": ("blk.0.odd.weight", np.ones(4, np.int8))}, "odd.weight is I8"),
+    ],
+)  # fmt: skip
+def test_what_a_gguf_file_says_beside_is_refused_by_name(changes, named, tmp_path):
+    config, tensors = random_tensors("llama")
+    path = tmp_path / "model.gguf"
+    written(path, "llama", config, tensors, Q.F16, **changes)
+    with pytest.raises(UserError, match=named):
+        load(path, name="x")
+
+
+def test_the_stretched_rope_of_llama_3_is_known_by_its_factors(tmp_path):
+    config, tensors = random_tensors("llama")
+    config |= {"rope_theta": 5e5}
+    wavelengths = 2 * np.pi * 5e5 ** (np.arange(0, 8, 2) / 8)
+    smooth = np.clip((8192 / wavelengths - 1) / 3, 0, 1)
+    factors = 1 / ((1 - smooth) / 32 + smooth)
+    tensor = ("rope_freqs.weight", factors.astype(np.float32))
+    path = written(tmp_path / "m.gguf", "llama", config, tensors, Q.F16, tensor=tensor)
+    scaling = dict(load(path, name="x").config.rope_scaling)
+    assert (scaling["kind"], scaling["factor"]) == ("llama3", 32.0)
+
+
+def test_an_architecture_that_is_not_read_is_refused(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UserError, match="architecture 'mamba'; use one of llama, qwen2"):
+        load(tmp_path / "model.gguf", name="x")
+
+
+TEXTS = [
+    "The quick brown fox don't jump 1234567 times,  twice\n\n  over it.\n", "naïve façade: 東京 🙂",
+    "   three spaces", "x\ty\r\nz", "", "I'LL we've", "2024-12-31", "...!?", "a" * 40,
+]  # fmt: skip
+SPECIAL = ["<unk>", "<s>", "</s>"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def trained(model):
+    """Tokens, their kinds and merges, of a small tokenizer of either kind."""
+    backend = Backend(BPE(unk_token="<unk>", byte_fallback=model == "llama"))
+    alphabet = []
+    if model == "gpt2":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        backend.normalizer = normalizers.Replace(" ", gguf_tokenizer.SPACE)
+    start = SPECIAL if model == "gpt2" else SPECIAL + BYTES
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=start, initial_alphabet=alphabet, show_progress=False
+    )
+    texts = [text for text in TEXTS if "東" not in text]
+    backend.train_from_iterator(3 * texts, trainer)
+    tokens = [backend.id_to_token(i) for i in range(backend.get_vocab_size())]
+    kinds = [3 if token in SPECIAL else 6 if token in BYTES else 1 for token in tokens]
+    merges = json.loads(backend.to_str())["model"]["merges"]
+    return tokens, kinds, [" ".join(merge) for merge in merges]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model", "split"),
+    [("llama", "gpt2", "llama-bpe"), ("qwen2", "gpt2", "qwen2"), ("gemma3", "llama", "default"),
+     ("llama", "llama", "default")],
+)  # fmt: skip
+def test_the_tokenizer_of_a_gguf_file_is_the_one_that_transformers_makes_of_it(
+    architecture, model, split
+):
+    reference = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    tokens, kinds, merges = trained(model)
+    scores = [-float(i) for i in range(len(tokens))]
+    fields = {
+        "general.architecture": architecture, "tokenizer.ggml.model": model,
+        "tokenizer.ggml.pre": split, "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds, "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.scores": scores,
+    }  # fmt: skip
+    own = {"tokenizer_type": model, "pre_tokenizer_type": split, "tokens": list(tokens),
+           "token_type": kinds, "scores": scores}  # fmt: skip
+    if model == "gpt2":
+        fields["tokenizer.ggml.merges"] = own["merges"] = merges
+    theirs, _ = reference.convert_gguf_tokenizer(architecture, own)
+    ours = gguf_tokenizer.gguf_tokenizer(fields, "x").backend_tokenizer
+    # transformers adds no word mark before spaces, llama.cpp and tokenizer.json files do
+    texts = TEXTS[:2] + TEXTS[3:] if (architecture, model) == ("llama", "llama") else TEXTS
+    for text in texts:
+        ids = ours.encode(text, add_special_tokens=False).ids
+        assert ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
+        assert ours.decode(ids) == text
+    long = ours.encode(TEXTS[0], add_special_tokens=False).ids
+    assert len(long) < 0.7 * len(TEXTS[0])  # merges are there
+
+
+def test_single_digits_and_composed_letters_are_read_as_the_model_does():
+    tokens, kinds, merges = trained("gpt2")
+    fields = {
+        "general.architecture": "llama", "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.merges": merges,
+    }  # fmt: skip
+
+    def read(split, text):
+        whole = gguf_tokenizer.gguf_tokenizer(fields | {"tokenizer.ggml.pre": split}, "x")
+        return whole.backend_tokenizer.encode(text).tokens
+
+    assert read("smollm", "1234567") == read("qwen2", "1234567") == [*"1234567"]
+    assert len(read("gpt-2", "1234567")) < 7
+    assert read("llama-bpe", "1234567")[-1] == "7"
+    assert read("qwen2", "e\u0301") == read("qwen2", "\u00e9") != read("gpt-2", "e\u0301")
