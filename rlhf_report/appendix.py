@@ -68,6 +68,18 @@ def tested_invariants_table() -> pd.DataFrame:
     return pd.DataFrame({"invariant": [row["invariant"] for row in rows], **numbers})
 
 
+def exercises_table() -> pd.DataFrame:
+    """Invariants to break by hand, one line of code each, and the test that then goes red."""
+    rows = [
+        {
+            "invariant": own["invariant"], "in": own["file"], "replace": own["before"],
+            "by": own["after"], "red": own["test"].split("::")[1],
+        }
+        for own in assignment.ASSIGNMENT.get("exercise", [])
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def protocol_table(reward: Run, full: Run, lora: Run, evaluation: Run) -> pd.DataFrame:
     """The protocol's values (assignment.toml), the values of these runs, and why they differ."""
     r, f, a, e = reward.config, full.config, lora.config, evaluation.config

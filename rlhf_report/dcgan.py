@@ -3,14 +3,18 @@
 import io
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from flax import nnx
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from PIL import Image as Picture
 
 from experiment_runs.run import Run
+from gan_jax.dcgan import Discriminator, Generator
 from rlhf_report.style import BLUE, ORANGE, listed, mean_with_interval, panels
 
 DPI = 160  # of animations
@@ -125,6 +129,42 @@ def options_reading(run: Run) -> str:
     if cfg["spectral_norm"]:
         found.append("its kernels have spectral norm 1, in place of BatchNorm")
     return f"Added to the plain DCGAN: {'; '.join(found)}." if found else "Nothing is added to it."
+
+
+def layers_table(run: Run, network: str) -> pd.DataFrame:
+    """The layers of a network as it was trained: kernels, what follows, output, parameters.
+
+    Args:
+      run: gives widths and sides.
+      network: "generator" or "discriminator".
+    """
+    cfg, channels = run.config, run.summary["channels"]
+    shape = {"side": cfg["side"], "channels": channels}
+    if network == "generator":
+        built = Generator(latents=cfg["latents"], widths=tuple(cfg["widths"]), **shape)
+        last, hidden, after, ends = built.image, (1, 1, 1, cfg["latents"]), "ReLU", "tanh"
+    else:
+        built = Discriminator(
+            widths=tuple(cfg["widths"][::-1]), **shape, spectral=cfg["spectral_norm"]
+        )
+        last, hidden, after, ends = (
+            built.logit, (1, cfg["side"], cfg["side"], channels), "LeakyReLU", "the logit",
+        )  # fmt: skip
+    rows, norms = [], [*built.norms, None]
+    for layer, norm in zip([*built.blocks, last], norms, strict=True):
+        hidden = jax.eval_shape(layer, jax.ShapeDtypeStruct(hidden, jnp.float32)).shape
+        kernel, stride = layer.kernel[...], layer.stride
+        name = "transposed convolution" if layer.transposed else "convolution"
+        kind = "spectral norm and shift" if cfg["spectral_norm"] and norm else "BatchNorm"
+        counted = kernel.size + sum(x.size for x in jax.tree.leaves(nnx.state(norm, nnx.Param)))
+        rows.append(
+            {
+                "layer": f"{name}, {kernel.shape[0]} x {kernel.shape[1]}, stride {stride}",
+                "followed by": f"{kind}, {after}" if norm else ends,
+                "output": " x ".join(map(str, hidden[1:])), "parameters": counted,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def confusion_table(run: Run) -> pd.DataFrame:

@@ -184,17 +184,18 @@ def gain_reading(own: Mapping[str, Any]) -> str:
 
 
 def gain_example(run: Run, name: str) -> str:
-    """A policy's gain as the difference of two means, with the numbers."""
-    tuned, base = (run.summary["policies"][x]["reward"]["value"] for x in (name, "pretrained"))
-    gain = run.summary["gains"][name]["reward"]["value"]
-    return f"{tuned:.3f} - ({base:.3f}) = {gain:.3f}"
+    """A policy's gain as the difference of two means, worked out with the numbers as printed."""
+    policies = run.summary["policies"]
+    tuned, base = (round(policies[x]["reward"]["value"], 3) for x in (name, "pretrained"))
+    return f"{tuned:.3f} - ({base:.3f}) = {tuned - base:.3f}"
 
 
 def kl_example(run: Run, name: str) -> str:
     """The KL of a policy's response to the first unseen prompt, in all and per token."""
     arrays = run.arrays()
-    kl, tokens = float(arrays[f"{name}.kl"].flat[0]), int(arrays[f"{name}.tokens"].flat[0])
-    return f"{kl:.2f} nats over {tokens} tokens, {kl / max(1, tokens):.3f} a token"
+    kl, tokens = arrays[f"{name}.kl"].flat[0], max(1, int(arrays[f"{name}.tokens"].flat[0]))
+    kl = round(float(kl), 2)
+    return f"{kl:.2f} nats over {tokens} tokens, {kl / tokens:.3f} a token"
 
 
 def seeds_reading(summary: Mapping[str, Any]) -> str:

@@ -223,9 +223,9 @@ def accuracy_gain_reading(own: Mapping[str, Any]) -> str:
 
 
 def loss_example(run: Run) -> str:
-    """The loss of the first held-out pair, with the numbers."""
+    """The loss of the first held-out pair, worked out with the numbers as they are printed."""
     pairs, margin = run.arrays("test_pairs"), run.config["margin"]
-    chosen, rejected = (float(pairs[name][0]) for name in ("chosen", "rejected"))
+    chosen, rejected = (round(float(pairs[name][0]), 2) for name in ("chosen", "rejected"))
     loss = max(0.0, margin - (chosen - rejected))
     return f"max(0, {margin:g} - ({chosen:.2f} - ({rejected:.2f}))) = {loss:.2f}"
 

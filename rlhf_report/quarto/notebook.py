@@ -112,8 +112,7 @@ def read(path: Path, front_matter: Mapping[str, Any] | None = None) -> Source:
 
 
 def shown(lines: list[Line]) -> list[Line]:
-    """All lines; in a submission without the sections of class `.committed`, whose runs others
-    have made."""
+    """All lines; in a submission without the sections of class `.not-handed-in`."""
     if not settings.submission():
         return lines
     kept, within, fenced = [], 0, False  # the level of the section that is left out
@@ -122,7 +121,7 @@ def shown(lines: list[Line]) -> list[Line]:
         if not fenced and (heading := HEADING.fullmatch(line.text)):
             level = len(heading[1])
             if not within or level <= within:
-                within = level if ".committed" in (heading[2] or "") else 0
+                within = level if ".not-handed-in" in (heading[2] or "") else 0
         if not within:
             kept.append(line)
     return kept

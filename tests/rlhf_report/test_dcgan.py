@@ -1,14 +1,19 @@
 """The GAN's chapter shows its images."""
 
+import dataclasses
 import io
 import json
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
+from gan_jax import training
+from gan_jax.config import GANConfig
 from rlhf_report import dcgan
 
 
@@ -44,3 +49,16 @@ def test_memory_is_claimed_only_of_a_notable_gap(tmp_path, low, high, words):
     run = Run(tmp_path)
     run.finish(scores={"gap": gap})
     assert words in dcgan.memorisation_reading(run)
+
+
+@pytest.mark.parametrize("side, spectral", [(28, False), (64, False), (28, True)])
+def test_the_layers_are_those_that_are_trained(side, spectral):
+    cfg = GANConfig(widths=(16, 8, 8, 4), latents=10, side=side, spectral_norm=spectral)
+    run = SimpleNamespace(config=dataclasses.asdict(cfg), summary={"channels": 3})
+    _, state = training.initial(cfg, channels=3)
+    for network, last in (("generator", f"{side} x {side} x 3"), ("discriminator", "1 x 1 x 1")):
+        rows = dcgan.layers_table(run, network)
+        params = getattr(state, network).params
+        assert len(rows) == 5 and rows["output"].iloc[-1] == last
+        assert rows["parameters"].sum() == sum(x.size for x in jax.tree.leaves(params))
+    assert rows["followed by"].str.contains("spectral").any() == spectral

@@ -1,7 +1,9 @@
 """What the chapter on evaluation says follows from the numbers of the runs."""
 
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from rlhf_report import evaluation
@@ -27,14 +29,23 @@ def test_seeds_of_a_variant_are_read_together():
     )
 
 
-def test_a_gain_is_worked_out_as_the_difference_of_its_means():
-    rewards = {"pretrained": -0.25, "ppo-full": 0.5}
-    summary = {
-        "policies": {name: {"reward": {"value": value}} for name, value in rewards.items()},
-        "gains": {"ppo-full": {"reward": {"value": 0.75}}},
+@pytest.mark.parametrize("tuned, base", [(0.5, -0.25), (0.1236, 0.0454), (-0.0004, 0.0004)])
+def test_a_gain_is_worked_out_and_the_printed_sum_holds(tuned, base):
+    policies = {
+        name: {"reward": {"value": value}} for name, value in (("pretrained", base), ("x", tuned))
     }
-    run = SimpleNamespace(summary=summary)
-    assert evaluation.gain_example(run, "ppo-full") == "0.500 - (-0.250) = 0.750"
+    text = evaluation.gain_example(SimpleNamespace(summary={"policies": policies}), "x")
+    one, other, gain = map(float, re.findall(r"-?\d+\.\d+", text.replace(" - (", " (")))
+    assert abs(one - other - gain) < 1e-9 and abs(gain - (tuned - base)) < 2e-3
+
+
+@pytest.mark.parametrize("kl, tokens", [(1.2349, 12), (0.0, 1), (7.005, 128)])
+def test_the_kl_of_a_response_is_worked_out_and_the_printed_quotient_holds(kl, tokens):
+    arrays = {"x.kl": np.array([[kl, 9.0]]), "x.tokens": np.array([[tokens, 3]])}
+    text = evaluation.kl_example(SimpleNamespace(arrays=lambda: arrays), "x")
+    whole, count, share = map(float, re.findall(r"\d+\.?\d*", text))
+    assert count == tokens and abs(whole - kl) <= 0.005 + 1e-9
+    assert abs(whole / count - share) <= 5.01e-4
 
 
 def test_the_second_reward_model_is_told_with_its_accuracy_and_the_longer_answers():

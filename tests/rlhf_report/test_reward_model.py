@@ -1,11 +1,16 @@
 """What the report says of a reward model whose texts are there, hostile, or not kept."""
 
 import json
+import re
+from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
+from rlhf_jax import objectives
 from rlhf_report import data, reward_model, tables
 
 RECORD = {"stage": "stage", "identity": "0", "config": {}, "inputs": {}, "about": {}}
@@ -101,3 +106,18 @@ def finished(path, about, **summary):
     run = Run(path)
     run.finish(**summary)
     return run
+
+
+@pytest.mark.parametrize("chosen, rejected", [(0.326, 0.181), (2.0, -1.0), (-0.004, 0.5)])
+def test_the_loss_of_a_pair_is_worked_out_and_the_printed_sum_holds(chosen, rejected):
+    pairs = {"chosen": np.array([chosen, 9.0]), "rejected": np.array([rejected, 9.0])}
+    run = SimpleNamespace(config={"margin": 1.0}, arrays=lambda name: pairs)
+    text = reward_model.loss_example(run)
+    margin, better, worse, loss = map(
+        float, re.findall(r"-?\d+\.?\d*", text.removeprefix("max(0, ").replace("- (", "("))
+    )
+    assert abs(max(0.0, margin - (better - worse)) - loss) < 1e-9
+    exact = objectives.margin_ranking_loss(
+        jnp.array([chosen]), jnp.array([rejected]), margin=run.config["margin"]
+    )
+    assert abs(loss - float(exact[0])) <= 0.011

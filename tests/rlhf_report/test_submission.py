@@ -148,7 +148,17 @@ def test_the_notebook_runs_from_its_own_files_with_the_settings_of_its_runs(
 
 
 def test_a_submission_leaves_out_what_others_have_trained(environment, tmp_path):
-    lines = ["# A", "a", "## B {#sec-b .committed}", "b", "```{python}", "# c", "```", "### C", "d"]
+    lines = [
+        "# A",
+        "a",
+        "## B {#sec-b .not-handed-in}",
+        "b",
+        "```{python}",
+        "# c",
+        "```",
+        "### C",
+        "d",
+    ]
     (tmp_path / "x.qmd").write_text("\n".join([*lines, "## D", "e"]))
 
     def text():
@@ -157,7 +167,8 @@ def test_a_submission_leaves_out_what_others_have_trained(environment, tmp_path)
     assert len(text()) == 11
     environment.setenv("RLHF_SUBMISSION", "1")
     assert text() == ["# A", "a", "## D", "e"]
-    assert "sec-long-gan" not in "\n".join(line.text for line in read(PROJECT / "report.qmd").lines)
+    report = "\n".join(line.text for line in read(PROJECT / "report.qmd").lines)
+    assert "sec-long-gan" not in report and "sec-exercises" not in report
 
 
 def asked_for(monkeypatch, **changes):
