@@ -22,7 +22,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 MODULES = {  # of the public names, which are imported when they are asked for
     "load": "api", "train_reward_model": "api", "train_policy": "api", "generate": "api",
-    "evaluate": "api", "TunedModel": "api", "TrainedRewardModel": "api",
+    "evaluate": "api", "TunedModel": "trained", "TrainedRewardModel": "trained",
     "RewardConfig": "config", "PPOConfig": "config", "LoRAConfig": "config",
     "EvaluationConfig": "config",
 }  # fmt: skip

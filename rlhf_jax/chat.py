@@ -14,7 +14,7 @@ from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
 
 def chat(
     models: Mapping[str, tuple[nnx.GraphDef, nnx.State]],
-    reward_model: FrozenRewardModel,
+    reward_model: FrozenRewardModel | None,
     tokenizer: Tokenizer,
     *,
     prompt_tokens: int = 256,
@@ -28,7 +28,7 @@ def chat(
 
     Args:
       models: a policy's name to its decoder.
-      reward_model: scores the answers.
+      reward_model: scores the answers, if there is one.
       tokenizer: of all of them.
       prompt_tokens: longest question, template included; what is longer is cut and said to be.
       response_tokens: longest answer.
@@ -46,8 +46,10 @@ def chat(
                 question, decoder, reward_model, tokenizer, jax.random.fold_in(key, turn),
                 temperature, prompt_tokens=prompt_tokens, response_tokens=response_tokens,
             )  # fmt: skip
-            cut = "" if ended else ", cut off"
-            print(f"\n{name} (reward {reward:+.2f}{cut})\n{block(text)}", flush=True)
+            notes = [] if reward is None else [f"reward {reward:+.2f}"]
+            notes += [] if ended else ["cut off"]
+            said = f" ({', '.join(notes)})" if notes else ""
+            print(f"\n{name}{said}\n{block(text)}", flush=True)
         turn += 1
 
 
@@ -63,14 +65,14 @@ def ask() -> str:
 def answer(
     question: str,
     decoder: tuple[nnx.GraphDef, nnx.State],
-    reward_model: FrozenRewardModel,
+    reward_model: FrozenRewardModel | None,
     tokenizer: Tokenizer,
     key: jax.Array,
     temperature: float,
     *,
     prompt_tokens: int,
     response_tokens: int,
-) -> tuple[str, float, bool]:
+) -> tuple[str, float | None, bool]:
     """A policy's answer, its reward, and whether it ended by itself."""
     definition, state = decoder
     rows, masks, _ = prompt_rows([question], tokenizer, length=prompt_tokens)
@@ -79,13 +81,13 @@ def answer(
         state, *prompt, draw_keys(key, [0]), temperature,
         decoder_def=definition, length=response_tokens, end=tokenizer.ends, pad=tokenizer.pad,
     )  # fmt: skip
-    reward = response_rewards(
-        reward_model.state,
-        *prompt,
-        responses,
-        definition=reward_model.definition,
-        end=tokenizer.ends,
-    )
+    reward = None
+    if reward_model is not None:
+        scored = response_rewards(
+            reward_model.state, *prompt, responses, definition=reward_model.definition,
+            end=tokenizer.ends,
+        )  # fmt: skip
+        reward = float(scored[0])
     tokens = jax.device_get(responses.tokens)[0]
     ended = not set(tokenizer.ends).isdisjoint(tokens.tolist())
-    return tokenizer.decode(tokens), float(reward[0]), ended
+    return tokenizer.decode(tokens), reward, ended

@@ -9,11 +9,13 @@ from experiment_runs import settings
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from experiment_runs.run import Run, ensure
+from experiment_runs.tracking import StepCallback
 from rlhf_jax import profiles
 from rlhf_jax.baselines import dpo
 from rlhf_jax.config import DPOConfig, PPOConfig, RewardConfig
+from rlhf_jax.data.dialogues import Conversation
 from rlhf_jax.data.near_duplicates import near_duplicates
-from rlhf_jax.data.preferences import Post, load_preferences, posts
+from rlhf_jax.data.preferences import Post, load_preferences, posts, posts_fingerprint
 from rlhf_jax.data.prompts import Prompt, load_prompts, top_up
 from rlhf_jax.data.splits import keys, lost, split_posts, split_prompts
 from rlhf_jax.data.tables import Source
@@ -41,6 +43,7 @@ class Experiment:
     data_dir: Path | None = None
     pairs_from: str = ""  # folder, file or hub id of the preferences, before `data_dir`
     prompts_from: str = ""  # the same of the prompts
+    on_step: StepCallback | None = None  # called with every step that is trained, and its log
     committed: Path | None = None  # folder of committed runs to show instead of training
 
     @functools.cached_property
@@ -152,17 +155,13 @@ class Experiment:
         if stage in REWARD_MODELS:
             cfg = getattr(self.profile, stage)
             parts, prompts = self._parts(stage), self._texts(0)[: cfg.reference_samples]
-            inputs["posts"] = fingerprint(
-                {name: [*map(dataclasses.astuple, own)] for name, own in parts.items()}
-            )
+            inputs["posts"] = posts_fingerprint(parts)
             inputs["prompts"] = fingerprint(prompts)
             train = functools.partial(self._reward, cfg=cfg, parts=parts, prompts=prompts)
             return self._ensure(stage, cfg, train, inputs)
         if stage == "dpo":
             cfg, parts = self.profile.dpo, self._pairs()
-            inputs["posts"] = fingerprint(
-                {name: [*map(dataclasses.astuple, own)] for name, own in parts.items()}
-            )
+            inputs["posts"] = posts_fingerprint(parts)
             train = functools.partial(self._dpo, cfg=cfg, parts=parts)
             return self._ensure(stage, cfg, train, inputs)
         inputs["reward"] = self.run("reward").identity
@@ -172,7 +171,9 @@ class Experiment:
             train = functools.partial(self._ppo, cfg=cfg, prompts=prompts)
             return self._ensure(stage, cfg, train, inputs)
         prompts = self.prompts[1]
-        inputs["prompts"] = fingerprint([(prompt.text, prompt.tree_id) for prompt in prompts])
+        inputs["prompts"] = fingerprint(
+            [(prompt.turns or prompt.text, prompt.tree_id) for prompt in prompts]
+        )
         needed = ("second_reward", *self.policies, *self.baselines)
         inputs |= {name: self.run(name).identity for name in needed}
         train = functools.partial(self._evaluate, prompts=prompts)
@@ -190,7 +191,7 @@ class Experiment:
         }
         for name, source in self.sources.items():
             about[name] = dataclasses.asdict(dataclasses.replace(source, location=""))
-        return ensure(stage, cfg, train, inputs=inputs, about=about)
+        return ensure(stage, cfg, train, inputs=inputs, about=about, on_step=self.on_step)
 
     def reward_model(self, stage: str = "reward") -> reward_models.FrozenRewardModel:
         return reward_models.load(self.run(stage), self.pretrained)
@@ -218,14 +219,14 @@ class Experiment:
         limits = {"train": cfg.train_pairs, "validation": cfg.validation_pairs}
         return {name: first_pairs(parts[name], limit) for name, limit in limits.items()}
 
-    def _texts(self, which: int) -> list[str]:
+    def _texts(self, which: int) -> list[Conversation]:
         """The prompts to train on (0), or the unseen ones (1)."""
-        return [prompt.text for prompt in self.prompts[which]]
+        return [prompt.turns or prompt.text for prompt in self.prompts[which]]
 
-    def _reward(self, run: Run, *, cfg: RewardConfig, parts, prompts: list[str]) -> None:
+    def _reward(self, run: Run, *, cfg: RewardConfig, parts, prompts: list[Conversation]) -> None:
         reward_training.train_on_posts(run, cfg, self.pretrained, parts, prompts)
 
-    def _ppo(self, run: Run, *, cfg: PPOConfig, prompts: list[str]) -> None:
+    def _ppo(self, run: Run, *, cfg: PPOConfig, prompts: list[Conversation]) -> None:
         ppo_training.train(run, cfg, self.pretrained, self.reward_model(), prompts)
 
     def _dpo(self, run: Run, *, cfg: DPOConfig, parts) -> None:
@@ -237,7 +238,8 @@ class Experiment:
             run, self.profile.evaluation, self.profile.ppo, self.pretrained,
             {name: self.reward_model(name) for name in REWARD_MODELS},
             {stage: functools.partial(self.tuned, stage) for stage in stages},
-            [prompt.text for prompt in prompts], [prompt.tree_id for prompt in prompts],
+            [prompt.turns or prompt.text for prompt in prompts],
+            [prompt.tree_id for prompt in prompts],
         )  # fmt: skip
 
 

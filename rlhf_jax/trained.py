@@ -1,21 +1,128 @@
-"""Models that finished runs have trained, found again from the runs' own records.
+"""Models that runs have trained: as objects, and found again from the runs' own records.
 
 Nothing is asked of the environment and nothing is trained: the record says from which model, with
-which configuration and from which other runs a run was made. Those lie beside it.
+which configuration and from which other runs a run was made. Those lie beside it, or where the
+record says.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from flax import nnx
 
 from experiment_runs.errors import UserError
+from experiment_runs.files import fingerprint
 from experiment_runs.run import Run
 from rlhf_jax.config import SMOLLM2, PPOConfig, ppo_config
+from rlhf_jax.data.dialogues import conversation
 from rlhf_jax.evaluation.policies import BASE, RATED, SplitDecoder
+from rlhf_jax.export.huggingface import export_policy, generation_settings, merged_adapters
+from rlhf_jax.language_model.sampling import Responses
 from rlhf_jax.ppo import training as ppo_training
+from rlhf_jax.ppo.reward_identity import function_fingerprint
+from rlhf_jax.ppo.rewards import RewardFunction
 from rlhf_jax.pretrained import hub, loading
-from rlhf_jax.pretrained.model import Pretrained
+from rlhf_jax.pretrained.model import Pretrained, model_fingerprint, tokenizer_fingerprint
+from rlhf_jax.pretrained.prompt_rows import prompt_rows
+from rlhf_jax.pretrained.responses import response_rows
 from rlhf_jax.reward_model import model as reward_models
-from rlhf_jax.reward_model.model import FrozenRewardModel
+from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
+
+Prompt = str | Sequence[Mapping[str, str]]  # a text, or chat messages that end with the user's
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedModel(Pretrained):
+    """A model that was tuned, to be used like any other, and the run that did it."""
+
+    run: Run
+    settings: PPOConfig
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model in the layout of Hugging Face, for `load` and for transformers."""
+        decoder = nnx.merge(self.definition, self.state)
+        export_policy(decoder, self, Path(folder), generation_settings(self.settings))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRewardModel:
+    """A frozen reward model and the run that trained it."""
+
+    frozen: FrozenRewardModel
+    pretrained: Pretrained
+    run: Run
+    max_tokens: int  # of prompt and response together
+
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], *, batch: int = 16
+    ) -> list[float]:
+        """Rewards of responses, in deviations from the mean of the untrained model's responses.
+
+        It is a reward function itself: for a policy with another tokenizer give `rm.score`.
+
+        Args:
+          prompts: one a response, texts or chat messages; the end of a long one is cut.
+          responses: texts.
+          batch: how many are read at a time.
+
+        Raises:
+          UserError: there are not as many prompts as responses.
+        """
+        if len(prompts) != len(responses):
+            raise UserError(f"score: {len(prompts)} prompts but {len(responses)} responses")
+        if not responses:
+            return []
+        tokenizer = self.pretrained.tokenizer
+        asked = [conversation(given, f"prompt {n}") for n, given in enumerate(prompts, 1)]
+        room = self.max_tokens - tokenizer.template_length
+        replies, _ = response_rows(responses, tokenizer, length=max(room // 2, 1))
+        length = self.max_tokens - replies.tokens.shape[1]
+        rows, masks, _ = prompt_rows(asked, tokenizer, length=length)
+        rewards = []
+        for start in range(0, len(rows), batch):
+            part = slice(start, start + batch)
+            rewards += response_rewards(
+                self.frozen.state, rows[part], masks[part], Responses(*(x[part] for x in replies)),
+                definition=self.frozen.definition, end=tokenizer.ends,
+            ).tolist()  # fmt: skip
+        return rewards
+
+
+AnyReward = TrainedRewardModel | RewardFunction
+Reward = AnyReward | Mapping[str, tuple[AnyReward, float]]
+
+
+def tuned_model(run: Run, cfg: PPOConfig, model: Pretrained) -> TunedModel:
+    """What a finished run made of the model that it started from; adapters are in the weights."""
+    decoder = merged_adapters(nnx.merge(*ppo_training.tuned_decoder(run, cfg, model)))
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(Pretrained)}
+    fields |= {"name": run.path.name, "origin": str(run.path), "state": nnx.state(decoder)}
+    return TunedModel(**fields, run=run, settings=cfg)
+
+
+def reward_for(source: Any, model: Pretrained) -> Any:
+    """A reward as the training of a model takes it: a trained one as what is compiled.
+
+    Raises:
+      UserError: a reward model reads other tokens than the model writes.
+    """
+    if not isinstance(source, TrainedRewardModel):
+        return source
+    if tokenizer_fingerprint(source.pretrained) != tokenizer_fingerprint(model):
+        raise UserError(
+            f"the reward model {source.run.path.name} has another tokenizer than {model.name}; "
+            "give its method `score` as the reward, which reads texts"
+        )
+    return source.frozen
+
+
+def reward_fingerprint(source: Any, name: str = "") -> str:
+    """Tells a trained reward model or a function from others; a name stands for a function."""
+    if isinstance(source, TrainedRewardModel):
+        return source.run.identity
+    return fingerprint(name) if name else function_fingerprint(source)
 
 
 def starting_model(run: Run, *, model: str = "") -> Pretrained:
@@ -28,16 +135,23 @@ def starting_model(run: Run, *, model: str = "") -> Pretrained:
     Raises:
       UserError: the record names no model, or what is found is another one.
     """
-    recorded = run.record.get("about", {}).get("model")
-    if not recorded or "model" not in run.record["inputs"]:
+    recorded, wanted = run.about.get("model"), run.record["inputs"].get("model")
+    if not recorded or wanted is None:
         raise UserError(f"{run.path}: a run of stage {run.stage!r}, which has no language model")
+    if "run" in recorded and not model:
+        before = beside(run, recorded["run"])
+        return tuned_model(before, ppo_config(before.config), starting_model(before))
     name, dtype = model or recorded["name"], recorded["dtype"]
     places = [hub.find(name)]
     if name == SMOLLM2 and (packaged := hub.packaged_gguf()):
         places.append(packaged)
     for place in places:
-        if hub.identity(place, dtype=dtype) == run.record["inputs"]["model"]:
+        if hub.identity(place, dtype=dtype) == wanted:
             return loading.load(place, name=recorded["name"], dtype=dtype)
+    for place in places:  # a program of one's own knows a model by its weights, not by its files
+        found = loading.load(place, name=recorded["name"], dtype=dtype)
+        if model_fingerprint(found) == wanted:
+            return found
     raise UserError(
         f"{run.path}: started from {recorded['name']} ({recorded['file']}, {dtype}), and {name} is "
         "another one now; say with --model where the right one is"
@@ -53,10 +167,15 @@ def upstream(run: Run, stage: str) -> Run:
     identity = run.record["inputs"].get(stage)
     if identity is None:
         raise UserError(f"{run.path}: a run of stage {run.stage!r}, made from no run of {stage!r}")
-    path = run.path.parent / f"{stage}-{identity[:10]}"
-    if not (path / "config.json").exists():
-        raise UserError(f"{run.path}: was made from {path.name}, which is not beside it")
-    return Run(path)
+    return beside(run, f"{stage}-{identity[:10]}")
+
+
+def beside(run: Run, path: str) -> Run:
+    """Another run, by its path from the folder that holds a run."""
+    other = run.path.parent / path
+    if not (other / "config.json").exists():
+        raise UserError(f"{run.path}: was made from {path}, which is not in {run.path.parent}")
+    return Run(other)
 
 
 def policy_runs(run: Run) -> dict[str, Run]:
@@ -94,9 +213,19 @@ def lengths(runs: Mapping[str, Run]) -> PPOConfig:
     return ppo_config(next(iter(runs.values())).config)
 
 
-def reward_model(run: Run, pretrained: Pretrained) -> FrozenRewardModel:
-    """The reward model that a run was made with."""
-    return reward_models.load(upstream(run, "reward"), pretrained)
+def reward_model(run: Run, pretrained: Pretrained) -> FrozenRewardModel | None:
+    """The reward model that a run was made with, the first of several; None for functions alone.
+
+    Args:
+      run: of a policy, or an evaluation.
+      pretrained: what the run started from.
+    """
+    paths = run.about.get("reward_models")  # where a program of one's own made the run
+    if paths == []:
+        return None
+    made = beside(run, paths[0]) if paths else upstream(run, "reward")
+    same = made.record["inputs"]["model"] == run.record["inputs"]["model"]
+    return reward_models.load(made, pretrained if same else starting_model(made))
 
 
 def run_of(path: Path, stage: str) -> Run:

@@ -1,5 +1,6 @@
 """Dialogues as data sets write them: lists of messages, or a text with a mark before every turn."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,9 @@ import numpy as np
 from experiment_runs.errors import UserError
 
 Turn = tuple[str, str]  # (role, text)
+Conversation = (
+    str | tuple[Turn, ...]
+)  # a single question, or a dialogue that ends with the user's turn
 
 ROLES = {
     "system": "system",
@@ -59,6 +63,44 @@ def message(item: Any, where: str) -> Turn:
             '{"role": "system", "user" or "assistant", "content": a text}'
         )
     return role, content.strip()
+
+
+def conversation_of(asked: Sequence[Turn]) -> Conversation:
+    """What is to be answered: a text where it is a single question, else all turns that say
+    something, for the chat template."""
+    kept = tuple((role, text) for role, text in asked if text)
+    return kept[0][1] if [role for role, _ in kept] == ["user"] else kept
+
+
+def conversation(value: Any, where: str) -> Conversation:
+    """A prompt as somebody gives it: a text, which stays as it is, or messages.
+
+    Raises:
+      UserError: it is empty, or does not end with the user's message.
+    """
+    asked = [("user", value)] if isinstance(value, str) else turns(value, where)
+    if not asked or asked[-1][0] != "user" or not asked[-1][1].strip():
+        raise UserError(f"{where} is {value!r:.80}; it must end with a message of the user's")
+    return value if isinstance(value, str) else conversation_of(asked)
+
+
+def messages(prompt: Conversation) -> str | list[dict[str, str]]:
+    """A prompt as functions of prompts get it: a text, or the messages of a dialogue."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{"role": role, "content": text} for role, text in prompt]
+
+
+def shown(prompt: Conversation) -> str:
+    """A prompt as one text, for logs and readers."""
+    return prompt if isinstance(prompt, str) else question(prompt)
+
+
+def identifying(item: Any) -> list[Any]:
+    """The values of a post or a prompt that tell it from others: its turns only where it has
+    several, so that runs on single questions keep the identity that they had without the field."""
+    values = dataclasses.asdict(item)
+    return [value for name, value in values.items() if name != "turns" or value]
 
 
 def question(asked: Sequence[Turn]) -> str:

@@ -1,6 +1,7 @@
 """Preference pairs: SHP's (Ethayarajh et al., 2022), those of other data sets, or the stand-in."""
 
 import dataclasses
+import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from experiment_runs.errors import UserError
+from experiment_runs.files import fingerprint
 from rlhf_jax.data import documentation, tables
-from rlhf_jax.data.dialogues import Turn, question, spoken, turns
+from rlhf_jax.data.dialogues import Turn, conversation_of, identifying, question, spoken, turns
 from rlhf_jax.data.documentation import STANDIN_LICENCE, STANDIN_NAME, standin_note
 from rlhf_jax.data.locations import LICENCES, locate, rows
 from rlhf_jax.data.tables import Source, digest, file_names, is_text, is_text_or_empty, is_there
@@ -22,7 +24,7 @@ FOLDERS = ("shp", "preferences")  # of a local copy
 
 PAIR_TEXTS = ["post_id", "domain", "history", "human_ref_A", "human_ref_B"]
 PAIR_COLUMNS = [*PAIR_TEXTS, "score_A", "score_B", "labels"]
-KEPT = [*PAIR_COLUMNS, "score_ratio", "split", "grade"]
+KEPT = [*PAIR_COLUMNS, "score_ratio", "split", "grade", "turns"]
 QUESTION_AND_REPLIES = ("history", "human_ref_A", "human_ref_B")
 PROMPT_COLUMNS = ("prompt", "question", "instruction")
 FEWEST_DECIDED = 20  # rows whose replies differ in votes, from which on
@@ -42,6 +44,7 @@ class Post:
     pairs: tuple[tuple[int, int], ...]  # (chosen, rejected), indices of replies
     grades: tuple[str, ...] = ()  # difficulty of each pair, where the data know it
     split: str = ""  # the official one, where the data have one
+    turns: tuple[Turn, ...] = ()  # of a dialogue, for the chat template; none of a single question
 
 
 def load_preferences(data_dir: Path | None, given: str = "") -> tuple[pd.DataFrame, Source]:
@@ -166,10 +169,11 @@ def chosen_and_rejected(where: str, frame: pd.DataFrame, notes: Counter) -> pd.D
     before the last answer.
     """
     prompt = next((name for name in PROMPT_COLUMNS if name in frame), None)
-    texts = []
+    texts, dialogues = [], []
     for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
         place = f"{where}, {frame.index.name} {number}"
         texts.append(("", "", ""))  # left out, unless there is a comparison
+        dialogues.append("")
         if not all(is_there(row[name]) for name in ("chosen", "rejected", prompt) if name):
             continue
         before = turns(row[prompt], f"{place}: '{prompt}'") if prompt else []
@@ -181,9 +185,13 @@ def chosen_and_rejected(where: str, frame: pd.DataFrame, notes: Counter) -> pd.D
         if asked != other:
             notes["pairs of dialogues part before the last answer"] += bool(chosen and rejected)
         elif chosen and rejected:
-            notes["questions are dialogues, written as one text"] += len(spoken(asked)) > 1
+            notes["questions are dialogues of several turns"] += len(spoken(asked)) > 1
             texts[-1] = (question(asked), chosen, rejected)
+            if not isinstance(whole := conversation_of(asked), str):
+                dialogues[-1] = json.dumps(whole)
     columns = pd.DataFrame(texts, frame.index, QUESTION_AND_REPLIES)
+    if any(dialogues):
+        columns["turns"] = dialogues
     others = frame[[name for name in ("domain", "split") if name in frame]]
     return pd.concat([columns, others], axis=1).assign(labels=1)
 
@@ -213,7 +221,7 @@ def check_pairs(where: str, frame: pd.DataFrame) -> None:
         ),
         "a number of votes",
     )
-    rules = dict.fromkeys((*PAIR_TEXTS[1:], "split", "grade"), text)
+    rules = dict.fromkeys((*PAIR_TEXTS[1:], "split", "grade", "turns"), text)
     rules |= {"score_A": votes, "score_B": votes, "score_ratio": (is_ratio, "a number")}
     rules["post_id"] = (tables.is_identifier, "the identifier of the post")
     rules["labels"] = (
@@ -281,6 +289,7 @@ def assembled_post(rows: list[Any], max_pairs: int | None, seed: int) -> Post:
         pairs = [pairs[i] for i in sorted(rng.choice(len(pairs), max_pairs, replace=False))]
     replies = list(dict.fromkeys(reply for pair in pairs for reply in pair))
     position = {reply: i for i, reply in enumerate(replies)}
+    dialogue = getattr(rows[0], "turns", "")
     return Post(
         post_id=rows[0].post_id,
         domain=rows[0].domain,
@@ -290,4 +299,10 @@ def assembled_post(rows: list[Any], max_pairs: int | None, seed: int) -> Post:
         pairs=tuple((position[x], position[y]) for x, y in pairs),
         grades=tuple(compared[pair] for pair in pairs) if hasattr(rows[0], "grade") else (),
         split=getattr(rows[0], "split", ""),
+        turns=tuple(map(tuple, json.loads(dialogue))) if is_there(dialogue) and dialogue else (),
     )
+
+
+def posts_fingerprint(parts: Mapping[str, Sequence[Post]]) -> str:
+    """Tells the posts of some parts from others."""
+    return fingerprint({name: [*map(identifying, part)] for name, part in parts.items()})

@@ -11,7 +11,14 @@ import pandas as pd
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from rlhf_jax.data import documentation, tables
-from rlhf_jax.data.dialogues import first_question, question, turns
+from rlhf_jax.data.dialogues import (
+    Turn,
+    conversation_of,
+    first_question,
+    identifying,
+    question,
+    turns,
+)
 from rlhf_jax.data.documentation import STANDIN_LICENCE, STANDIN_NAME, standin_note
 from rlhf_jax.data.locations import LICENCES, locate, rows
 from rlhf_jax.data.preferences import Post
@@ -41,6 +48,7 @@ class Prompt:
     tree_id: str  # prompts of one conversation share it
     text: str
     origin: Literal["messages", "preferences", "stand-in"]
+    turns: tuple[Turn, ...] = ()  # of a dialogue, for the chat template; none of a single question
 
 
 def load_prompts(data_dir: Path | None, given: str = "") -> tuple[list[Prompt], Source]:
@@ -166,15 +174,22 @@ def column_questions(where: str, frame: pd.DataFrame, column: str) -> list[Promp
         if not is_there(row[column]):
             continue
         dialogue = turns(row[column], f"{where}, {frame.index.name} {number}: '{column}'")
-        asked = question(
-            [("system", text.strip()) for text in [row.get("system")] if isinstance(text, str)]
-            + first_question(dialogue)
-        )
+        asked = first_question(dialogue)
         if column == "instruction" and isinstance(row.get("input"), str):  # as Alpaca has them
-            asked = f"{asked}\n\n{row['input'].strip()}".strip()
-        if asked:
-            key = digest(asked)
-            found.append(Prompt(prompt_id=key, tree_id=key, text=asked, origin="messages"))
+            asked = [("user", f"{question(asked)}\n\n{row['input'].strip()}".strip())]
+        if isinstance(row.get("system"), str):
+            asked = [("system", row["system"].strip()), *asked]
+        if text := question(asked):
+            key, whole = digest(text), conversation_of(asked)
+            found.append(
+                Prompt(
+                    prompt_id=key,
+                    tree_id=key,
+                    text=text,
+                    origin="messages",
+                    turns=() if isinstance(whole, str) else whole,
+                )  # fmt: skip
+            )
     return found
 
 
@@ -194,7 +209,13 @@ def top_up(
     The source that is returned says how many were added. No prompt is taken away.
     """
     questions = [
-        Prompt(prompt_id=post.post_id, tree_id=post.post_id, text=post.prompt, origin="preferences")
+        Prompt(
+            prompt_id=post.post_id,
+            tree_id=post.post_id,
+            text=post.prompt,
+            origin="preferences",
+            turns=post.turns,
+        )  # fmt: skip
         for post in posts
     ]
     enlarged = distinct([*prompts, *questions])[: max(wanted, len(prompts))]
@@ -208,4 +229,4 @@ def top_up(
 
 
 def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
-    return fingerprint([dataclasses.astuple(prompt) for prompt in prompts])
+    return fingerprint([identifying(prompt) for prompt in prompts])

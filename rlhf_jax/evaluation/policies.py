@@ -15,6 +15,7 @@ from experiment_runs.process import progress
 from experiment_runs.run import Run
 from rlhf_jax.baselines.best_of_n import best_of_n, best_of_n_kl, powers_of_two
 from rlhf_jax.config import EvaluationConfig, PPOConfig
+from rlhf_jax.data.dialogues import Conversation, shown
 from rlhf_jax.evaluation.response_statistics import (
     Clusters,
     Columns,
@@ -45,7 +46,7 @@ def evaluate(
     pretrained: Pretrained,
     reward_models: Mapping[str, FrozenRewardModel],
     tuned: Decoders,
-    prompts: Sequence[str],
+    prompts: Sequence[Conversation],
     conversations: Sequence[str],
 ) -> None:
     """Samples every policy's responses with the same random draws, scores and compares them.
@@ -115,7 +116,7 @@ def answered(
     *,
     tokenizer: Tokenizer,
     rewards: Mapping[str, Term],
-    prompts: Sequence[str],
+    prompts: Sequence[Conversation],
     cfg: EvaluationConfig,
     lengths: PPOConfig,
     samples: int,
@@ -178,7 +179,7 @@ def answered(
     return columns, texts
 
 
-def repeated(prompts: Sequence[str], times: int) -> list[str]:
+def repeated(prompts: Sequence[Conversation], times: int) -> list[Conversation]:
     """Every prompt so many times, one after the other."""
     return [prompt for prompt in prompts for _ in range(times)]
 
@@ -243,7 +244,7 @@ def keep_responses(run, prompts, read, texts, columns, cfg: EvaluationConfig) ->
     for name in texts:
         for i, prompt in enumerate(prompts):
             run.sample(
-                step=0, prompt_id=i, model=name, prompt=prompt,
+                step=0, prompt_id=i, model=name, prompt=shown(prompt),
                 response=texts[name][i * cfg.responses_per_prompt],
                 reward=float(columns[name]["reward"][i, 0]),
                 read=read[i],  # the beginning that was read, where the prompt was cut

@@ -1,6 +1,5 @@
 """What an episode is rewarded for: reward models, Python functions of texts, weighted sums."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiment_runs.errors import UserError
-from experiment_runs.files import fingerprint
+from rlhf_jax.data.dialogues import Conversation, messages
 from rlhf_jax.reward_model.model import FrozenRewardModel
 
 # prompts and responses to one number a response
@@ -27,9 +26,26 @@ Reward = (
     | RewardFunction
     | Mapping[str, tuple[FrozenRewardModel | RewardFunction, float]]
 )
-
-
 RESERVED = ("std", "histogram")  # the log's own columns are reward_std and reward_histogram
+
+
+def named_rewards(reward: Any) -> dict[str, tuple[Any, float]]:
+    """The summands of a reward by name, with their weights; a single one is called "reward".
+
+    Raises:
+      UserError: there is none, or its weight is no number.
+    """
+    named = reward if isinstance(reward, Mapping) else {"reward": (reward, 1.0)}
+    if not named:
+        raise UserError("reward={}: name at least one reward, as {'name': (reward, weight)}")
+    for name, pair in named.items():
+        if type(pair) is not tuple or len(pair) != 2:
+            raise UserError(f"reward[{name!r}] must be a pair (reward, weight), not {pair!r:.80}")
+        if name in RESERVED:
+            raise UserError(f"reward[{name!r}]: the log has other uses for that name; take another")
+        if not isinstance(pair[1], int | float) or not np.isfinite(pair[1]):
+            raise UserError(f"reward[{name!r}] has the weight {pair[1]!r}; give a finite number")
+    return {str(name): pair for name, pair in named.items()}
 
 
 def reward_terms(reward: Any) -> dict[str, Term]:
@@ -38,24 +54,14 @@ def reward_terms(reward: Any) -> dict[str, Term]:
     Raises:
       UserError: a summand is neither a reward model nor a function, or its weight is no number.
     """
-    named = reward if isinstance(reward, Mapping) else {"reward": (reward, 1.0)}
-    if not named:
-        raise UserError("reward={}: name at least one reward, as {'name': (reward, weight)}")
     terms = {}
-    for name, pair in named.items():
-        if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair, FrozenRewardModel):
-            raise UserError(f"reward[{name!r}] must be a pair (reward, weight), not {pair!r:.80}")
-        source, weight = pair
-        if name in RESERVED:
-            raise UserError(f"reward[{name!r}]: the log has other uses for that name; take another")
+    for name, (source, weight) in named_rewards(reward).items():
         if not isinstance(source, FrozenRewardModel) and not callable(source):
             raise UserError(
                 f"reward[{name!r}] is {source!r:.80}; give a trained reward model or a function "
                 "of a list of prompts and a list of responses"
             )
-        if not isinstance(weight, int | float) or not np.isfinite(weight):
-            raise UserError(f"reward[{name!r}] has the weight {weight!r}; give a finite number")
-        terms[str(name)] = Term(source, float(weight))
+        terms[name] = Term(source, float(weight))
     return terms
 
 
@@ -76,20 +82,23 @@ def functions_of(terms: Mapping[str, Term]) -> dict[str, RewardFunction]:
 
 
 def function_rewards(
-    functions: Mapping[str, RewardFunction], prompts: Sequence[Any], responses: Sequence[str]
+    functions: Mapping[str, RewardFunction],
+    prompts: Sequence[Conversation],
+    responses: Sequence[str],
 ) -> dict[str, Float[np.ndarray, "batch"]]:
     """What each function says of the responses.
 
     Args:
       functions: by name.
-      prompts: one a response, as they were given.
+      prompts: one a response; functions get a dialogue as a list of messages.
       responses: as text, without the end token.
 
     Raises:
       UserError: a function returns other than one finite number for each response.
     """
+    asked = [messages(prompt) for prompt in prompts]
     return {
-        name: checked(name, function(list(prompts), list(responses)), responses)
+        name: checked(name, function(list(asked), list(responses)), responses)
         for name, function in functions.items()
     }
 
@@ -112,14 +121,3 @@ def checked(name: str, returned: Any, responses: Sequence[str]) -> Float[np.ndar
             f"{responses[wrong[0]]!r:.80}; every reward must be a finite number"
         )
     return rewards.astype(np.float32)
-
-
-def function_fingerprint(function: RewardFunction) -> str:
-    """Tells functions apart by name and source text; what they read from elsewhere is not seen."""
-    function = inspect.unwrap(function)
-    named = function if hasattr(function, "__qualname__") else type(function)
-    try:
-        source = inspect.getsource(named)
-    except (OSError, TypeError):  # typed into a shell, or not written in Python
-        source = ""
-    return fingerprint(f"{named.__module__}.{named.__qualname__}", source)

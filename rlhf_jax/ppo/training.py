@@ -21,6 +21,7 @@ from experiment_runs.process import progress
 from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.config import PPOConfig
+from rlhf_jax.data.dialogues import Conversation, shown
 from rlhf_jax.devices import check_divisible, over_devices, replicated
 from rlhf_jax.language_model.sampling import Responses, draw_keys
 from rlhf_jax.optimization.optimizer import linear_schedule, optimizer_for
@@ -52,7 +53,11 @@ CHECKED = ("policy_loss", "value_loss", "kl", "gradient_norm")  # metrics that m
 
 
 def train(
-    run: Run, cfg: PPOConfig, pretrained: Pretrained, reward: Reward, prompts: Sequence[str]
+    run: Run,
+    cfg: PPOConfig,
+    pretrained: Pretrained,
+    reward: Reward,
+    prompts: Sequence[Conversation],
 ) -> None:
     """Trains one variant and saves what it trained.
 
@@ -132,7 +137,10 @@ def train(
 
 
 def given_terms(
-    terms: Mapping[str, Term], prompts: list[str], responses: Responses, tokenizer: Tokenizer
+    terms: Mapping[str, Term],
+    prompts: Sequence[Conversation],
+    responses: Responses,
+    tokenizer: Tokenizer,
 ) -> dict[str, Float[np.ndarray, "batch"]]:
     """The terms of the reward that functions make of the texts, times their weights."""
     functions = functions_of(terms)
@@ -194,7 +202,7 @@ def keep_samples(run: Run, step: int, prompts, episodes: Episodes, tokenizer) ->
     mask = np.asarray(episodes.mask)
     for i in range(min(3, len(prompts))):
         run.sample(
-            step=step, prompt=prompts[i], response=tokenizer.decode(responses[i][mask[i]]),
+            step=step, prompt=shown(prompts[i]), response=tokenizer.decode(responses[i][mask[i]]),
             reward=float(episodes.reward[i]),
         )  # fmt: skip
 

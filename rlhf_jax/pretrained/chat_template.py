@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from experiment_runs.errors import UserError
+from rlhf_jax.data.dialogues import Turn
+from rlhf_jax.data.dialogues import messages as as_messages
 
 MARK = "\N{BLACK SQUARE}mark\N{BLACK SQUARE}"
 PROGRAM = Path(__file__).with_name("render.py")
@@ -106,6 +108,41 @@ class ChatTemplate:
         """A question, up to where the assistant begins to write."""
         return self.render(question, answer=False, prompt=True)
 
+    def dialogues(self, dialogues: Sequence[Sequence[Turn]]) -> list[str]:
+        """Dialogues of several turns, up to where the assistant begins to write.
+
+        A system message that the template refuses or leaves out stands before the first question.
+
+        Raises:
+          UserError: the template has no place for the turns.
+        """
+        huggingface, ways = self.huggingface, [self.ways(turns) for turns in dialogues]
+        asked = [[as_messages(turns), True] for some in ways for turns in some]
+        values = json.dumps(huggingface.special_tokens_map)
+        name = huggingface.name_or_path
+        texts = iter(run(huggingface.chat_template, values, name, asked) if asked else ())
+        found = []
+        for turns, some in zip(dialogues, ways, strict=True):
+            tried = [next(texts) for _ in some]
+            system = turns[0][1] if turns[0][0] == "system" else ""
+            whole = [text for text in tried if isinstance(text, str) and system in text]
+            if not whole:
+                why = tried[-1]["error"] if isinstance(tried[-1], dict) else "a turn is left out"
+                roles = ", ".join(role for role, _ in turns)
+                raise UserError(failure(name, why, f"the turns {roles}"))
+            found.append(whole[0])
+        return found
+
+    def ways(self, turns: Sequence[Turn]) -> list[list[Turn]]:
+        """How a dialogue may be shown to the template, the best one first."""
+        (role, text), *others = turns
+        if role != "system":
+            return [[("system", "")] * self.system + [*turns]]
+        if not others or others[0][0] != "user":
+            return [[*turns]]
+        merged = [("user", f"{text}\n\n{others[0][1]}"), *others[1:]]
+        return [[*turns], *self.ways(merged)]
+
     def response(self, answer: str) -> str:
         """A question with its answer, begun as the model is asked to answer."""
         asked, whole = self.prompt("a"), self.render(answer, answer=True, prompt=False)
@@ -178,34 +215,50 @@ def rendered(template: str, values: str, name: str) -> dict[tuple[bool, bool, bo
         (system, answer, not answer, text)
         for system in (False, True) for answer in (False, True) for text in TEXTS
     ]  # fmt: skip
+    asked = [[messages(system, answer, text), prompt] for system, answer, prompt, text in keys]
+    return dict(zip(keys, run(template, values, name, asked), strict=True))
+
+
+def run(
+    template: str, values: str, name: str, conversations: Sequence[Any]
+) -> list[str | dict[str, str]]:
+    """The template around conversations, in a process with limits; {"error": why} where it fails.
+
+    Args:
+      template: the template.
+      values: what it sees besides, as JSON.
+      name: of the model, for the message.
+      conversations: each its messages and whether the assistant is to begin.
+
+    Raises:
+      UserError: it takes longer or more memory than it may.
+    """
+    longest = max(sum(len(one["content"]) for one in messages) for messages, _ in conversations)
+    seconds = SECONDS + len(conversations) // 100
     asked = {
-        "template": template, "values": json.loads(values), "seconds": SECONDS, "memory": MEMORY,
-        "characters": CHARACTERS,
-        "conversations": [
-            [messages(system, answer, text), prompt] for system, answer, prompt, text in keys
-        ],
+        "template": template, "values": json.loads(values), "seconds": seconds, "memory": MEMORY,
+        "characters": CHARACTERS + longest, "conversations": conversations,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-P", str(PROGRAM)], input=json.dumps(asked), capture_output=True,
-        text=True, timeout=60 * SECONDS, check=False,
+        text=True, timeout=60 * seconds, check=False,
     )  # fmt: skip
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise UserError(failure(name, f"it takes longer than {SECONDS} seconds"))
+        raise UserError(failure(name, f"it takes longer than {seconds} seconds"))
     if done.returncode:
         raise UserError(
             failure(name, f"it ends with {done.returncode} {done.stderr[-80:].strip()}")
         )
-    return dict(zip(keys, json.loads(done.stdout), strict=True))
+    return json.loads(done.stdout)
 
 
 def messages(system: bool, answer: bool, text: str) -> list[dict[str, str]]:
     turns = [("user", "a"), ("assistant", text)] if answer else [("user", text)]
-    turns = [("system", "")] * system + turns
-    return [{"role": role, "content": content} for role, content in turns]
+    return as_messages([("system", "")] * system + turns)
 
 
-def failure(name: str, reason: str) -> str:
+def failure(name: str, reason: str, asked: str = "a single question") -> str:
     return (
-        f"{name}: the chat template fails on a single question ({reason:.200}); choose an "
+        f"{name}: the chat template fails on {asked} ({reason:.200}); choose an "
         "instruction-tuned model"
     )

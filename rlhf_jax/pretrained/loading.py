@@ -4,6 +4,7 @@ Every source ends as one table of tensors under Hugging Face names, checked whol
 decoder that its configuration describes. Nothing here reads a pickle or runs a model's code.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def load(path: Path | None, *, name: str, dtype: str = "float32") -> Pretrained:
       UserError: the files do not fit together.
     """
     if path is None:
-        return random_model(dtype)
+        return dataclasses.replace(random_model(dtype), name=name)
     if path.is_dir():
         model_files(path)
     with readable(path, "a model"):

@@ -6,47 +6,99 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from experiment_runs.errors import UserError
+from rlhf_jax.data.dialogues import Conversation, Turn, question
 from rlhf_jax.pretrained.tokenizer import Tokenizer
+
+HALF = "\N{REPLACEMENT CHARACTER}"  # stands where a cut went through a character
 
 
 def prompt_rows(
-    texts: Sequence[str], tokenizer: Tokenizer, *, length: int
+    prompts: Sequence[Conversation], tokenizer: Tokenizer, *, length: int
 ) -> tuple[Int[np.ndarray, "prompts time"], Bool[np.ndarray, "prompts time"], int]:
     """Prompts in the template, padded on the left, and how many were cut.
 
     Args:
-      texts: the users' texts.
+      prompts: texts of users, or dialogues.
       tokenizer: brings the template.
       length: the longest row; where all prompts are shorter, so are the rows.
 
     Raises:
-      UserError: the template alone does not fit.
+      UserError: the template alone does not fit, or it has no place for a dialogue's turns.
     """
+    read = read_prompts(prompts, tokenizer, length=length)
+    longest = max(len(whole) for whole, _ in read)
+    length = min(length, -(-longest // 8) * 8)  # whole eights, so that few shapes occur
+    tokens = np.full((len(prompts), length), tokenizer.pad, np.int32)
+    mask = np.zeros((len(prompts), length), bool)
+    for row, (whole, _) in enumerate(read):
+        tokens[row, length - len(whole) :] = whole
+        mask[row, length - len(whole) :] = True
+    return tokens, mask, sum(cut is not None for _, cut in read)
+
+
+def cut_texts(prompts: Sequence[Conversation], tokenizer: Tokenizer, *, length: int) -> list[str]:
+    """What is read of each prompt that is cut, and "" of those that are read whole.
+
+    Arguments are those of `prompt_rows`.
+    """
+    return [cut or "" for _, cut in read_prompts(prompts, tokenizer, length=length)]
+
+
+def read_prompts(
+    prompts: Sequence[Conversation], tokenizer: Tokenizer, *, length: int
+) -> list[tuple[tuple[int, ...], str | None]]:
+    """Tokens of each prompt in the template and, where it is cut, what is read of it."""
     room = length - tokenizer.template_length
     if room < 1:
         raise UserError(
             f"prompt_tokens={length} leaves no room beside the chat template's "
             f"{tokenizer.template_length} tokens; give it more"
         )
-    encoded = tokenizer.encode(texts)
-    longest = max(map(len, encoded)) + tokenizer.template_length
-    length = min(length, -(-longest // 8) * 8)  # whole eights, so that few shapes occur
-    tokens = np.full((len(texts), length), tokenizer.pad, np.int32)
-    mask = np.zeros((len(texts), length), bool)
-    for row, text in enumerate(encoded):
-        whole = [*tokenizer.prefix, *text[:room], *tokenizer.suffix]
-        tokens[row, length - len(whole) :] = whole
-        mask[row, length - len(whole) :] = True
-    return tokens, mask, sum(len(text) > room for text in encoded)
+    texts = iter(tokenizer.encode([prompt for prompt in prompts if isinstance(prompt, str)]))
+    dialogues = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    fitted = iter(fit_dialogues(dialogues, tokenizer, lengths=[length] * len(dialogues)))
+    read = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            text = next(texts)
+            whole = (*tokenizer.prefix, *text[:room], *tokenizer.suffix)
+            read.append((whole, tokenizer.decode(text[:room]) if len(text) > room else None))
+        else:
+            read.append(next(fitted))
+    return read
 
 
-def cut_texts(texts: Sequence[str], tokenizer: Tokenizer, *, length: int) -> list[str]:
-    """What is read of each text that is cut, and "" of those that are read whole.
+def fit_dialogues(
+    dialogues: Sequence[Sequence[Turn]], tokenizer: Tokenizer, *, lengths: Sequence[int]
+) -> list[tuple[tuple[int, ...], str | None]]:
+    """Tokens of each dialogue in the template and, where it is cut to fit, what is read of it.
 
-    Arguments are those of `prompt_rows`.
+    The oldest exchanges are left out first, then the end of the last question, then the system
+    message.
     """
-    room = length - tokenizer.template_length
+    kept = [tuple(turns) for turns in dialogues]
+    whole = tokenizer.encode_dialogues(kept)
+    while long := [i for i, tokens in enumerate(whole) if len(tokens) > lengths[i]]:
+        for i in long:
+            kept[i] = shortened(kept[i], tokenizer, excess=len(whole[i]) - lengths[i])
+        shorter = tokenizer.encode_dialogues([kept[i] for i in long])
+        for i, tokens in zip(long, shorter, strict=True):
+            whole[i] = tokens
     return [
-        tokenizer.decode(tokens[:room]) if len(tokens) > room else ""
-        for tokens in tokenizer.encode(texts)
+        (tokens, None if left == tuple(turns) else question(left))
+        for tokens, left, turns in zip(whole, kept, dialogues, strict=True)
     ]
+
+
+def shortened(turns: tuple[Turn, ...], tokenizer: Tokenizer, *, excess: int) -> tuple[Turn, ...]:
+    """A dialogue without its oldest exchange; if there is one only, without the end of the question
+    or, where nothing of it would be left, without the system message."""
+    users = [i for i, (role, _) in enumerate(turns) if role == "user"]
+    system = tuple(turn for turn in turns[: users[0]] if turn[0] == "system")
+    if len(users) > 1:
+        return (*system, *turns[users[1] :])
+    (last,) = tokenizer.encode([turns[-1][1]])
+    room = max(len(last) - excess, 0)
+    if room == 0 and len(turns) > 1:
+        return turns[-1:]
+    return (*system, ("user", tokenizer.decode(last[:room]).rstrip(HALF)))

@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from experiment_runs.errors import UserError
+from rlhf_jax.data.dialogues import Turn
 from rlhf_jax.pretrained.chat_template import ChatTemplate, Slot
 
 CHATML = (
@@ -180,6 +181,24 @@ class Tokenizer:
         """Tokens of each prompt or reply, without template; never a control token."""
         read = self.plain.read(self.reply if reply else self.prompt, texts)
         return [tokens for _, tokens in read]
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate(self.huggingface)
+
+    def encode_dialogues(self, dialogues: Sequence[Sequence[Turn]]) -> list[tuple[int, ...]]:
+        """Tokens of dialogues in the template, up to where the assistant begins to write.
+
+        Raises:
+          UserError: a turn has a control token in it, or the template has no place for the turns.
+        """
+        for role, text in (turn for turns in dialogues for turn in turns):
+            if written := [token for token in self.plain.controls.values() if token in text]:
+                raise UserError(
+                    f"a turn of the {role}'s holds {written[0]!r}, which only the chat template "
+                    f"may write: {text!r:.80}; take it out"
+                )
+        return [*map(self.template.read, self.template.dialogues(dialogues))]
 
     def decode(self, tokens: Sequence[int] | Int[np.ndarray, "time"]) -> str:
         """The text of tokens; end tokens and padding show as nothing."""

@@ -1,9 +1,11 @@
 """Posts as tokens that fit."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rlhf_jax.data.dialogues import Turn
 from rlhf_jax.data.preferences import Post
+from rlhf_jax.pretrained.prompt_rows import fit_dialogues
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 
 MINIMUM_PROMPT = 16  # tokens of a post's text that must fit beside a reply
@@ -46,6 +48,7 @@ def encode_posts(
     replies = tokenizer.encode([reply for post in posts for reply in post.replies], reply=True)
     room = max_tokens - tokenizer.template_length - MINIMUM_PROMPT
     encoded, start, dropped, pairs_dropped = [], 0, 0, 0
+    dialogues: dict[int, tuple[tuple[Turn, ...], int]] = {}  # and how many tokens they may have
     for post, prompt in zip(posts, prompts, strict=True):
         ends = [
             (*reply, *tokenizer.closing) for reply in replies[start : start + len(post.replies)]
@@ -60,6 +63,8 @@ def encode_posts(
         used = sorted({reply for i in fitting for reply in post.pairs[i]})
         number = {reply: i for i, reply in enumerate(used)}
         longest = max(len(ends[reply]) for reply in used)
+        if post.turns:
+            dialogues[len(encoded)] = post.turns, max_tokens - longest
         length = min(len(prompt), max_tokens - tokenizer.template_length - longest)
         encoded.append(
             EncodedPost(
@@ -72,6 +77,10 @@ def encode_posts(
                 cut_tokens=len(prompt) - length,
             )
         )
+    for i, whole, (kept, _) in zip(dialogues, *dialogue_tokens(dialogues, tokenizer), strict=True):
+        encoded[i] = dataclasses.replace(
+            encoded[i], prompt=kept, cut_tokens=max(len(whole) - len(kept), 0)
+        )
     fit = Fit(
         posts=len(encoded),
         pairs=sum(len(post.pairs) for post in encoded),
@@ -81,6 +90,14 @@ def encode_posts(
         pairs_dropped=pairs_dropped,
     )
     return encoded, fit
+
+
+def dialogue_tokens(
+    dialogues: Mapping[int, tuple[tuple[Turn, ...], int]], tokenizer: Tokenizer
+) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], str | None]]]:
+    """Tokens of dialogues as they are, and as they fit."""
+    turns, lengths = zip(*dialogues.values(), strict=True) if dialogues else ((), ())
+    return tokenizer.encode_dialogues(turns), fit_dialogues(turns, tokenizer, lengths=lengths)
 
 
 def first_pairs(posts: Sequence[Post], count: int | None) -> list[Post]:

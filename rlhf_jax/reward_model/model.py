@@ -15,6 +15,7 @@ from experiment_runs.checkpoints import load_weights
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 from rlhf_jax.config import LoRAConfig, RewardConfig, lora_config
+from rlhf_jax.data.dialogues import Conversation
 from rlhf_jax.devices import mesh, over_devices, replicated
 from rlhf_jax.language_model.attention import block_mask
 from rlhf_jax.language_model.decoder import Decoder
@@ -153,7 +154,10 @@ def response_rewards(
 
 
 def scale_on_reference(
-    model: FrozenRewardModel, pretrained: Pretrained, prompts: Sequence[str], cfg: RewardConfig
+    model: FrozenRewardModel,
+    pretrained: Pretrained,
+    prompts: Sequence[Conversation],
+    cfg: RewardConfig,
 ) -> dict[str, float]:
     """Centre and gain that give the pretrained policy's responses mean 0 and deviation 1 (N+).
 
@@ -190,7 +194,7 @@ def scale_on_reference(
     return {"offset": float(raw.mean()), "gain": 1 / float(raw.std())}
 
 
-def check_references(prompts: Sequence[str], cfg: RewardConfig) -> None:
+def check_references(prompts: Sequence[Conversation], cfg: RewardConfig) -> None:
     """Stops where there are too few prompts for a deviation, before anything is trained.
 
     Raises:

@@ -20,6 +20,7 @@ from experiment_runs.process import peak_memory_gb, progress
 from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.config import RewardConfig
+from rlhf_jax.data.dialogues import Conversation
 from rlhf_jax.data.near_duplicates import near_duplicate_posts
 from rlhf_jax.data.preferences import Post
 from rlhf_jax.devices import mesh, over_devices, replicated
@@ -47,7 +48,7 @@ def train_on_posts(
     cfg: RewardConfig,
     pretrained: Pretrained,
     parts: Mapping[str, Sequence[Post]],
-    reference_prompts: Sequence[str],
+    reference_prompts: Sequence[Conversation],
 ) -> None:
     """`train` on the "train", "validation" and "test" posts as text."""
     encoded = {
@@ -66,7 +67,7 @@ def train(
     cfg: RewardConfig,
     pretrained: Pretrained,
     parts: Parts,
-    reference_prompts: Sequence[str],
+    reference_prompts: Sequence[Conversation],
 ) -> None:
     """Trains, keeps the best weights by validation loss and evaluates them on the test pairs.
 
@@ -146,7 +147,7 @@ def evaluated(
     cfg: RewardConfig,
     pretrained: Pretrained,
     parts: Parts,
-    reference_prompts: Sequence[str],
+    reference_prompts: Sequence[Conversation],
     untrained: tuple[nnx.GraphDef, nnx.State, nnx.State],
 ) -> dict[str, Any]:
     """The best weights on the held-out pairs, beside baselines, and the scale of their reward."""

@@ -6,26 +6,47 @@ import pydoc
 import runpy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import rlhf_jax
+from experiment_runs.checkpoints import save_weights
 from experiment_runs.errors import UserError
-from rlhf_jax import api
-from rlhf_jax.config import PPOConfig
+from experiment_runs.run import ensure
+from rlhf_jax import api, trained
+from rlhf_jax.__main__ import main
+from rlhf_jax.config import PPOConfig, RewardConfig
+from rlhf_jax.pretrained.model import model_fingerprint
+from rlhf_jax.reward_model import model as reward_models
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SIGNATURES = {
     "load": "model, *, dtype='float32'",
-    "train_reward_model": "model, pairs, *, config=None, out=None",
-    "train_policy": "model, prompts, *, reward, config=None, out=None",
+    "train_reward_model": "model, pairs, *, config=None, out=None, on_step=None",
+    "train_policy": "model, prompts, *, reward, config=None, out=None, on_step=None, "
+    "reward_name=''",
     "generate": "model, prompts, *, prompt_tokens=256, response_tokens=128, temperature=1.0, "
     "seed=0, batch=32",
     "evaluate": "models, prompts, *, rewards, config=None, prompt_tokens=256, response_tokens=128",
 }
+CFG = PPOConfig(
+    prompts=2, batch=2, forward_batch=2, passes=1, inner_epochs=1, prompt_tokens=96,
+    response_tokens=4,
+)  # fmt: skip
+DIALOGUE = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "three"},
+]
 SCORE = "self, prompts, responses, *, batch=16"
+
+
+def count(prompts, responses):
+    """Characters of each response."""
+    return [float(len(response)) for response in responses]
 
 
 def parameters(function):
@@ -70,44 +91,106 @@ def test_an_example_runs_in_an_empty_directory_and_writes_nowhere_else(
 
 
 def test_a_policy_is_not_trained_twice_and_another_reward_is_another_run(model, tmp_path):
-    cfg = PPOConfig(prompts=2, batch=2, forward_batch=2, passes=1, inner_epochs=1,
-                    response_tokens=4)  # fmt: skip
-    calls = []
-
     def short(prompts, responses):
-        calls.append(prompts)
         return [-len(response) for response in responses]
 
     def long(prompts, responses):
         return [len(response) for response in responses]
 
-    messages = [{"role": "user", "content": "b"}]
+    steps = []
     first, again, other = (
-        rlhf_jax.train_policy(model, ["a", messages], reward=reward, config=cfg, out=tmp_path)
+        rlhf_jax.train_policy(
+            model, ["a", "b"], reward=reward, config=CFG, out=tmp_path,
+            on_step=lambda step, row: steps.append((step, row["reward"])),
+        )
         for reward in (short, short, long)
-    )
-    assert len(calls) == 1 and sorted(calls[0]) == ["a", "b"]
+    )  # fmt: skip
+    assert [step for step, _ in steps] == [1, 1] and steps[0][1] < 0 < steps[1][1]
     assert first.run.path == again.run.path != other.run.path
     assert rlhf_jax.generate(again, ["a"], response_tokens=4) == rlhf_jax.generate(
         first, ["a"], response_tokens=4
     )
 
 
-def test_messages_of_several_turns_are_one_prompt_as_in_preference_data():
-    dialogue = [
-        {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "two"},
-        {"role": "user", "content": "three"},
-    ]
-    assert api.prompt_texts([dialogue, " kept as it is "]) == [
-        "Human: one\n\nAssistant: two\n\nHuman: three", " kept as it is "
+def test_a_reward_that_cannot_be_told_from_others_needs_a_name(model, tmp_path):
+    lock, calls = threading.Lock(), []
+
+    def guarded(prompts, responses):
+        with lock:
+            calls.append((prompts, responses))
+            return [0.0] * len(responses)
+
+    options = {"reward": guarded, "config": CFG, "out": tmp_path}
+    with pytest.raises(UserError, match="reads .*reward_name="):
+        rlhf_jax.train_policy(model, ["a", DIALOGUE], **options)
+    one, other = (
+        rlhf_jax.train_policy(model, ["a", DIALOGUE], **options, reward_name=name)
+        for name in ("guarded 1", "guarded 2")
+    )
+    assert one.run.path != other.run.path and len(calls) == 2
+    given, responses = calls[0]
+    assert all(prompt in ("a", DIALOGUE) for prompt in given) and DIALOGUE in given
+    assert [*map(type, responses)] == [str, str]
+    shown = {row["prompt"] for row in one.run.samples()}
+    assert shown == {"a", "Human: one\n\nAssistant: two\n\nHuman: three"}
+
+
+def test_prompts_are_texts_or_the_turns_of_dialogues():
+    single = [{"role": "user", "content": "b"}]
+    assert api.conversations([DIALOGUE, " kept as it is ", single]) == [
+        (("user", "one"), ("assistant", "two"), ("user", "three")), " kept as it is ", "b",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def trained_reward_model(model, tmp_path):
+    """An untrained one, and a finished run that says to have trained it."""
+    cfg = RewardConfig()
+
+    def train(run):
+        save_weights(run.checkpoints / "best", reward_models.initial(model, cfg.seed)[1])
+        interval = {"value": 0.7, "low": 0.6, "high": 0.8, "count": 9}
+        run.finish(
+            scale={"offset": 0.0, "gain": 1.0}, accuracy=interval, length_correlation=0.1,
+            baselines={"longer": {"accuracy": interval}},
+        )  # fmt: skip
+
+    root = tmp_path / "reward models"
+    run = ensure(
+        "reward", cfg, train, inputs={"model": model_fingerprint(model), "posts": "x"},
+        about=api.about(model, root), root=root,
+    )  # fmt: skip
+    return trained.TrainedRewardModel(reward_models.load(run, model), model, run, cfg.max_tokens)
+
+
+def test_the_commands_find_what_a_program_of_ones_own_trained(
+    trained_reward_model, tmp_path, monkeypatch, capsys
+):
+    """Also where the model was itself tuned before, and elsewhere than in this directory."""
+    model = rlhf_jax.load("random")
+    one = rlhf_jax.train_policy(
+        model, ["a", DIALOGUE], reward={"rm": (trained_reward_model, 0.5), "length": (count, 1.0)},
+        config=CFG, out=tmp_path / "policies",
+    )  # fmt: skip
+    two = rlhf_jax.train_policy(one, ["a", "b"], reward=count, config=CFG, out=tmp_path / "more")
+    monkeypatch.chdir(tmp_path)
+    for tuned, said in ((one, "\nppo (reward "), (two, "\nppo (cut off)\n")):
+        questions = iter(["Why?", ""])
+        monkeypatch.setattr("builtins.input", lambda prompt, left=questions: next(left))
+        main(["chat", str(tuned.run.path)])
+        assert said in capsys.readouterr().out.replace("\nppo\n", "\nppo (cut off)\n")
+    for run in (one.run, two.run, trained_reward_model.run):
+        main(["export", str(run.path), "--out", f"exported {run.path.name}"])
+    again = rlhf_jax.load(f"exported {two.run.path.name}")
+    assert model_fingerprint(again) == model_fingerprint(two)
+    main(["generate", str(two.run.path), "--prompt", "Why?"])
+    assert "\nppo" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("prompt", ["", " ", [], [{"role": "assistant", "content": "a"}], 3])
 def test_a_prompt_that_asks_nothing_is_told_with_its_number(prompt):
     with pytest.raises(UserError, match="prompt 2 "):
-        api.prompt_texts(["a", prompt])
+        api.conversations(["a", prompt])
 
 
 def test_too_few_prompts_and_two_models_of_one_name_are_told(model):

@@ -19,7 +19,11 @@ def nothing_is_trained(monkeypatch, tmp_path):
     """Every stage is finished at once; what identifies its run is real."""
 
     def ensure(stage, cfg, train, **options):
-        return runs.ensure(stage, cfg, lambda run: run.finish(), root=tmp_path, **options)
+        def finish(run):
+            run.log(step=1, loss=0.5)
+            run.finish()
+
+        return runs.ensure(stage, cfg, finish, root=tmp_path, **options)
 
     monkeypatch.setattr(experiment, "ensure", ensure)
 
@@ -108,6 +112,13 @@ def test_another_reward_model_makes_other_policies_and_leaves_the_second_alone(d
     )
     assert differing_inputs("ppo-lora", one, other) == {"reward"}
     assert differing_inputs("evaluate", one, other) == {"reward", "ppo-full", "ppo-lora"}
+
+
+def test_a_function_of_ones_own_is_called_with_every_step(data_dir):
+    seen = []
+    made = dataclasses.replace(changed(data_dir), on_step=lambda step, row: seen.append(step))
+    made.run("ppo-lora")
+    assert seen == [1, 1]  # of the reward model, and of the policy
 
 
 def test_an_unknown_stage_is_an_error(data_dir, tmp_path):

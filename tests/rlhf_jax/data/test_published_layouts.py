@@ -69,7 +69,7 @@ def test_dialogues_of_several_turns_are_told_with_their_speakers():
         "Human: And where does the yeast come from?"
     )
     _, notes = preferences.comparisons([("pairs", pd.DataFrame([row]).rename_axis("row"))])
-    assert preferences.said(notes) == "1 questions are dialogues, written as one text"
+    assert preferences.said(notes) == "1 questions are dialogues of several turns"
 
 
 def test_dialogues_that_cannot_be_compared_are_left_out_and_counted(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 
 from experiment_runs.errors import UserError
 from rlhf_jax.ppo import training as ppo_training
-from rlhf_jax.ppo.rewards import function_fingerprint, function_rewards, reward_terms
+from rlhf_jax.ppo.reward_identity import function_fingerprint
+from rlhf_jax.ppo.rewards import function_rewards, reward_terms
 
 TEXTS = ["cc", "", "abc"]
 
@@ -127,9 +128,9 @@ def test_a_reward_that_cannot_be_used_is_told(reward, told):
 def test_functions_of_other_text_have_other_fingerprints():
     prints = [
         function_fingerprint(function)
-        for function in (count_a, count_c, lambda p, r: [1.0], max, Counter("a"))
+        for function in (count_a, count_c, lambda p, r: [1.0], max, Counter("a"), Counter("b"))
     ]
-    assert len(set(prints)) == 5
+    assert len(set(prints)) == 6
     assert function_fingerprint(count_a) == prints[0]
     assert function_fingerprint(Counter("a")) == prints[4]
 
