@@ -91,7 +91,7 @@ behind = cd $(1)/lib/python*/site-packages && printf "import site; site.addsited
 .venv-interop/done: .venv/done
 	$(PYTHON) -m venv .venv-interop
 	$(call behind,.venv-interop,.venv)
-	.venv-interop/bin/python -m pip install --quiet torch==2.13.0 peft==0.21.2
+	.venv-interop/bin/python -m pip install --quiet torch==2.13.0 peft==0.21.2 trl==1.9.0
 	touch $@
 
 # The last transformers of version 4, which most of the published code was written for.

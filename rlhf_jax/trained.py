@@ -174,7 +174,7 @@ def beside(run: Run, path: str) -> Run:
     """Another run, by its path from the folder that holds a run."""
     other = run.path.parent / path
     if not (other / "config.json").exists():
-        raise UserError(f"{run.path}: was made from {path}, which is not in {run.path.parent}")
+        raise UserError(f"{run.path}: was made from {path}, which is not beside it")
     return Run(other)
 
 

@@ -39,7 +39,7 @@ def named_rewards(reward: Any) -> dict[str, tuple[Any, float]]:
     if not named:
         raise UserError("reward={}: name at least one reward, as {'name': (reward, weight)}")
     for name, pair in named.items():
-        if type(pair) is not tuple or len(pair) != 2:
+        if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair, FrozenRewardModel):
             raise UserError(f"reward[{name!r}] must be a pair (reward, weight), not {pair!r:.80}")
         if name in RESERVED:
             raise UserError(f"reward[{name!r}]: the log has other uses for that name; take another")

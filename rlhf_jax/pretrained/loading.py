@@ -4,7 +4,6 @@ Every source ends as one table of tensors under Hugging Face names, checked whol
 decoder that its configuration describes. Nothing here reads a pickle or runs a model's code.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +40,7 @@ def load(path: Path | None, *, name: str, dtype: str = "float32") -> Pretrained:
       UserError: the files do not fit together.
     """
     if path is None:
-        return dataclasses.replace(random_model(dtype), name=name)
+        return random_model(dtype)
     if path.is_dir():
         model_files(path)
     with readable(path, "a model"):

@@ -43,7 +43,7 @@ def random_model(dtype: str = "float32", *, seed: int = 0) -> Pretrained:
     decoder = DecoderConfig.from_huggingface(config, dtype=dtype)
     state = nnx.state(Decoder(decoder, rngs=nnx.Rngs(seed)))
     return Pretrained(
-        name="random two-layer decoder",
+        name="random",
         origin="random weights",
         config=decoder,
         huggingface_config=config,

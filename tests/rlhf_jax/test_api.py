@@ -123,12 +123,10 @@ def test_a_reward_that_cannot_be_told_from_others_needs_a_name(model, tmp_path):
     options = {"reward": guarded, "config": CFG, "out": tmp_path}
     with pytest.raises(UserError, match="reads .*reward_name="):
         rlhf_jax.train_policy(model, ["a", DIALOGUE], **options)
-    one, other = (
-        rlhf_jax.train_policy(model, ["a", DIALOGUE], **options, reward_name=name)
-        for name in ("guarded 1", "guarded 2")
-    )
-    assert one.run.path != other.run.path and len(calls) == 2
-    given, responses = calls[0]
+    one = rlhf_jax.train_policy(model, ["a", DIALOGUE], **options, reward_name="guarded 1")
+    names = [trained.reward_fingerprint(guarded, name) for name in ("guarded 1", "guarded 2")]
+    assert names[0] != names[1]
+    [(given, responses)] = calls
     assert all(prompt in ("a", DIALOGUE) for prompt in given) and DIALOGUE in given
     assert [*map(type, responses)] == [str, str]
     shown = {row["prompt"] for row in one.run.samples()}
@@ -163,6 +161,7 @@ def trained_reward_model(model, tmp_path):
     return trained.TrainedRewardModel(reward_models.load(run, model), model, run, cfg.max_tokens)
 
 
+@pytest.mark.slow
 def test_the_commands_find_what_a_program_of_ones_own_trained(
     trained_reward_model, tmp_path, monkeypatch, capsys
 ):
