@@ -117,7 +117,7 @@ class ChatTemplate:
           UserError: the template has no place for the turns.
         """
         huggingface, ways = self.huggingface, [self.ways(turns) for turns in dialogues]
-        asked = [[as_messages(turns), True] for some in ways for turns in some]
+        asked = [[as_messages(tuple(turns)), True] for some in ways for turns in some]
         values = json.dumps(huggingface.special_tokens_map)
         name = huggingface.name_or_path
         texts = iter(run(huggingface.chat_template, values, name, asked) if asked else ())
@@ -254,7 +254,7 @@ def run(
 
 def messages(system: bool, answer: bool, text: str) -> list[dict[str, str]]:
     turns = [("user", "a"), ("assistant", text)] if answer else [("user", text)]
-    return as_messages([("system", "")] * system + turns)
+    return as_messages((*[("system", "")] * system, *turns))
 
 
 def failure(name: str, reason: str, asked: str = "a single question") -> str:
