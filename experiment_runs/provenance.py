@@ -23,6 +23,8 @@ PACKAGES = (
     "numpy",
 )
 
+GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set within git's hooks
+
 
 @functools.cache
 def code_fingerprint() -> str:
@@ -49,11 +51,17 @@ def provenance() -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """Short revision, with "+" when there are uncommitted changes; "unknown" without git."""
+    """Short revision, with "+" when there are uncommitted changes; "unknown" without git.
+
+    A repository around the sources, of which they are a part or in which they are installed, is
+    somebody else's and says nothing of them.
+    """
+    environment = {name: text for name, text in os.environ.items() if name not in GIT_VARIABLES}
+    environment["GIT_CEILING_DIRECTORIES"] = str(SOURCES.parent)
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty=+"],
-            cwd=SOURCES, capture_output=True, text=True, check=True, timeout=10,
+            cwd=SOURCES, env=environment, capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return "unknown"

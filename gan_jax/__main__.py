@@ -10,6 +10,7 @@ import pandas as pd
 import tyro
 
 from experiment_runs import settings
+from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
@@ -56,6 +57,8 @@ def execute(command: Train | Evaluate) -> None:
 
 
 def train(command: Train) -> None:
+    if warning := idle_gpu():
+        print(warning, file=sys.stderr)
     run = experiment.committed() or experiment.run(
         command.cfg, data_dir=command.data_dir, student_id=command.student_id
     )

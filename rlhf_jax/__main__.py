@@ -16,6 +16,7 @@ import jax
 import tyro
 
 from experiment_runs import settings
+from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
 from experiment_runs.run import Run
 from rlhf_jax import run_commands
@@ -130,6 +131,8 @@ def announce(experiment: Experiment) -> None:
     for name, source in experiment.sources.items():
         print(f"data     {name}: {source.rows:,} from {source.name} ({source.kind})")
     devices = jax.devices()
+    if warning := idle_gpu():
+        print(warning, file=sys.stderr)
     print(f"device   {len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores")
     print(f"time     about {profile.time} on two cores, less what is done", flush=True)
 

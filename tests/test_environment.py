@@ -61,7 +61,7 @@ def test_every_package_that_is_imported_is_required_where_it_is_needed():
     named = {"PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image",
              "IPython": "ipython", "yaml": "pyyaml", "pypandoc": "pypandoc-binary",
              "orbax": "orbax-checkpoint", "pyarrow": "datasets",
-             "jupyter_core": "jupyter-client"}  # fmt: skip
+             "jupyter_core": "jupyter-client", "fontTools": "fonttools"}  # fmt: skip
     groups = {
         "experiment_runs": ["dependencies"], "rlhf_jax": ["dependencies"],
         "gan_jax": ["dependencies", "gan"], "rlhf_report": ["dependencies", "report"],

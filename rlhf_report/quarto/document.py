@@ -5,9 +5,11 @@ module does what Quarto adds to pandoc. The tree is pandoc's own JSON, plain lis
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,11 @@ Node = dict[str, Any]
 def pandoc(text: str, *arguments: str) -> str:
     """What pandoc writes for `text`."""
     command = [pypandoc.get_pandoc_path(), *arguments]
-    done = subprocess.run(command, input=text.encode(), capture_output=True)
+    # In the locale C it could not open a file whose path is not ASCII.
+    locale = {"LC_ALL": "C.UTF-8"} if sys.platform == "linux" else {}
+    done = subprocess.run(
+        command, input=text.encode(), capture_output=True, env=os.environ | locale
+    )
     if done.returncode:
         raise UserError(f"pandoc: {done.stderr.decode().strip()}")
     return done.stdout.decode()

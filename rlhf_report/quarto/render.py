@@ -9,13 +9,13 @@ import datetime
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import typst
 import yaml
 
@@ -23,6 +23,7 @@ from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
 from rlhf_report.quarto import document, notebook
 from rlhf_report.quarto.document import Node, element, pandoc, string, walk, words
+from rlhf_report.quarto.fonts import FOLDER, boxes
 from rlhf_report.quarto.notebook import Source
 from rlhf_report.quarto.publish import publish
 
@@ -208,9 +209,15 @@ def pdf(tree: Node, options: Node, folder: Path, arguments: list[str]) -> bytes:
         *arguments,
     )
     (folder / "report.typ").write_text(text, encoding="utf-8")
-    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    if missing := boxes(text):
+        shown = " ".join(missing[:20])
+        print(
+            f"warning: the PDF has boxes in place of {shown}, which no font here has; install one "
+            "that does, such as Noto CJK or Noto Emoji, and render again",
+            file=sys.stderr,
+        )
     try:
-        return typst.compile(folder / "report.typ", root=folder, font_paths=[fonts])
+        return typst.compile(folder / "report.typ", root=folder, font_paths=[FOLDER])
     except typst.TypstError as error:
         raise UserError(f"typst cannot set this document: {error}") from error
 

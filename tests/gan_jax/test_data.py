@@ -309,3 +309,9 @@ def test_the_section_is_split_by_region():
 
 def test_the_registry_is_read_without_pytorch():
     assert data.registry().INFO["dermamnist"]["n_channels"] == 3
+
+
+def test_an_environment_without_medmnist_says_how_to_install_it_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="^package medmnist: missing; run `pip install --no-deps m"):
+        data.load("dermamnist", side=28, data_dir=tmp_path, student_id=None)

