@@ -1,6 +1,7 @@
 """GGUF files, written with the gguf library, beside the same weights from safetensors."""
 
 import json
+import struct
 
 import gguf
 import jax
@@ -153,13 +154,30 @@ def test_the_stretched_rope_of_llama_3_is_known_by_its_factors(tmp_path):
     assert (scaling["kind"], scaling["factor"]) == ("llama3", 32.0)
 
 
-def test_an_architecture_that_is_not_read_is_refused(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "mamba")
+def empty(path, architecture):
+    """A file with a header and nothing in it."""
+    writer = gguf.GGUFWriter(path, architecture)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
+    return path
+
+
+def test_an_architecture_that_is_not_read_is_refused(tmp_path):
     with pytest.raises(UserError, match="architecture 'mamba'; use one of llama, qwen2"):
-        load(tmp_path / "model.gguf", name="x")
+        load(empty(tmp_path / "model.gguf", "mamba"), name="x")
+
+
+@pytest.mark.parametrize("kind", [4, 8, 9, 12])
+def test_a_gguf_header_that_promises_more_than_the_file_has_is_refused(tmp_path, kind):
+    path = empty(tmp_path / "model.gguf", "llama")
+    content = path.read_bytes()
+    name = b"general.endless"
+    field = struct.pack("<Q", len(name)) + name + struct.pack("<IIQ", 9, kind, 2**40)
+    count = struct.unpack("<Q", content[16:24])[0]
+    path.write_bytes(content[:16] + struct.pack("<Q", count + 1) + content[24:] + field)
+    with pytest.raises(UserError, match=r"model\.gguf: cannot be read as a model .*ends within"):
+        load(path, name="x")
 
 
 TEXTS = [

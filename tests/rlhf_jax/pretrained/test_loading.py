@@ -1,6 +1,5 @@
 import json
 import os
-import struct
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +193,8 @@ def test_a_changed_file_changes_the_identity_of_a_model(folder, file):
     before = hub.identity(folder, dtype="float32")
     assert hub.identity(folder, dtype="float32") == before
     assert hub.identity(folder, dtype="bfloat16") != before
-    (folder / file).write_bytes((folder / file).read_bytes() + b" ")
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert hub.identity(folder, dtype="float32") != before
 
 
@@ -315,18 +315,6 @@ def test_a_text_file_of_a_model_that_has_no_end_is_not_read(folder):
     os.truncate(folder / "tokenizer.json", 2**42)
     with pytest.raises(UserError, match=r"tokenizer\.json: 4,398,046,511,104 bytes"):
         hub.identity(folder, dtype="float32")
-
-
-@pytest.mark.parametrize("kind", [4, 8, 9, 12])
-def test_a_gguf_header_that_promises_more_than_the_file_has_is_refused(tmp_path, kind):
-    path = written_gguf(tmp_path / "model.gguf")
-    content = path.read_bytes()
-    name = b"general.endless"
-    field = struct.pack("<Q", len(name)) + name + struct.pack("<IIQ", 9, kind, 2**40)
-    count = struct.unpack("<Q", content[16:24])[0]
-    path.write_bytes(content[:16] + struct.pack("<Q", count + 1) + content[24:] + field)
-    with pytest.raises(UserError, match=r"model\.gguf: cannot be read as a model .*ends within"):
-        load(str(path))
 
 
 def test_what_is_no_regular_file_is_not_read(folder):
