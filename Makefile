@@ -3,6 +3,7 @@
 #   make report PROFILE=tiny|cpu|study|assignment   how much is trained
 #               PREFERENCES=folder-or-hub-id   PROMPTS=folder-or-hub-id
 #               GPU=cuda12|cuda13   installs JAX for the accelerator; cuda13 needs a driver of 580 or later
+#               PRECISION=float32|mixed|bfloat16   of matrix products; else what the machine is fast in
 #               DATA_DIR=folder   MODEL=folder-or-hub-id   STUDENT_ID=number   RUN=reference
 #   make submission LAST_NAME=name STUDENT_ID=number   the files that are handed in
 #               FORCE=1   although something in them would not count
@@ -12,6 +13,7 @@ PY := .venv/bin/python
 PYTEST := -m pytest --numprocesses 2 --dist worksteal
 
 export RLHF_PROFILE := $(PROFILE)
+export RLHF_PRECISION := $(PRECISION)
 export RLHF_DATA_DIR := $(DATA_DIR)
 export RLHF_PREFERENCES := $(PREFERENCES)
 export RLHF_PROMPTS := $(PROMPTS)

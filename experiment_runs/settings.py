@@ -5,6 +5,7 @@ Makefile sets the variables from its own: `make report PROFILE=tiny` sets RLHF_P
 
     RLHF_PROFILE             how much is trained: tiny, cpu, study or assignment
     RLHF_MODEL               folder or hub id of the model to start from
+    RLHF_PRECISION           float32, mixed or bfloat16; by default what the machine is fast in
     RLHF_DATA_DIR            folder with local copies of the data
     RLHF_PREFERENCES         folder, file or hub id of preference pairs, in place of SHP
     RLHF_PROMPTS             folder, file or hub id of prompts, in place of OASST's
@@ -33,9 +34,10 @@ SOURCES = Path(__file__).resolve().parent.parent  # a checkout, or site-packages
 PROJECT = SOURCES if (SOURCES / "report.qmd").is_file() else Path.cwd()
 LOCAL = PROJECT / "results" / "local"
 LIBRARIES = ("experiment_runs", "rlhf_jax", "gan_jax")  # whose code makes a run's numbers
+PRECISIONS = ("auto", "float32", "mixed", "bfloat16")
 SHOWN = (
-    "RLHF_PROFILE", "RLHF_MODEL", "RLHF_DATA_DIR", "RLHF_PREFERENCES", "RLHF_PROMPTS",
-    "RLHF_STUDENT_ID", "RLHF_RUN", "RLHF_RESULTS", "RLHF_SUBMISSION",
+    "RLHF_PROFILE", "RLHF_MODEL", "RLHF_PRECISION", "RLHF_DATA_DIR", "RLHF_PREFERENCES",
+    "RLHF_PROMPTS", "RLHF_STUDENT_ID", "RLHF_RUN", "RLHF_RESULTS", "RLHF_SUBMISSION",
 )  # fmt: skip
 
 
@@ -95,6 +97,18 @@ def hand_in(profile: str) -> None:
 def model() -> str | None:
     """The model that RLHF_MODEL names, if it names one."""
     return os.environ.get("RLHF_MODEL") or None
+
+
+def precision() -> str:
+    """The precision that RLHF_PRECISION names, or "auto".
+
+    Raises:
+      UserError: it is none that is known.
+    """
+    named = os.environ.get("RLHF_PRECISION") or "auto"
+    if named not in PRECISIONS:
+        raise UserError(f"RLHF_PRECISION={named}: unknown; say one of {', '.join(PRECISIONS)}")
+    return named
 
 
 def preferences() -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from experiment_runs import settings
+from experiment_runs import precision, settings
 from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
 from experiment_runs.run import Run
@@ -133,6 +133,7 @@ def announce(experiment: Experiment) -> None:
     devices = jax.devices()
     if warning := idle_gpu():
         print(warning, file=sys.stderr)
+    print(f"precision {precision.told(profile.dtype)}")
     print(f"device   {len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores")
     print(f"time     about {profile.time} on two cores, less what is done", flush=True)
 

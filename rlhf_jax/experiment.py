@@ -194,7 +194,7 @@ class Experiment:
         return ensure(stage, cfg, train, inputs=inputs, about=about, on_step=self.on_step)
 
     def reward_model(self, stage: str = "reward") -> reward_models.FrozenRewardModel:
-        return reward_models.load(self.run(stage), self.pretrained)
+        return reward_models.load(self.run(stage), self.pretrained).for_products()
 
     def tuned(self, stage: str) -> evaluation.SplitDecoder:
         """The decoder of a tuned policy."""
@@ -256,6 +256,8 @@ def from_environment(profile: str | None = None) -> Experiment:
     chosen = profiles.profile(profile or settings.profile())
     if model := settings.model():
         chosen = dataclasses.replace(chosen, model=model)
+    if (precision := settings.precision()) != "auto":
+        chosen = dataclasses.replace(chosen, precision=precision)
     return Experiment(
         profile=chosen,
         data_dir=settings.data_dir(),

@@ -6,6 +6,7 @@ from typing import Literal
 from experiment_runs import assignment as protocol
 from experiment_runs.configuration import check_positive, check_types, made
 from experiment_runs.errors import UserError
+from experiment_runs.precision import resolved
 from rlhf_jax.config import (
     LINEAR_LAYERS,
     SMOLLM2,
@@ -26,7 +27,8 @@ class Profile:
     promise: str
     time: str  # on two cores
     model: str = SMOLLM2
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations
+    # Of matrix products; see `experiment_runs.precision`. "auto": what the machine is fast in.
+    precision: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
     reward: RewardConfig
     second_reward: RewardConfig  # a second one on other posts, which no policy is tuned against
     ppo: PPOConfig
@@ -46,6 +48,11 @@ class Profile:
                     f"the reward model's, {getattr(self.reward, field)}: both learn from parts of "
                     "the same posts"
                 )
+
+    @property
+    def dtype(self) -> str:
+        """The precision on this machine."""
+        return resolved(self.precision)
 
     @property
     def policies(self) -> dict[str, PPOConfig]:
@@ -80,6 +87,7 @@ def tiny() -> Profile:
         promise="random weights and a few rows: shows that everything runs, and nothing else",
         time="a minute",
         model="random",
+        precision="float32",  # its products are too small to gain anything
         reward=reward,
         second_reward=other(reward, train_pairs=24),
         ppo=ppo,
@@ -164,7 +172,6 @@ def assignment() -> Profile:
         name="assignment",
         promise="the protocol to the letter",
         time="several days",
-        dtype="bfloat16",
         reward=reward,
         second_reward=other(reward),
         ppo=ppo,

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["RLHF_PRECISION"] = "float32"  # the reference, whatever the machine
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
 
 import jax

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from rlhf_jax.language_model.layers import written_out
 from rlhf_jax.language_model.rope import Scaling, rope_frequencies
 
 BLOCK = 64  # tokens in a block of a cache, at most
@@ -65,9 +66,18 @@ def attend(
     key: Float[Array, "batch time kv_heads head_dim"],
     value: Float[Array, "batch time kv_heads head_dim"],
     mask: Bool[Array, "batch time time"],
+    products: str | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Scaled dot-product attention; the query heads of a group share one key and value head."""
+    """Scaled dot-product attention; the query heads of a group share one key and value head.
+
+    Args:
+      query, key, value: rotated.
+      mask: True where a query sees a key.
+      products: dtype of the operands of products; that of the query by default.
+    """
     batch, time, heads, head_dim = query.shape
+    dtype = query.dtype
+    query, key, value = (x.astype(products or dtype) for x in (query, key, value))
     kv_heads = key.shape[2]
     group = heads // kv_heads
     query = query.reshape(batch, time, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
@@ -76,7 +86,7 @@ def attend(
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     out = _attend(query, key, value, jnp.tile(bias, (1, 1, group, 1)))
     out = out.reshape(batch, kv_heads, group, time, head_dim).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, time, heads, head_dim)
+    return out.reshape(batch, time, heads, head_dim).astype(dtype)
 
 
 # XLA differentiates attention into products over transposed operands, which on a CPU take two to
@@ -114,6 +124,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def product(axes: str, left: Array, right: Array) -> Array:
     """A product of matrices that is summed up, and comes, in float32."""
+    left, right = written_out(left), written_out(right)
     return jnp.einsum(axes, left, right, preferred_element_type=jnp.float32)
 
 
@@ -154,7 +165,8 @@ def grown_cache(
 ) -> Cache:
     """The cache with one more token written at `index`."""
     block, place = jnp.divmod(index, cache.keys.shape[-1])
-    update = jax.lax.dynamic_update_slice
+    update, dtype = jax.lax.dynamic_update_slice, cache.keys.dtype
+    key, value = key.astype(dtype), value.astype(dtype)
     keys = update(cache.keys, key.transpose(0, 2, 1, 3)[..., None], (0, 0, block, 0, place))
     values = update(cache.values, value.transpose(0, 2, 1, 3)[:, :, None], (0, 0, block, place, 0))
     return Cache(keys, values)
@@ -165,8 +177,9 @@ def attend_cached(
     cache: Cache,
     visible: Bool[Array, "batch blocks width"],
 ) -> Float[Array, "batch heads head_dim"]:
-    """Attention of one new token over a cache."""
+    """Attention of one new token over a cache, whose dtype the products' operands have."""
     batch, heads, head_dim = query.shape
+    query, dtype = query.astype(cache.keys.dtype), query.dtype
     kv_heads, blocks = cache.keys.shape[1:3]
     group = heads // kv_heads
     query = query.reshape(batch, kv_heads, 1, group, head_dim)
@@ -177,4 +190,4 @@ def attend_cached(
     weights = jnp.exp(scores - scores.max(axis=(2, 4), keepdims=True)).astype(query.dtype)
     out = product("bhngs,bhnsd->bhngd", weights, cache.values).sum(axis=2)
     out = out / weights.sum(axis=(2, 4), dtype=jnp.float32)[..., None]
-    return out.astype(query.dtype).reshape(batch, heads, head_dim)
+    return out.astype(dtype).reshape(batch, heads, head_dim)

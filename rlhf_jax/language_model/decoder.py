@@ -4,6 +4,7 @@ The modules are only definitions: training splits them once into a static graph 
 arrays. No module knows of devices.
 """
 
+import functools
 import math
 
 import jax
@@ -23,7 +24,14 @@ from rlhf_jax.language_model.attention import (
 )
 from rlhf_jax.language_model.decoder_config import DecoderConfig
 from rlhf_jax.language_model.layer_loop import Layers, arranged, through
-from rlhf_jax.language_model.layers import Linear, RMSNorm, gated, gelu_gated, logits
+from rlhf_jax.language_model.layers import (
+    Linear,
+    RMSNorm,
+    gated,
+    gelu_gated,
+    logits,
+    rounded,
+)
 
 ACTIVATIONS = {"silu": gated, "gelu_tanh": gelu_gated}
 
@@ -32,10 +40,12 @@ class Attention(nnx.Module):
     def __init__(self, cfg: DecoderConfig, *, rngs: nnx.Rngs):
         query_dim, kv_dim = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
         self.head_dim, self.query_factor = cfg.head_dim, cfg.query_factor
-        self.q_proj = Linear(cfg.embed_dim, query_dim, use_bias=cfg.attention_bias, rngs=rngs)
-        self.k_proj = Linear(cfg.embed_dim, kv_dim, use_bias=cfg.attention_bias, rngs=rngs)
-        self.v_proj = Linear(cfg.embed_dim, kv_dim, use_bias=cfg.attention_bias, rngs=rngs)
-        self.o_proj = Linear(query_dim, cfg.embed_dim, use_bias=cfg.output_bias, rngs=rngs)
+        self.products = cfg.products
+        linear = functools.partial(Linear, products=cfg.products, rngs=rngs)
+        self.q_proj = linear(cfg.embed_dim, query_dim, use_bias=cfg.attention_bias)
+        self.k_proj = linear(cfg.embed_dim, kv_dim, use_bias=cfg.attention_bias)
+        self.v_proj = linear(cfg.embed_dim, kv_dim, use_bias=cfg.attention_bias)
+        self.o_proj = linear(query_dim, cfg.embed_dim, use_bias=cfg.output_bias)
         self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_epsilon) if cfg.qk_norm else None
         self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_epsilon) if cfg.qk_norm else None
 
@@ -55,7 +65,7 @@ class Attention(nnx.Module):
         query, key, value = self.heads(
             self.q_proj(x, keys[0]), self.k_proj(x, keys[1]), self.v_proj(x, keys[2]), rope
         )
-        out = attend(query, key, value, mask)
+        out = attend(query, key, value, mask, self.products)
         return self.o_proj(out.reshape(*x.shape[:2], -1), keys[3]), (key, value)
 
     def step(self, x, rope, visible, cache, index):
@@ -69,9 +79,10 @@ class Attention(nnx.Module):
 
 class MLP(nnx.Module):
     def __init__(self, cfg: DecoderConfig, *, rngs: nnx.Rngs):
-        self.gate_proj = Linear(cfg.embed_dim, cfg.mlp_dim, rngs=rngs)
-        self.up_proj = Linear(cfg.embed_dim, cfg.mlp_dim, rngs=rngs)
-        self.down_proj = Linear(cfg.mlp_dim, cfg.embed_dim, rngs=rngs)
+        linear = functools.partial(Linear, products=cfg.products, rngs=rngs)
+        self.gate_proj = linear(cfg.embed_dim, cfg.mlp_dim)
+        self.up_proj = linear(cfg.embed_dim, cfg.mlp_dim)
+        self.down_proj = linear(cfg.mlp_dim, cfg.embed_dim)
         self.activation = cfg.activation
 
     def __call__(self, x, dropout_key=None):
@@ -157,6 +168,7 @@ class Decoder(nnx.Module):
 
         def passed(block, x, kind):
             x, (key, value) = block(x, chosen(ropes, kind), chosen(masks, kind))
+            key, value = (part.astype(self.cfg.products) for part in (key, value))
             return x, filled_cache(key, value, time)
 
         x, cache = through(layers, passed, self.embedded(tokens), self.kinds())
@@ -174,8 +186,9 @@ class Decoder(nnx.Module):
         return self.norm.columns(x), grown
 
     def embedded(self, tokens: Int[Array, "*rows"]) -> Float[Array, "*rows embed"]:
-        """What goes into the first block."""
-        x = self.embedding[...][tokens].astype(self.cfg.dtype)
+        """What goes into the first block: rounded, as the whole matrix is where it is frozen."""
+        x = self.embedding[...][tokens].astype(self.cfg.activations)
+        x = rounded(x, self.cfg.products)
         factor = self.cfg.embedding_factor
         return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
 
@@ -215,11 +228,11 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*rows embed"]) -> Float[Array, "*rows vocab"]:
         """Logits in float32."""
-        return logits(hidden, self.output_matrix())
+        return logits(hidden.astype(self.cfg.products), self.output_matrix())
 
     def logit_columns(self, hidden: Float[Array, "embed batch"]) -> Float[Array, "vocab batch"]:
         """The same of few hidden states, which stand in columns."""
-        hidden = jax.lax.optimization_barrier(hidden)
+        hidden = jax.lax.optimization_barrier(hidden.astype(self.cfg.products))
         matrix = self.output_matrix().astype(hidden.dtype)
         found = jnp.matmul(matrix, hidden, preferred_element_type=jnp.float32)
         return jax.lax.optimization_barrier(found)
@@ -232,6 +245,23 @@ def chosen(views: list, kind: Shaped[Array, ""] | np.integer | None):
     if isinstance(kind, jax.Array):
         return jax.tree.map(lambda *each: jnp.stack(each)[kind], *views)
     return views[kind]
+
+
+def for_products(state: nnx.State, dtype: str) -> nnx.State:
+    """Weights in the dtype that they are multiplied in, which gives the same results.
+
+    Args:
+      state: of a decoder, or of a model that has one; the heads stay in float32.
+      dtype: `products` of the decoder's configuration.
+    """
+
+    def kept(path, x):
+        multiplied = {"blocks", "embedding", "unembedding"}.intersection(
+            getattr(key, "key", None) for key in path
+        )
+        return x.astype(dtype) if multiplied and x.ndim > 1 else x
+
+    return jax.tree_util.tree_map_with_path(kept, state)
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:

@@ -53,7 +53,9 @@ class DecoderConfig:
     output_norms: bool = False  # also of what attention and MLP give (Gemma 3)
     activation: Literal["silu", "gelu_tanh"] = "silu"  # of the MLP's gate
     family: str = "llama"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters keep their own
+    # "mixed": products have bfloat16 operands, all else is in float32; "bfloat16": activations too.
+    # What is trained stays in float32.
+    dtype: Literal["float32", "mixed", "bfloat16"] = "float32"
 
     def __post_init__(self):
         check_types(self)
@@ -79,6 +81,16 @@ class DecoderConfig:
         for i in self.unrotated_layers:
             kinds[i] = LayerKind(kinds[i].window, None, ())
         return tuple(kinds)
+
+    @property
+    def products(self) -> str:
+        """dtype of the operands of matrix products."""
+        return "float32" if self.dtype == "float32" else "bfloat16"
+
+    @property
+    def activations(self) -> str:
+        """dtype of what goes from layer to layer."""
+        return "bfloat16" if self.dtype == "bfloat16" else "float32"
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any], *, dtype: str = "float32"):

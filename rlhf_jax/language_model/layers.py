@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from rlhf_jax.config import LoRAConfig
@@ -16,7 +17,16 @@ class Linear(nnx.Module):
     Matrices are [outputs, inputs], as in the files that they come from.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, use_bias: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        use_bias: bool = False,
+        products: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.products = products  # dtype of the operands
         init = jax.nn.initializers.normal(0.02)
         self.kernel = nnx.Param(init(rngs.params(), (outputs, inputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
@@ -33,7 +43,7 @@ class Linear(nnx.Module):
         self.scale, self.dropout = cfg.alpha / cfg.rank, cfg.dropout
 
     def __call__(self, x, dropout_key=None):
-        y = matmul(x, self.kernel[...])
+        y = matmul(x, self.kernel[...], self.products)
         if self.bias is not None:
             y = (y + jnp.broadcast_to(self.bias[...], y.shape)).astype(x.dtype)
         if self.lora_a is None:
@@ -41,7 +51,8 @@ class Linear(nnx.Module):
         if dropout_key is not None and self.dropout:
             kept = round(256 * (1 - self.dropout))
             x = jnp.where(random_bytes(dropout_key, x.shape) < kept, x * (256 / kept), 0)
-        return y + self.scale * matmul(matmul(x, self.lora_a[...]), self.lora_b[...])
+        low_rank = matmul(x, self.lora_a[...], self.products)
+        return y + self.scale * matmul(low_rank, self.lora_b[...], self.products)
 
     def columns(self, x: Float[Array, "inputs batch"]) -> Float[Array, "outputs batch"]:
         """The same of few vectors, which stand in columns.
@@ -50,14 +61,19 @@ class Linear(nnx.Module):
         rearranged for every product, which costs a fifth more for few vectors. The barriers keep
         XLA from turning the product around where rows become columns.
         """
-        x = jax.lax.optimization_barrier(x)
-        y = jax.lax.optimization_barrier(self.kernel[...].astype(x.dtype) @ x)
+        dtype = x.dtype
+
+        def applied(matrix, x):
+            matrix = matrix[...].astype(self.products)
+            x = jax.lax.optimization_barrier(written_out(x.astype(self.products)))
+            return jnp.matmul(matrix, x, preferred_element_type=dtype)
+
+        y = jax.lax.optimization_barrier(applied(self.kernel, x))
         if self.bias is not None:
-            y = y + jnp.broadcast_to(self.bias[...].astype(x.dtype)[:, None], y.shape)
+            y = y + jnp.broadcast_to(self.bias[...].astype(dtype)[:, None], y.shape)
         if self.lora_a is None:
             return y
-        low_rank = self.lora_a[...].astype(x.dtype) @ x
-        return y + self.scale * (self.lora_b[...].astype(x.dtype) @ low_rank)
+        return y + self.scale * applied(self.lora_b, applied(self.lora_a, x))
 
 
 class RMSNorm(nnx.Module):
@@ -85,30 +101,57 @@ def logits(
     return jnp.einsum("...e,ve->...v", hidden, matrix, preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def matmul(x: Float[Array, "*rows inputs"], kernel: Float[Array, "outputs inputs"]):
-    """`x @ kernel.T` in the precision of x, with its gradient as two plain matrix products.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(
+    x: Float[Array, "*rows inputs"],
+    kernel: Float[Array, "outputs inputs"],
+    products: str | None = None,
+) -> Float[Array, "*rows outputs"]:
+    """`x @ kernel.T` with its gradient as two plain matrix products.
 
-    The kernel's gradient keeps the kernel's own precision, in which it is added up.
+    Operands have the dtype `products`, by default that of x, which the result always has. The
+    kernel's gradient keeps the kernel's own precision, in which it is added up.
 
     JAX's own rule contracts over batch and time at once and transposes the result, which XLA
     turns into a product of two transposed copies: 1.3 times the time of a whole step on a CPU.
     """
-    return x @ kernel.astype(x.dtype).T
+    products = products or x.dtype
+    kernel = kernel.astype(products)
+    return jnp.matmul(x.astype(products), kernel.T, preferred_element_type=x.dtype)
 
 
-def _matmul_forward(x, kernel):
-    return matmul(x, kernel), (x, kernel)
+def _matmul_forward(x, kernel, products):
+    return matmul(x, kernel, products), (x.astype(products or x.dtype), kernel)
 
 
-def _matmul_backward(saved, d_y):
-    x, kernel = saved
+def _matmul_backward(products, saved, d_y):
+    (x, kernel), dtype = saved, d_y.dtype
+    d_y = d_y.astype(x.dtype)
     rows, d_rows = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])
-    d_kernel = jnp.matmul(d_rows.T, rows, preferred_element_type=kernel.dtype)
-    return d_y @ kernel.astype(x.dtype), d_kernel
+    d_kernel = jnp.matmul(written_out(d_rows.T), rows, preferred_element_type=kernel.dtype)
+    return jnp.matmul(d_y, kernel.astype(x.dtype), preferred_element_type=dtype), d_kernel
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def written_out(x: Array) -> Array:
+    """An operand as it lies in memory, where transpositions count.
+
+    A CPU multiplies bfloat16 fast only where both operands lie row by row and what is summed over
+    comes last on the left. XLA would rather read a transposed array where it is.
+    """
+    if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def rounded(x: Array, dtype: str) -> Array:
+    """x with no more digits than `dtype` has, in its own dtype."""
+    if jnp.finfo(dtype).bits >= jnp.finfo(x.dtype).bits:
+        return x
+    kept = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, exponent_bits=kept.nexp, mantissa_bits=kept.nmant)
 
 
 # The two functions below keep little more than their arguments for the gradient. XLA would find

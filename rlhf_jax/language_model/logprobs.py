@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.language_model.attention import block_mask
 from rlhf_jax.language_model.decoder import Decoder
-from rlhf_jax.language_model.layers import logits
+from rlhf_jax.language_model.layers import logits, written_out
 
 CHUNK = 256  # tokens whose logits exist at the same time
 
@@ -39,7 +39,7 @@ def token_logprobs(
     The logits are divided by the temperature that the samples were drawn with (N+). They exist
     for a few tokens at a time and are computed again for the gradient.
     """
-    matrix = decoder.output_matrix()
+    matrix, states = decoder.output_matrix(), states.astype(decoder.cfg.products)
 
     def chunk(args):
         states, targets = args
@@ -75,7 +75,7 @@ def _target_backward(temperature, saved, d_out):
     d_scores = (target - jnp.exp(scores - total[:, None])) * (d_out[:, None] / temperature)
     d_scores = d_scores.astype(states.dtype)
     d_states = jnp.matmul(d_scores, matrix.astype(states.dtype), preferred_element_type=jnp.float32)
-    d_matrix = jnp.matmul(d_scores.T, states, preferred_element_type=jnp.float32)
+    d_matrix = jnp.matmul(written_out(d_scores.T), states, preferred_element_type=jnp.float32)
     return d_states.astype(states.dtype), d_matrix.astype(matrix.dtype), None
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.language_model.attention import block_mask, blocked
+from rlhf_jax.language_model.decoder import for_products
 from rlhf_jax.language_model.layer_loop import Stacked, arranged
 
 PREFILL = 16  # rows that are read at a time, at most
@@ -58,6 +59,9 @@ def sample(
       samples: responses to each prompt, whose rows follow each other; it is read once for all.
     """
     decoder = nnx.merge(decoder_def, decoder_state)
+    if decoder.cfg.products != "float32":  # rounded once, not for every token
+        rounded = for_products(decoder_state, decoder.cfg.products)
+        decoder = nnx.merge(decoder_def, jax.lax.optimization_barrier(rounded))
     batch, prompt = len(prompts) * samples, prompts.shape[1]
     blocks = arranged(decoder.blocks)
     hidden, cache = prefill(decoder, blocks, prompts, prompt_mask, length)

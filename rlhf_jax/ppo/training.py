@@ -5,6 +5,7 @@ runs one compiled program (`update`). Full fine-tuning and LoRA are the same cod
 what `actor_critic.build` calls trainable.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from rlhf_jax import objectives
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.data.dialogues import Conversation, shown
 from rlhf_jax.devices import check_divisible, over_devices, replicated
+from rlhf_jax.language_model.decoder import for_products
 from rlhf_jax.language_model.sampling import Responses, draw_keys
 from rlhf_jax.optimization.optimizer import linear_schedule, optimizer_for
 from rlhf_jax.optimization.state import (
@@ -79,7 +81,10 @@ def train(
     models = models_of(terms)
     tokenizer = pretrained.tokenizer
     rows, masks, cut = prompt_rows(prompts, tokenizer, length=cfg.prompt_tokens)
-    tuned = untrained(pretrained, cfg)
+    fixed = dataclasses.replace(
+        pretrained, state=for_products(pretrained.state, pretrained.config.products)
+    )
+    tuned = untrained(fixed if cfg.lora else pretrained, cfg)
     optimizer = ppo_optimizer(cfg)
     state = initial_state(tuned.trainable, optimizer)
     static = Static(
@@ -87,8 +92,8 @@ def train(
         tuple((name, term.weight, term.source.definition) for name, term in models.items()),
         optimizer, cfg, tokenizer.ends,
     )  # fmt: skip
-    reward_states = {name: term.source.state for name, term in models.items()}
-    frozen = replicated(Frozen(tuned.frozen, pretrained.state, reward_states))
+    reward_states = {name: term.source.for_products().state for name, term in models.items()}
+    frozen = replicated(Frozen(tuned.frozen, fixed.state, reward_states))
     checkpoints = Checkpoints(run.checkpoints)
     start, notes, program = 0, {"kl_weight": cfg.kl_weight}, None
     if restored := checkpoints.restore(state):

@@ -17,6 +17,7 @@ from safetensors.flax import load_file
 
 from experiment_runs.errors import UserError, brief, first_line
 from experiment_runs.foreign import readable
+from experiment_runs.precision import resolved
 from experiment_runs.process import release_memory
 from rlhf_jax.language_model.decoder import DecoderConfig
 from rlhf_jax.pretrained.gguf_files import load_gguf
@@ -34,11 +35,12 @@ def load(path: Path | None, *, name: str, dtype: str = "float32") -> Pretrained:
     Args:
       path: a directory, a GGUF file, or None for the random model.
       name: for the report.
-      dtype: of the activations.
+      dtype: the precision, "auto" for what the machine is fast in.
 
     Raises:
       UserError: the files do not fit together.
     """
+    dtype = resolved(dtype)
     if path is None:
         return random_model(dtype)
     if path.is_dir():

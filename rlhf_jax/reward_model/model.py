@@ -18,7 +18,7 @@ from rlhf_jax.config import LoRAConfig, RewardConfig, lora_config
 from rlhf_jax.data.dialogues import Conversation
 from rlhf_jax.devices import mesh, over_devices, replicated
 from rlhf_jax.language_model.attention import block_mask
-from rlhf_jax.language_model.decoder import Decoder
+from rlhf_jax.language_model.decoder import Decoder, for_products
 from rlhf_jax.language_model.layers import Linear
 from rlhf_jax.language_model.sampling import Responses, draw_keys, ends_response, sample
 from rlhf_jax.pretrained.model import Pretrained
@@ -76,6 +76,11 @@ class FrozenRewardModel(NamedTuple):
 
     definition: nnx.GraphDef
     state: nnx.State
+
+    def for_products(self) -> "FrozenRewardModel":
+        """With weights in the dtype that they are multiplied in, for scoring alone."""
+        products = nnx.merge(*self).decoder.cfg.products
+        return self._replace(state=for_products(self.state, products))
 
 
 def initial(

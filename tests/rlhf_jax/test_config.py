@@ -65,8 +65,8 @@ def test_what_cannot_be_is_rejected_naming_field_and_value(unchecked_types, kind
 
 
 def test_a_precision_that_there_is_not_is_rejected_by_name(unchecked_types):
-    with pytest.raises(UserError, match="Profile.dtype=float16 .*float32, bfloat16"):
-        dataclasses.replace(profiles.profile("tiny"), dtype="float16")
+    with pytest.raises(UserError, match="Profile.precision=float16 .*float32, mixed"):
+        dataclasses.replace(profiles.profile("tiny"), precision="float16")
 
 
 def test_an_unknown_profile_is_answered_with_those_there_are():

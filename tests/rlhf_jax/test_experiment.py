@@ -171,3 +171,18 @@ def test_what_a_shared_reply_costs_and_what_nearly_repeats_is_said(tmp_path, dat
         "290 replies, 290 pairs and 0 posts left out, because two parts would share a text"
     )
     assert "unseen ones nearly repeat one that is trained on" in said["prompts"]["note"]
+
+
+def test_the_precision_is_resolved_before_a_run_is_identified_and_recorded(monkeypatch):
+    """On another machine the same run is the one of the precision that it was made in."""
+    found = {}
+    for named in ("float32", "mixed"):
+        monkeypatch.setenv("RLHF_PRECISION", named)
+        for asked in ("auto", named):
+            profile = dataclasses.replace(profiles.profile("tiny"), precision=asked)
+            one = experiment.Experiment(profile=profile)
+            found[named, asked] = one.model_identity
+            assert one.pretrained.config.dtype == named
+        assert experiment.from_environment.__wrapped__("tiny").profile.precision == named
+    assert found["float32", "auto"] == found["float32", "float32"]
+    assert found["mixed", "auto"] == found["mixed", "mixed"] != found["float32", "auto"]

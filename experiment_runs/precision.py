@@ -1,0 +1,49 @@
+"""The precision of matrix products: the one that is asked for, or what this machine is fast in.
+
+    float32   everything
+    mixed     operands of matrix products in bfloat16, sums and all else in float32
+    bfloat16  activations as well, for accelerators
+
+What is trained is kept in float32, and so are losses, whatever the precision.
+"""
+
+from pathlib import Path
+
+import jax
+
+from experiment_runs import settings
+
+FLAGS = ("amx_bf16", "avx512_bf16")  # of processors that multiply bfloat16 faster than float32
+
+
+def resolved(asked: str = "auto") -> str:
+    """float32, mixed or bfloat16, which belongs to a run's identity, for what may be "auto".
+
+    Raises:
+      UserError: RLHF_PRECISION names none.
+    """
+    if asked == "auto":
+        asked = settings.precision()
+    if asked != "auto":
+        return asked
+    if jax.default_backend() != "cpu":
+        return "bfloat16"
+    return "mixed" if fast_flag() else "float32"
+
+
+def fast_flag() -> str | None:
+    """The flag by which the processor says that it multiplies bfloat16, as Linux shows it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    said = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return next((flag for flag in FLAGS if flag in said), None)
+
+
+def told(precision: str) -> str:
+    """A precision in words, for the log."""
+    flag = fast_flag() if jax.default_backend() == "cpu" else None
+    if precision == "mixed":
+        has = f"the processor has {flag}" if flag else "which is slow without amx_bf16, avx512_bf16"
+        return f"mixed: products in bfloat16, the rest in float32 ({has})"
+    if precision == "float32" and flag:
+        return f"float32 (the processor has {flag}: mixed is faster)"
+    return precision
