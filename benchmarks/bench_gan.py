@@ -1,14 +1,14 @@
 """Images per second of this DCGAN beside a plain PyTorch one: `python benchmarks/bench_gan.py`.
 
-Same architecture, batch, losses, optimizer and data resident in memory. PyTorch may live in another
-environment: --torch-python names its interpreter.
+Same architecture, batch, losses, optimizer and data resident in memory; PyTorch with channels last,
+under bfloat16 autocast and in float32. It may live in another environment: --torch-python names its
+interpreter.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import turns
 
@@ -20,22 +20,21 @@ def main() -> None:
     options.add_argument("--widths", type=int, nargs=4, default=[512, 256, 128, 64])
     options.add_argument("--batch", type=int, default=64)
     options.add_argument("--steps", type=int, default=20, help="updates in one turn")
-    options.add_argument("--turns", type=int, default=5, help="of each side")
     options.add_argument("--torch-python", default=sys.executable)
-    options.add_argument("--output", type=Path, help="keep the result in this file")
-    turns.taken(options, SIDES)
+    turns.taken(options)
     args = options.parse_args()
     if args.side:
-        turns.take(SIDES[args.side], args)
+        turns.take(SIDES[args.side.split()[0]], args)
     else:
         compare(args)
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Runs both sides in turns and prints the table."""
+    """Runs all sides in turns and prints the table."""
     pythons = {"jax": sys.executable, "torch": args.torch_python}
     commands = {
-        side: [python, __file__, *sys.argv[1:], "--side", side] for side, python in pythons.items()
+        side: [pythons[side.split()[0]], __file__, *sys.argv[1:], "--side", side]
+        for side in args.sides
     }
     answers = turns.take_turns(commands, args.turns)
     columns = {"images/s": lambda a: args.steps * args.batch / a["seconds"]}
@@ -44,9 +43,11 @@ def compare(args: argparse.Namespace) -> None:
         f"settings  widths {args.widths}, batch {args.batch}, turns of {args.steps} updates\n"
         f"versions  {turns.versions(answers)}\n"
         f"\n{turns.table(answers, columns)}\n\n"
-        f"{turns.ratios(answers, 'jax', 'torch', columns['images/s'])}",
+        f"{turns.over_faster(answers, columns)}",
         args.output,
     )
+    named = {f"DCGAN, batch {args.batch}, images/s": columns["images/s"]}
+    turns.keep_rows(turns.summary(answers, named), args.rows)
 
 
 def timed(turn: Callable[[], None]) -> turns.Answer:
@@ -64,7 +65,8 @@ def jax_side(args: argparse.Namespace):
 
     from gan_jax import GANConfig, training
 
-    cfg = GANConfig(widths=tuple(args.widths), batch=args.batch)
+    precision = turns.precision(args)
+    cfg = GANConfig(widths=tuple(args.widths), batch=args.batch, precision=precision)
     networks, state = training.initial(cfg, channels=3)
     random = np.random.default_rng(0)
     images = jax.device_put(random.integers(256, size=(IMAGES, 28, 28, 3), dtype=np.uint8))
@@ -106,17 +108,27 @@ def torch_side(args: argparse.Namespace):
     networks = (generator, discriminator)
     optimizers = [torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in networks]
     images = torch.randint(256, (IMAGES, 3, 28, 28), dtype=torch.uint8, device=device)
+    half = turns.precision(args) == "bfloat16"
+    layout = torch.channels_last
+    for network in networks:
+        network.to(memory_format=layout)
     ones, zeros = (torch.full((args.batch,), value, device=device) for value in (1.0, 0.0))
+
+    def passed(network, inputs):
+        """A network's float32 output of inputs with channels last."""
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            return network(inputs.to(memory_format=layout)).float()
 
     def update():
         real = images[torch.randint(IMAGES, (args.batch,), device=device)] / 127.5 - 1
-        fake = generator(torch.randn(args.batch, 100, 1, 1, device=device))
+        fake = passed(generator, torch.randn(args.batch, 100, 1, 1, device=device))
         optimizers[1].zero_grad()
-        loss = entropy(discriminator(real), ones) + entropy(discriminator(fake.detach()), zeros)
+        loss = entropy(passed(discriminator, real), ones)
+        loss = loss + entropy(passed(discriminator, fake.detach()), zeros)
         loss.backward()
         optimizers[1].step()
         optimizers[0].zero_grad()
-        entropy(discriminator(fake), ones).backward()
+        entropy(passed(discriminator, fake), ones).backward()
         optimizers[0].step()
 
     def turn():

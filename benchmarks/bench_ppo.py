@@ -1,12 +1,14 @@
 """Seconds and memory of a PPO step beside TRL's: `python benchmarks/bench_ppo.py`.
 
 The peer is the last TRL with a PPO trainer, as it comes: a policy, a value model that is trained
-whole, a reward model, and a reference unless the policy has adapters. Both sides start from the
-same weights and see the same prompts. What TRL lets one choose is chosen in its favour: no gradient
-checkpointing, and it generates and scores a whole batch at once.
+whole, a reward model, and a reference unless the policy has adapters; with `bf16=True` and without.
+All sides start from the same weights and see the same prompts. What TRL lets one choose is chosen
+in its favour: no gradient checkpointing, and it generates and scores a whole batch at once.
+Generation is transformers' `generate`, with weights in bfloat16 or in float32.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import operator
@@ -17,61 +19,62 @@ from pathlib import Path
 
 import turns
 
-from rlhf_jax.ppo import actor_critic
-from rlhf_jax.ppo import training as ppo_training
-
 PARTS = {
     "full": "A PPO step beside TRL's, every weight trained; jax scores within its update",
     "lora": "A PPO step beside TRL's, LoRA on q_proj and v_proj; jax scores within its update",
-    "generation": "Generation: 64 prompts of 128 tokens, 128 new tokens each",
+    "generation": "Generation, no response ends early",
 }
-GENERATION = (64, 128)  # prompts; tokens of each prompt and of each response
 GENERATION_TURNS = 3  # of more than eight thousand tokens each
 PHASES = ("sampling", "scoring", "update")
 
 
 def main() -> None:
-    options = turns.options(__doc__, PARTS, SIDES)
+    options = turns.options(__doc__, PARTS)
     options.add_argument("--batch", type=int, default=8, help="episodes of a step")
     options.add_argument("--forward-batch", type=int, default=4)
     options.add_argument("--prompt-tokens", type=int, default=48)
     options.add_argument("--response-tokens", type=int, default=32)
     options.add_argument("--inner-epochs", type=int, default=2)
+    options.add_argument(
+        "--generation", type=int, nargs=3, default=[64, 128, 128],
+        help="prompts, tokens of each prompt and of each response",
+    )  # fmt: skip
     args = options.parse_args()
     if args.side == "prepare":
         prepare(args)
     elif args.side:
-        turns.take(SIDES[args.side], args)
+        turns.take(SIDES[args.side.split()[0]], args)
     else:
-        number = dict.fromkeys(PARTS, args.turns) | {"generation": GENERATION_TURNS}
+        number = dict.fromkeys(PARTS, args.turns)
+        number["generation"] = min(args.turns, GENERATION_TURNS)
         turns.compare(args, number, report, "torch", "transformers", "trl", "peft")
 
 
-def report(part: str, folder: Path, answers: dict) -> str:
-    """Speed, memory and their ratios."""
+def report(part: str, folder: Path, answers: dict) -> tuple[str, dict]:
+    """Seconds or speed and memory; and the speed by name."""
     if part == "generation":
-        prompts, length = GENERATION
-        columns = {
-            "new tokens/s": lambda a: prompts * length / a["seconds"],
+        columns = speeds = {
+            "new tokens/s": lambda a: a["tokens"] / a["seconds"],
             "after the first, new tokens/s": lambda a: (
-                prompts * (length - 1) / (a["seconds"] - a["first"])
+                (a["tokens"] - a["prompts"]) / (a["seconds"] - a["first"])
             ),
         }
-        whole, after = (turns.ratios(answers, "jax", "torch", c) for c in columns.values())
-        bound = statistics.median(prompts * length / a["bound"] for a in answers["jax"])
-        ratio = (
-            f"{whole}, after the first token {after}; the matrix products alone at the machine's "
-            f"peak: {bound:.0f} new tokens/s"
+        bounds = {
+            side: statistics.median(a["tokens"] / a["bound"] for a in turn)
+            for side, turn in answers.items()
+            if side.startswith("jax")
+        }
+        said = "matrix products alone at the peak: " + ", ".join(
+            f"{side} {bound:.0f} new tokens/s" for side, bound in bounds.items()
         )
+        speeds = {f"{PARTS[part]}, {what}": speed for what, speed in speeds.items()}
     else:
         columns = {"seconds a step": lambda a: sum(a.get(phase, 0) for phase in PHASES)}
         columns |= {phase: operator.methodcaller("get", phase) for phase in PHASES}
-        ratio = turns.ratios(answers, "torch", "jax", columns["seconds a step"])
-    memory = {side: turns.memory(turn) for side, turn in answers.items()}
-    return (
-        f"## {PARTS[part]}\n\n{turns.table(answers, columns)}\n\n"
-        f"{ratio}; peak memory, torch / jax: {memory['torch'] / memory['jax']:.2f}"
-    )
+        speeds = {f"PPO, {part}, steps/s": lambda a: 1 / columns["seconds a step"](a)}
+        memory = {side: turns.memory(turn) for side, turn in answers.items()}
+        said = "peak memory: " + ", ".join(f"{side} {gb:.2f} GB" for side, gb in memory.items())
+    return f"## {PARTS[part]}\n\n{turns.table(answers, columns)}\n\n{said}", speeds
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -82,7 +85,7 @@ def prepare(args: argparse.Namespace) -> None:
     from rlhf_jax.export.huggingface import export_policy, export_reward_model
     from rlhf_jax.pretrained.prompt_rows import prompt_rows
 
-    model = turns.loaded(args.model)
+    model = turns.loaded(args)
     decoder = nnx.merge(model.definition, model.state)
     export_policy(decoder, model, args.folder / "policy", {"do_sample": True})
     export_reward_model(turns.untrained_reward_model(model), model, args.folder / "reward")
@@ -102,17 +105,20 @@ def jax_side(args: argparse.Namespace):
     import jax
     import numpy as np
 
-    pass
     from rlhf_jax.config import LoRAConfig, PPOConfig
     from rlhf_jax.export.foreign_reward_model import load_reward_model
+    from rlhf_jax.language_model.decoder import for_products
+    from rlhf_jax.language_model.sampling import draw_keys
     from rlhf_jax.optimization.state import compiled, initial_state
+    from rlhf_jax.ppo import actor_critic
+    from rlhf_jax.ppo import training as ppo_training
     from rlhf_jax.ppo.rollout import Frozen, Static, draw
     from rlhf_jax.ppo.update import update
 
-    model = turns.loaded(args.model)
+    model = turns.loaded(args)
     version = {"version": f"jax {jax.__version__} on {jax.devices()[0].platform}"}
     if args.parts == ["generation"]:
-        return version | jax_generation(model)
+        return version | jax_generation(model, args)
     rows = np.array(prompts_of(args), np.int32)
     cfg = PPOConfig(
         lora=LoRAConfig() if args.parts == ["lora"] else None, batch=args.batch,
@@ -120,11 +126,16 @@ def jax_side(args: argparse.Namespace):
         prompts=len(rows), prompt_tokens=rows.shape[1], response_tokens=args.response_tokens,
         approx_kl_limit=math.inf,  # the peer has none: all inner epochs run
     )  # fmt: skip
-    reward_model = load_reward_model(args.folder / "reward", model.tokenizer)
-    tuned = actor_critic.build(model, cfg.lora, seed=0)
+    dtype = turns.precision(args)
+    reward_model = load_reward_model(
+        args.folder / "reward", model.tokenizer, dtype=dtype
+    ).for_products()
+    fixed = for_products(model.state, model.config.products)
+    base = dataclasses.replace(model, state=fixed) if cfg.lora else model
+    tuned = actor_critic.build(base, cfg.lora, seed=0)
     optimizer = ppo_training.ppo_optimizer(cfg)
     state = initial_state(tuned.trainable, optimizer)
-    frozen = Frozen(tuned.frozen, model.state, {"reward": reward_model.state})
+    frozen = Frozen(tuned.frozen, fixed, {"reward": reward_model.state})
     static = Static(
         tuned.definition, model.definition, (("reward", 1.0, reward_model.definition),),
         optimizer, cfg, model.tokenizer.ends,
@@ -159,15 +170,16 @@ def prompts_of(args: argparse.Namespace) -> list[list[int]]:
     return rows[2 * args.batch * args.turn :][: 2 * args.batch]
 
 
-def jax_generation(model) -> turns.Answer:
+def jax_generation(model, args: argparse.Namespace) -> turns.Answer:
     """Sampling in which no response ends early."""
     import jax
     import numpy as np
 
     from rlhf_jax.language_model.sampling import draw_keys, sample
 
-    prompts = np.random.default_rng(0).integers(100, model.tokenizer.vocab_size, GENERATION)
-    inputs = (prompts.astype(np.int32), np.ones(GENERATION, bool))
+    number, width, longest = args.generation
+    prompts = np.random.default_rng(0).integers(100, model.tokenizer.vocab_size, (number, width))
+    inputs = (prompts.astype(np.int32), np.ones((number, width), bool))
     settings = {"decoder_def": model.definition, "end": -1, "pad": 0}
 
     def seconds(length: int) -> float:
@@ -177,21 +189,22 @@ def jax_generation(model) -> turns.Answer:
         assert responses.mask.sum() == len(prompts) * length
         return time.perf_counter() - began
 
-    lengths = {"first": 1, "seconds": GENERATION[1]}
+    lengths = {"first": 1, "seconds": longest}
     for length in lengths.values():
         seconds(length)
     measured = {name: seconds(length) for name, length in lengths.items()}
-    return measured | {"bound": generation_flops(model) / turns.jax_matrix_rate()}
+    bound = generation_flops(model, args) / turns.jax_matrix_rate(turns.precision(args))
+    return measured | {"bound": bound, "prompts": number, "tokens": number * longest}
 
 
-def generation_flops(model) -> float:
+def generation_flops(model, args: argparse.Namespace) -> float:
     """Of the matrix products: prompts and responses pass the blocks, responses the vocabulary."""
     import jax
 
     vocabulary = model.config.vocab_size * model.config.embed_dim
     matrices = sum(leaf.size for leaf in jax.tree.leaves(model.state) if leaf.ndim == 2)
-    prompts, length = GENERATION
-    return 2 * prompts * length * (2 * (matrices - vocabulary) + vocabulary)
+    prompts, width, length = args.generation
+    return 2 * prompts * ((width + length) * (matrices - vocabulary) + length * vocabulary)
 
 
 def torch_side(args: argparse.Namespace):
@@ -201,17 +214,21 @@ def torch_side(args: argparse.Namespace):
     import transformers
     import trl
     from datasets import Dataset
+    from trl.experimental import ppo
 
     torch.set_num_threads(os.cpu_count())
     versions = (f"{module.__name__} {module.__version__}" for module in (torch, transformers, trl))
     version = {"version": ", ".join(versions)}
 
-    def read(kind: str, name: str):
+    half = turns.precision(args) == "bfloat16"
+
+    def read(kind: str, name: str, dtype=torch.float32):
         kind = getattr(transformers, f"AutoModelFor{kind}")
-        return kind.from_pretrained(args.folder / name, dtype=torch.float32)
+        return kind.from_pretrained(args.folder / name, dtype=dtype)
 
     if args.parts == ["generation"]:
-        return version | torch_generation(read("CausalLM", "policy"))
+        model = read("CausalLM", "policy", torch.bfloat16 if half else torch.float32)
+        return version | torch_generation(model, args)
     adapters = args.parts == ["lora"]
     rows = prompts_of(args)
     lora = peft.LoraConfig(
@@ -221,8 +238,8 @@ def torch_side(args: argparse.Namespace):
         target_modules=["q_proj", "v_proj"],
         task_type="CAUSAL_LM",
     )
-    settings = ppo_training.PPOConfig(
-        output_dir=str(args.folder / "trl"), use_cpu=True, bf16=False, report_to="none",
+    settings = ppo.PPOConfig(
+        output_dir=str(args.folder / "trl"), use_cpu=True, bf16=half, report_to="none",
         save_strategy="no", num_sample_generations=0, gradient_checkpointing=False,
         per_device_train_batch_size=args.forward_batch,
         gradient_accumulation_steps=args.batch // args.forward_batch,
@@ -231,7 +248,7 @@ def torch_side(args: argparse.Namespace):
         stop_token="eos", missing_eos_penalty=1.0, learning_rate=1e-5, adam_epsilon=1e-5,
     )  # fmt: skip
     phases = timed_phases()
-    trainer = ppo_training.PPOTrainer(
+    trainer = ppo.PPOTrainer(
         settings,
         processing_class=transformers.AutoTokenizer.from_pretrained(args.folder / "policy"),
         model=read("CausalLM", "policy"),
@@ -289,13 +306,13 @@ def timed_phases():
     return Phases()
 
 
-def torch_generation(model) -> turns.Answer:
+def torch_generation(model, args: argparse.Namespace) -> turns.Answer:
     """`generate` in which no response ends early."""
     import torch
 
     model.generation_config.eos_token_id = None
-    number, length = GENERATION
-    prompts = torch.randint(100, model.config.vocab_size, GENERATION)
+    number, width, longest = args.generation
+    prompts = torch.randint(100, model.config.vocab_size, (number, width))
 
     def seconds(tokens: int) -> float:
         began = time.perf_counter()
@@ -304,11 +321,12 @@ def torch_generation(model) -> turns.Answer:
                 prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=tokens,
                 do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             )  # fmt: skip
-        assert whole.shape == (number, length + tokens)
+        assert whole.shape == (number, width + tokens)
         return time.perf_counter() - began
 
     seconds(1)
-    return {"first": seconds(1), "seconds": seconds(length)}
+    measured = {"first": seconds(1), "seconds": seconds(longest)}
+    return measured | {"prompts": number, "tokens": number * longest}
 
 
 SIDES = {"prepare": prepare, "jax": jax_side, "torch": torch_side}

@@ -1,13 +1,15 @@
 """Training of the reward model beside PyTorch: `python benchmarks/bench_reward.py`.
 
 The peer is a trainer as one writes it with transformers: batches of 8 pairs, every row padded to
-the longest, AdamW, clipping, float32. Both start from the same weights and see the same pairs.
+the longest, AdamW, clipping, in float32 and under bfloat16 autocast. All sides start from the same
+weights and see the same pairs.
 """
 
 import argparse
 import dataclasses
 import functools
 import json
+import math
 import os
 import statistics
 import time
@@ -15,10 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import turns
-
-from rlhf_jax.data import preferences
-from rlhf_jax.reward_model import model as reward_models
-from rlhf_jax.reward_model import training as reward_training
 
 PEER_PAIRS = 8  # in a batch of the peer's
 SAMPLE = 400  # posts or pairs over which our batches are planned, as over a run's
@@ -45,22 +43,31 @@ PARTS = {
 
 
 def main() -> None:
-    options = turns.options(__doc__, PARTS, SIDES)
+    options = turns.options(__doc__, PARTS)
     options.add_argument("--max-tokens", type=int, default=512, help="of a prompt with its reply")
     args = options.parse_args()
     if args.side == "prepare":
         prepare(args)
     elif args.side:
-        turns.take(SIDES[args.side], args)
+        turns.take(SIDES[args.side.split()[0]], args)
     else:
         number = dict.fromkeys(PARTS, args.turns)
         turns.compare(args, number, report, "torch", "transformers")
 
 
-def report(part: str, folder: Path, answers: dict) -> str:
-    """Speed, padding, memory and use of the machine, and the ratio of the speeds."""
+def report(part: str, folder: Path, answers: dict) -> tuple[str, dict]:
+    """Speed, padding, memory and use of the machine; and the speed by name."""
     shape = json.loads((folder / "model" / "config.json").read_text())
-    peak = max(statistics.median(a["matrix_rate"] for a in turn) for turn in answers.values())
+    rates = {
+        side: statistics.median(a["matrix_rate"] for a in turn) for side, turn in answers.items()
+    }
+    peaks = {
+        "float32": max((r for side, r in rates.items() if "float32" in side), default=math.nan),
+        "bfloat16": max(
+            (r for side, r in rates.items() if "float32" not in side), default=math.nan
+        ),
+    }
+    peak = max(peaks.values())
     width = shape["head_dim"] * shape["num_attention_heads"]
     projections = 2 * width + 2 * shape["head_dim"] * shape["num_key_value_heads"]
     layer = shape["hidden_size"] * (projections + 3 * shape["intermediate_size"])
@@ -75,23 +82,27 @@ def report(part: str, folder: Path, answers: dict) -> str:
         "pairs/s": speed,
         "tokens/s, with padding": lambda a: a["size"] / a["seconds"],
         "padding, %": lambda a: 100 * (1 - a["tokens"] / a["size"]),
-        "% of the matrix peak": use,
+        "% of the higher matrix peak": use,
         "the same, forward and backward alone": lambda a: use(a, "gradient_seconds"),
     }
     tokens = json.loads((folder / f"{part}.json").read_text())["tokens"]
-    rates = {
-        side: statistics.median(a["size"] / a["seconds"] for a in turn) / tokens[side]
-        for side, turn in answers.items()
-    }
-    losses = " and ".join(f"{turn[0]['first_loss']:.5f}" for turn in answers.values())
-    return (
+    losses = ", ".join(f"{turn[0]['first_loss']:.5f}" for turn in answers.values())
+
+    def planned_speed(answer):
+        """In pairs of the whole plan, whose mean length no few batches have."""
+        return answer["size"] / answer["seconds"] / tokens[answer["library"]]
+
+    what = "tokens/s" if PARTS[part].random_tokens else "pairs/s"
+    speeds = {f"{PARTS[part].title}, {what}": columns["tokens/s, with padding"]}
+    if not PARTS[part].random_tokens:
+        speeds = {f"{PARTS[part].title}, {what}": planned_speed}
+    text = (
         f"## {PARTS[part].title}\n\n{turns.table(answers, columns)}\n\n"
-        f"pairs/s, {turns.ratios(answers, 'jax', 'torch', speed)}\n"
-        f"over all planned batches, {tokens['jax']:.0f} and {tokens['torch']:.0f} tokens a pair at "
-        f"the medians of tokens/s: {rates['jax']:.3g} and {rates['torch']:.3g} pairs/s, "
-        f"{rates['jax'] / rates['torch']:.2f} times\n"
-        f"first loss {losses}; matrix peak {peak / 1e9:.0f} GFLOP/s"
+        f"over all planned batches, {tokens['jax']:.0f} (jax) and {tokens['torch']:.0f} (torch) "
+        f"tokens a pair; first losses {losses}; matrix peaks: float32 "
+        f"{peaks['float32'] / 1e9:.0f}, bfloat16 {peaks['bfloat16'] / 1e9:.0f} GFLOP/s"
     )
+    return text, speeds
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -105,7 +116,7 @@ def prepare(args: argparse.Namespace) -> None:
     from rlhf_jax.data.preferences import load_preferences
     from rlhf_jax.export.huggingface import export_reward_model
 
-    model = turns.loaded(args.model)
+    model = turns.loaded(args)
     export_reward_model(turns.untrained_reward_model(model), model, args.folder / "model")
     frame, source = load_preferences(args.data_dir)
     (args.folder / "about.txt").write_text(
@@ -126,7 +137,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def planned(part: Part, frame, tokenizer, args: argparse.Namespace, random) -> tuple:
     """The posts of each of our batches, and the shapes that they are packed in."""
-    pass
+    from rlhf_jax.data import preferences
     from rlhf_jax.reward_model.encoding import EncodedPost, encode_posts, subpost
     from rlhf_jax.reward_model.packing import groups, row_shapes
 
@@ -183,16 +194,17 @@ def jax_side(args: argparse.Namespace):
     import jax
     from flax import nnx
 
-    pass
     from rlhf_jax.optimization.optimizer import decayed_adam, optimizer_for
     from rlhf_jax.optimization.state import initial_state
+    from rlhf_jax.reward_model import model as reward_models
+    from rlhf_jax.reward_model import training as reward_training
     from rlhf_jax.reward_model.encoding import EncodedPost
     from rlhf_jax.reward_model.packing import pack
 
     name = args.parts[0]
     work = json.loads((args.folder / f"{name}.json").read_text())
     group = [EncodedPost(**post) for post in work["batches"][args.turn]["posts"]]
-    cfg, model = reward_config(args), turns.loaded(args.model)
+    cfg, model = reward_config(args), turns.loaded(args)
     layout = {"batch_pairs": PARTS[name].batch_pairs, "pad": model.tokenizer.pad}
     layout["shapes"] = [tuple(shape) for shape in work["shapes"]]
     definition, trainable, frozen = reward_models.initial(model, cfg.seed)
@@ -235,7 +247,8 @@ def jax_side(args: argparse.Namespace):
     if PARTS[name].random_tokens:
         timed_gradients()  # compiles
         answer |= timed_gradients()
-    return answer | {"matrix_rate": turns.jax_matrix_rate()}
+    rate = turns.jax_matrix_rate(turns.precision(args))
+    return answer | {"library": "jax", "matrix_rate": rate}
 
 
 def torch_side(args: argparse.Namespace):
@@ -251,13 +264,16 @@ def torch_side(args: argparse.Namespace):
         args.folder / "model", dtype=torch.float32, use_cache=False
     ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=True)
+    half = turns.precision(args) == "bfloat16"
 
     def step() -> dict:
         began = time.perf_counter()
         rows = [torch.tensor(row) for column in zip(*pairs, strict=True) for row in column]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, True, model.config.pad_token_id)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True)
-        chosen, rejected = model(input_ids=tokens, attention_mask=mask).logits[:, 0].chunk(2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            scores = model(input_ids=tokens, attention_mask=mask).logits[:, 0].float()
+        chosen, rejected = scores.chunk(2)
         loss = margin_ranking_loss(chosen, rejected, torch.ones_like(chosen), margin=1.0)
         optimizer.zero_grad()
         loss.backward()
@@ -269,10 +285,10 @@ def torch_side(args: argparse.Namespace):
             "tokens": int(mask.sum()), "pairs": len(pairs), "loss": loss.item(),
         }  # fmt: skip
 
-    one = torch.ones(turns.MATRIX, turns.MATRIX)
+    one = torch.ones(turns.MATRIX, turns.MATRIX, dtype=torch.bfloat16 if half else torch.float32)
     version = f"torch {torch.__version__}, transformers {transformers.__version__} on cpu"
     answer = {"version": version, "first_loss": step()["loss"]} | step()
-    return answer | {"matrix_rate": turns.matrix_rate(lambda: one @ one)}
+    return answer | {"library": "torch", "matrix_rate": turns.matrix_rate(lambda: one @ one)}
 
 
 SIDES = {"prepare": prepare, "jax": jax_side, "torch": torch_side}

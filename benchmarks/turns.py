@@ -22,48 +22,56 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.pretrained import hub, loading
-from rlhf_jax.reward_model import model as reward_models
-
 PROJECT = Path(__file__).resolve().parent.parent
 PEER = PROJECT / ".venv-trl" / "bin" / "python"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MATRIX = 2048  # rows and columns of the matrices whose product gives the machine's peak
+# Ours as it is chosen on a processor that multiplies bfloat16, and as on every other one; the peer
+# under autocast, or with weights in bfloat16 where it generates, and in float32.
+SIDES = ("jax mixed", "jax float32", "torch bfloat16", "torch float32")
 Answer = dict[str, Any]
 Measure = Callable[[Answer], float | None]
 
 
-def options(
-    description: str, parts: Iterable[str], sides: Iterable[str]
-) -> argparse.ArgumentParser:
+def options(description: str, parts: Iterable[str]) -> argparse.ArgumentParser:
     """What every benchmark of a language model lets one choose."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--turns", type=int, default=5, help="of each side")
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("RLHF_DATA_DIR") or None)
     parser.add_argument("--model", default=os.environ.get("RLHF_MODEL") or SMOLLM2)
     parser.add_argument("--torch-python", type=Path, default=PEER)
-    parser.add_argument("--output", type=Path, help="keep the result in this file")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    taken(parser, sides)
+    taken(parser)
     return parser
 
 
-def taken(parser: argparse.ArgumentParser, sides: Iterable[str]) -> None:
-    """Which turn a process takes."""
-    parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
+def taken(parser: argparse.ArgumentParser) -> None:
+    """Which sides take how many turns, which one a process takes, and where the result goes."""
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--turns", type=int, default=5, help="of each side")
+    parser.add_argument("--output", type=Path, help="keep the result in this file")
+    parser.add_argument("--rows", type=Path, help="keep what each side did in this file, as JSON")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--turn", type=int, default=0, help=argparse.SUPPRESS)
 
 
+def precision(args: argparse.Namespace) -> str:
+    """The precision of the side whose turn it is."""
+    return args.side.split()[1]
+
+
 def compare(
-    args: argparse.Namespace, turns: Mapping[str, int], report: Callable[..., str], *needs: str
+    args: argparse.Namespace,
+    turns: Mapping[str, int],
+    report: Callable[..., tuple[str, dict[str, Measure]]],
+    *needs: str,
 ) -> None:
-    """Prepares, lets both sides take every part, prints the result and keeps it if asked to.
+    """Prepares, lets all sides take every part, prints the result and keeps it if asked to.
 
     Args:
       args: from `options`.
       turns: how many each side gets, by part.
-      report: the text of one part, from (part, folder, answers).
+      report: text and speeds of one part, from (part, folder, answers).
       needs: modules without which the peer's environment is of no use.
     """
     require(args.torch_python, needs)
@@ -74,21 +82,61 @@ def compare(
         if subprocess.run(prepare, env=environment()).returncode:
             sys.exit("prepare: failed; its own message is above")
         head = [circumstances(), Path(folder, "about.txt").read_text()]
-        texts = []
+        texts, rows = [], []
         for part in args.parts:
             commands = {
-                side: [python, *passed, "--side", side, "--parts", part]
-                for side, python in pythons.items()
+                side: [pythons[side.split()[0]], *passed, "--side", side, "--parts", part]
+                for side in args.sides
             }
             answers = take_turns(commands, turns[part])
-            texts.append(report(part, Path(folder), answers))
+            text, speeds = report(part, Path(folder), answers)
+            texts.append(f"{text}\n\n{over_faster(answers, speeds)}")
+            rows += summary(answers, speeds)
     head.append(f"versions  {versions(answers)}")
     keep("\n\n".join(["\n".join(head), *texts]), args.output)
+    keep_rows(rows, args.rows)
+
+
+def over_faster(answers: Mapping[str, Sequence[Answer]], speeds: Mapping[str, Measure]) -> str:
+    """How our sides compare with the peer's faster one, turn by turn."""
+    lines = []
+    for what, speed in speeds.items():
+        medians = {
+            side: statistics.median(map(speed, turn))
+            for side, turn in answers.items()
+            if side.startswith("torch")
+        }
+        if medians:
+            faster = max(medians, key=medians.__getitem__)
+            ours = [side for side in answers if side.startswith("jax")]
+            lines += [f"{what}: {ratios(answers, side, faster, speed)}" for side in ours]
+    return "\n".join(lines)
+
+
+def summary(
+    answers: Mapping[str, Sequence[Answer]], speeds: Mapping[str, Measure]
+) -> list[dict[str, Any]]:
+    """A row for each speed: what every side reached in its turns, and the memory that it took."""
+    return [
+        {
+            "work": what,
+            "speeds": {side: [speed(answer) for answer in turn] for side, turn in answers.items()},
+            "memory": {side: memory(turn) for side, turn in answers.items()},
+        }
+        for what, speed in speeds.items()
+    ]
+
+
+def keep_rows(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
+    """Keeps rows, where that is asked for."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def versions(answers: Mapping[str, Sequence[Answer]]) -> str:
-    """What both sides are made of."""
-    return "; ".join(turn[0]["version"] for turn in answers.values())
+    """What the sides are made of."""
+    return "; ".join(dict.fromkeys(turn[0]["version"] for turn in answers.values()))
 
 
 def keep(text: str, output: Path | None) -> None:
@@ -153,26 +201,30 @@ def matrix_rate(multiply: Callable[[], Any], times: int = 8) -> float:
     return 2 * MATRIX**3 * times / (time.perf_counter() - began)
 
 
-def jax_matrix_rate() -> float:
-    """The same with JAX, in float32."""
+def jax_matrix_rate(precision: str) -> float:
+    """The same with JAX, of operands as they are in a precision, with a result in float32."""
     import jax
 
-    one, product = jax.numpy.ones((MATRIX, MATRIX)), jax.jit(jax.numpy.matmul)
-    return matrix_rate(lambda: jax.block_until_ready(product(one, one)))
+    from experiment_runs.products import product
+
+    one = jax.numpy.ones((MATRIX, MATRIX), "float32" if precision == "float32" else "bfloat16")
+    multiply = jax.jit(lambda a, b: product("ab,bc->ac", a, b))
+    return matrix_rate(lambda: jax.block_until_ready(multiply(one, one)))
 
 
-def loaded(name: str):
-    """The pretrained model that all sides start from."""
-    pass
+def loaded(args: argparse.Namespace):
+    """The pretrained model that all sides start from, in the side's precision."""
+    from rlhf_jax.pretrained import hub, loading
 
-    return loading.load(hub.find(name), name=name)
+    chosen = "float32" if args.side == "prepare" else precision(args)
+    return loading.load(hub.find(args.model), name=args.model, dtype=chosen)
 
 
 def untrained_reward_model(model):
     """The reward model before training: the pretrained trunk and a random head."""
     from flax import nnx
 
-    pass
+    from rlhf_jax.reward_model import model as reward_models
 
     return reward_models.FrozenRewardModel(
         *nnx.split(nnx.merge(*reward_models.initial(model, seed=0)))
@@ -228,12 +280,13 @@ def circumstances() -> str:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it, on Linux with family and widest vectors."""
+    """The processor's name as the system tells it, on Linux with family and what it is fast in."""
     with contextlib.suppress(OSError):
         lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
         told = {name.strip(): value.strip() for name, _, value in lines}
         if "model name" in told:
             flags = told.get("flags", "").split()
-            widest = next((name for name in ("avx512f", "avx2") if name in flags), "no avx2")
-            return f"{told['model name']} (family {told.get('cpu family', '?')}, {widest})"
+            known = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+            has = ", ".join(name for name in known if name in flags)
+            return f"{told['model name']} (family {told.get('cpu family', '?')}; {has})"
     return platform.processor() or platform.machine()

@@ -1,6 +1,7 @@
 """Configuration of the GAN and its named profiles."""
 
 import dataclasses
+from typing import Literal
 
 from experiment_runs import assignment
 from experiment_runs.configuration import (
@@ -11,6 +12,7 @@ from experiment_runs.configuration import (
     made,
 )
 from experiment_runs.errors import UserError
+from experiment_runs.precision import resolved
 
 POLICIES = ("colour", "translation", "cutout")  # of augmentation.py
 
@@ -56,6 +58,8 @@ class GANConfig:
     label_smoothing: float = 0.0  # the discriminator's target for real images is 1 minus this
     augmentation: tuple[str, ...] = ()  # of what the discriminator sees, by names in POLICIES
     spectral_norm: bool = False  # in the discriminator, in place of its BatchNorm
+    # Of matrix products, on a CPU; see `experiment_runs.precision`. "auto": what it is fast in.
+    precision: Literal["auto", "float32", "mixed"] = "auto"
     seed: int = 0
     dispatch_steps: int = 20  # updates in one compiled call; one logged line each
     checkpoint_steps: int = 1000
@@ -82,6 +86,11 @@ class GANConfig:
         if unknown := set(self.augmentation) - set(POLICIES):
             raise UserError(f"augmentation has {unknown}; known are {', '.join(POLICIES)}")
 
+    def resolved(self) -> "GANConfig":
+        """With the precision of this machine; on an accelerator convolutions stay in float32."""
+        mixed = resolved(self.precision) == "mixed"
+        return dataclasses.replace(self, precision="mixed" if mixed else "float32")
+
     def steps(self, images: int) -> int:
         """Updates in all for so many training images, in whole dispatches (rounded up)."""
         wanted = self.epochs * max(1, images // self.batch)
@@ -94,7 +103,8 @@ PROFILES = {
     # Seconds: for tests. The images are noise.
     "tiny": GANConfig(
         widths=(16, 8, 8, 4), batch=16, most_steps=8, dispatch_steps=4, checkpoint_steps=4,
-        frames=2, evidence=EvidenceConfig(images=32, draws=2, classifier_steps=4),
+        frames=2, precision="float32",
+        evidence=EvidenceConfig(images=32, draws=2, classifier_steps=4),
     ),
     # Under two minutes on two cores with everything: a quarter of the protocol's widths, and
     # so many updates as fit. Tissue is recognisable; fine detail is not.

@@ -7,7 +7,8 @@ overlapping adds. On an accelerator both are `lax.conv_general_dilated`.
 
 Images are (batch, height, width, channels), kernels (kernel, kernel, channels, filters) for both
 directions: a kernel of `transposed_convolution` is that of the convolution which it transposes,
-so its input has `filters` channels and its output `channels`.
+so its input has `filters` channels and its output `channels`. `products` is the dtype of the
+operands of the products, for a processor that multiplies bfloat16.
 """
 
 import functools
@@ -16,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from experiment_runs.products import matmul
 
 Pads = tuple[int, int]  # before and after, the same for height and width
 
@@ -26,10 +29,11 @@ def convolution(
     *,
     stride: int,
     padding: Pads,
+    products: str = "float32",
 ) -> Float[Array, "batch rows columns filters"]:
     """Cross-correlation of images and kernel, as in every deep-learning library."""
     if jax.default_backend() == "cpu":
-        return convolution_by_products(images, kernel, stride, padding)
+        return convolution_by_products(images, kernel, stride, padding, products)
     return convolution_direct(images, kernel, stride, padding)
 
 
@@ -39,10 +43,11 @@ def transposed_convolution(
     *,
     stride: int,
     padding: Pads,
+    products: str = "float32",
 ) -> Float[Array, "batch height width channels"]:
     """Transpose of `convolution`: side (side - 1) * stride + kernel - sum(padding)."""
     if jax.default_backend() == "cpu":
-        return transposed_by_products(images, kernel, stride, padding)
+        return transposed_by_products(images, kernel, stride, padding, products)
     return transposed_direct(images, kernel, stride, padding)
 
 
@@ -63,19 +68,21 @@ def transposed_direct(images, kernel, stride: int, padding: Pads):
     )  # fmt: skip
 
 
-def convolution_by_products(images, kernel, stride: int, padding: Pads):
-    """`convolution` as one matrix product over the patches."""
+def convolution_by_products(images, kernel, stride: int, padding: Pads, products="float32"):
+    """`convolution` as one matrix product over the patches, whose operands are in `products`."""
     side, _, channels, filters = kernel.shape
     columns = patches(images, side, stride, padding)
-    return columns @ in_cells(kernel, stride).reshape(side * side * channels, filters)
+    matrix = in_cells(kernel, stride).reshape(side * side * channels, filters)
+    return columns @ matrix if products == "float32" else matmul(columns, matrix.T, products)
 
 
-def transposed_by_products(images, kernel, stride: int, padding: Pads):
-    """`transposed_convolution` as one product to all taps, then overlapping adds."""
+def transposed_by_products(images, kernel, stride: int, padding: Pads, products="float32"):
+    """`transposed_convolution` as one product to all taps, then overlapping adds in float32."""
     batch, rows, columns, filters = images.shape
     side, _, channels, _ = kernel.shape
     height, width = ((n - 1) * stride + side - sum(padding) for n in (rows, columns))
-    taps = images @ in_cells(kernel, stride).reshape(side * side * channels, filters).T
+    matrix = in_cells(kernel, stride).reshape(side * side * channels, filters)
+    taps = images @ matrix.T if products == "float32" else matmul(images, matrix, products)
     scatter = jax.linear_transpose(
         functools.partial(patches, side=side, stride=stride, padding=padding),
         jax.ShapeDtypeStruct((batch, height, width, channels), images.dtype),

@@ -25,18 +25,19 @@ class Convolution(nnx.Module):
 
     def __init__(
         self, inputs: int, outputs: int, *, kernel: int, stride: int, padding: Pads,
-        transposed: bool = False, spectral: bool = False,
+        transposed: bool = False, spectral: bool = False, products: str = "float32",
     ):  # fmt: skip
         ends = (outputs, inputs) if transposed else (inputs, outputs)
         self.kernel = nnx.Param(jnp.zeros((kernel, kernel, *ends)))
         self.transposed, self.stride, self.padding = transposed, stride, padding
-        self.spectral = spectral
+        self.spectral, self.products = spectral, products
         if spectral:  # kernels are drawn without a preferred direction: any start will do
             self.direction = Direction(jnp.full(ends[1], ends[1] ** -0.5))
 
     def __call__(self, images: Array) -> Array:
         apply = transposed_convolution if self.transposed else convolution
-        return apply(images, self.scaled_kernel(), stride=self.stride, padding=self.padding)
+        place = {"stride": self.stride, "padding": self.padding}
+        return apply(images, self.scaled_kernel(), **place, products=self.products)
 
     def scaled_kernel(self) -> Float[Array, "kernel kernel inputs outputs"]:
         """The kernel that is applied."""
@@ -74,10 +75,18 @@ class Generator(nnx.Module):
     stride 2 and padding 1.
     """
 
-    def __init__(self, *, latents: int, widths: tuple[int, ...], side: int, channels: int):
-        first = {"kernel": 4, "stride": 1, "padding": (0, 0)}
-        double = {"kernel": 4, "stride": 2, "padding": (1, 1)}
-        last = {28: {"kernel": 5, "stride": 1, "padding": (4, 4)}, 64: double}[side]
+    def __init__(
+        self,
+        *,
+        latents: int,
+        widths: tuple[int, ...],
+        side: int,
+        channels: int,
+        products: str = "float32",
+    ):
+        first = {"kernel": 4, "stride": 1, "padding": (0, 0), "products": products}
+        double = {"kernel": 4, "stride": 2, "padding": (1, 1), "products": products}
+        last = {28: double | {"kernel": 5, "stride": 1, "padding": (4, 4)}, 64: double}[side]
         self.blocks = nnx.List([])
         for index, (inputs, outputs) in enumerate(zip((latents, *widths), widths, strict=False)):
             place = double if index else first
@@ -102,17 +111,24 @@ class Discriminator(nnx.Module):
     """
 
     def __init__(
-        self, *, widths: tuple[int, ...], side: int, channels: int, spectral: bool = False
+        self,
+        *,
+        widths: tuple[int, ...],
+        side: int,
+        channels: int,
+        spectral: bool = False,
+        products: str = "float32",
     ):
+        same = {"spectral": spectral, "products": products}
         self.blocks = nnx.List([])
         for inputs, outputs in zip((channels, *widths), widths, strict=False):
             place = {"kernel": 4, "stride": 2, "padding": (1, 1 + side % 2)}  # 7 pixels become 4
-            self.blocks.append(Convolution(inputs, outputs, **place, spectral=spectral))
+            self.blocks.append(Convolution(inputs, outputs, **place, **same))
             side = -(-side // 2)
         norm = Shift if spectral else normalization
         self.norms = nnx.List([norm(width) for width in widths])
         place = {"kernel": side, "stride": 1, "padding": (0, 0)}
-        self.logit = Convolution(widths[-1], 1, **place, spectral=spectral)
+        self.logit = Convolution(widths[-1], 1, **place, **same)
 
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiment_runs import settings
+from experiment_runs import precision, settings
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run, ensure, find
 from gan_jax import data, evaluation, export, model_card, training
@@ -25,7 +25,7 @@ def run(
     Raises:
       UserError: no such profile, or images that cannot be had.
     """
-    cfg = named(profile) if isinstance(profile, str) else profile
+    cfg = (named(profile) if isinstance(profile, str) else profile).resolved()
     images = data.load(cfg.dataset, side=cfg.side, data_dir=data_dir, student_id=student_id)
     fewest = GRID_SHAPE[0] * GRID_SHAPE[1]
     if min(len(images.train), len(images.held_out)) < fewest:
@@ -34,6 +34,7 @@ def run(
             f"images; the grids need at least {fewest} of each"
         )
     print(f"GAN: {images.source}; {len(images.train)} training images", file=sys.stderr)
+    print(f"GAN: precision {precision.told(cfg.precision)}", file=sys.stderr)
 
     total = cfg.steps(len(images.train))
 

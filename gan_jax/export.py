@@ -46,7 +46,7 @@ def load_networks(run: Run) -> tuple[GANConfig, Definitions, State]:
     Raises:
       UserError: the run has no networks (committed runs come without them), or damaged ones.
     """
-    config = dict(run.config)
+    config = {"precision": "float32"} | run.config  # runs of before there was a choice
     evidence = EvidenceConfig(**config.pop("evidence"))
     tuples = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
     cfg = GANConfig(**config | tuples | {"evidence": evidence})

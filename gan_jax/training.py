@@ -45,7 +45,8 @@ class Definitions(NamedTuple):
 
 def initial(cfg: GANConfig, channels: int) -> tuple[Definitions, State]:
     """Both networks, freshly drawn."""
-    shape = {"side": cfg.side, "channels": channels}
+    products = "bfloat16" if cfg.precision == "mixed" else "float32"
+    shape = {"side": cfg.side, "channels": channels, "products": products}
     modules = (
         Generator(latents=cfg.latents, widths=cfg.widths, **shape),
         Discriminator(widths=cfg.widths[::-1], **shape, spectral=cfg.spectral_norm),

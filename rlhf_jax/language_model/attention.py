@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from rlhf_jax.language_model.layers import written_out
+from experiment_runs.products import product
 from rlhf_jax.language_model.rope import Scaling, rope_frequencies
 
 BLOCK = 64  # tokens in a block of a cache, at most
@@ -120,12 +120,6 @@ def _attend_backward(saved, d_out):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-
-
-def product(axes: str, left: Array, right: Array) -> Array:
-    """A product of matrices that is summed up, and comes, in float32."""
-    left, right = written_out(left), written_out(right)
-    return jnp.einsum(axes, left, right, preferred_element_type=jnp.float32)
 
 
 class Cache(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from experiment_runs.products import product
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.language_model.attention import (
     attend,
@@ -234,7 +235,7 @@ class Decoder(nnx.Module):
         """The same of few hidden states, which stand in columns."""
         hidden = jax.lax.optimization_barrier(hidden.astype(self.cfg.products))
         matrix = self.output_matrix().astype(hidden.dtype)
-        found = jnp.matmul(matrix, hidden, preferred_element_type=jnp.float32)
+        found = product("ve,eb->vb", matrix, hidden)
         return jax.lax.optimization_barrier(found)
 
 

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from experiment_runs.products import product
 from rlhf_jax.language_model.attention import block_mask
 from rlhf_jax.language_model.decoder import Decoder
-from rlhf_jax.language_model.layers import logits, written_out
+from rlhf_jax.language_model.layers import logits
 
 CHUNK = 256  # tokens whose logits exist at the same time
 
@@ -74,8 +75,8 @@ def _target_backward(temperature, saved, d_out):
     target = jnp.arange(scores.shape[1])[None] == targets[:, None]
     d_scores = (target - jnp.exp(scores - total[:, None])) * (d_out[:, None] / temperature)
     d_scores = d_scores.astype(states.dtype)
-    d_states = jnp.matmul(d_scores, matrix.astype(states.dtype), preferred_element_type=jnp.float32)
-    d_matrix = jnp.matmul(written_out(d_scores.T), states, preferred_element_type=jnp.float32)
+    d_states = product("rv,ve->re", d_scores, matrix.astype(states.dtype))
+    d_matrix = product("vr,re->ve", d_scores.T, states)
     return d_states.astype(states.dtype), d_matrix.astype(matrix.dtype), None
 
 

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from experiment_runs.precision import fast_flag
+from experiment_runs.products import matmul
 from rlhf_jax.config import LoRAConfig
-from rlhf_jax.language_model import attention, layers, logprobs, sampling
+from rlhf_jax.language_model import attention, logprobs, sampling
 from rlhf_jax.language_model.decoder import Decoder, for_products
 from rlhf_jax.ppo.training import train
 
@@ -61,7 +62,7 @@ def test_a_product_and_its_gradient_err_as_rounded_operands_do(peak):
     )
 
     def both(products):
-        found, pull_back = jax.vjp(lambda *a: layers.matmul(*a, products), peak * x, kernel)
+        found, pull_back = jax.vjp(lambda *a: matmul(*a, products), peak * x, kernel)
         return [found, *pull_back(direction)]
 
     for mixed, exact in zip(both("bfloat16"), both("float32"), strict=True):
