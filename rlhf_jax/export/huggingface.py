@@ -258,6 +258,8 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path, *, padding_side: str) -> Non
         "chat_template": saved.chat_template,
     }
     config.pop("backend", None)
+    if isinstance(config.get("extra_special_tokens"), list):  # version 4 knows another name
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
     write_json(file, config)
 
 

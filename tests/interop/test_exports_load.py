@@ -43,6 +43,12 @@ FAMILIES = {
     "llama": {"rope_theta": 50_000.0},
     "qwen2": {"tie_word_embeddings": False},
     "qwen3": {"head_dim": 16},
+    "smollm3": {"no_rope_layers": [0, 1]},
+    "gemma3_text": {
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
 }
 LORAS = (LoRAConfig(), LoRAConfig(rank=4, alpha=6.0, targets=LINEAR_LAYERS))
 
