@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from IPython.display import Markdown
 
 from experiment_runs import assignment
 from experiment_runs.run import Run, code_since
@@ -68,16 +69,15 @@ def tested_invariants_table() -> pd.DataFrame:
     return pd.DataFrame({"invariant": [row["invariant"] for row in rows], **numbers})
 
 
-def exercises_table() -> pd.DataFrame:
+def exercises() -> Markdown:
     """Invariants to break by hand, one line of code each, and the test that then goes red."""
-    rows = [
-        {
-            "invariant": own["invariant"], "in": own["file"], "replace": own["before"],
-            "by": own["after"], "red": own["test"].split("::")[1],
-        }
-        for own in assignment.ASSIGNMENT.get("exercise", [])
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    return Markdown(
+        "\n".join(
+            f"1. {own['invariant']} In `{own['file']}` replace `{own['before']}` by "
+            f"`{own['after']}`: `{own['test'].split('::')[1]}` goes red."
+            for own in assignment.ASSIGNMENT.get("exercise", [])
+        )
+    )
 
 
 def protocol_table(reward: Run, full: Run, lora: Run, evaluation: Run) -> pd.DataFrame:

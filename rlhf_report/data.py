@@ -73,11 +73,19 @@ def truncation_table(run: Run) -> pd.DataFrame:
 
 
 def inputs_table(run: Run, count: int = 5) -> pd.DataFrame:
-    """Pairs exactly as they go into the reward model; their posts alone where there is no text."""
-    rows = [row for row in run.samples() if "mistake" not in row][:count]
-    if not has_texts(run):
-        return pd.DataFrame(rows or [{"post": "not kept"}]).drop(columns="step", errors="ignore")
-    return pd.DataFrame(rows, columns=["input_chosen", "input_rejected"])
+    """Pairs exactly as they go into the reward model; where there is no text, posts and lengths of
+    held-out ones."""
+    if has_texts(run):
+        rows = [row for row in run.samples() if "mistake" not in row][:count]
+        return pd.DataFrame(rows, columns=["input_chosen", "input_rejected"])
+    pairs = run.arrays("test_pairs")
+    return pd.DataFrame(
+        {
+            "post": pairs["post"][:count],
+            "chosen reply (tokens)": pairs["chosen_tokens"][:count],
+            "rejected reply (tokens)": pairs["rejected_tokens"][:count],
+        }
+    )
 
 
 def has_texts(run: Run) -> bool:

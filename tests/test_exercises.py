@@ -33,7 +33,7 @@ def test_the_break_turns_the_named_test_red(exercise, tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "assignment.toml"):
         shutil.copy(ROOT / name, tmp_path)
-    command = [sys.executable, "-m", "pytest", "-q", exercise["test"]]
+    command = [sys.executable, "-m", "pytest", "-rf", exercise["test"]]
     results = []
     text = (ROOT / exercise["file"]).read_text()
     for code in (text, text.replace(exercise["before"], exercise["after"])):

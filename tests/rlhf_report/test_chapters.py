@@ -1,5 +1,6 @@
 """The chapters can be read by people who do not see colours, or do not see at all."""
 
+import fnmatch
 import json
 import re
 
@@ -117,3 +118,59 @@ def test_lines_and_points_differ_in_shape_as_well_as_in_colour(training, tmp_pat
             shapes = {(line.get_marker(), line.get_linestyle()) for line in data}
             assert len(shapes) == len(data) > 1
         plt.close("all")
+
+
+def test_quarto_renders_the_report_and_every_chapter_alone():
+    """A bare `quarto render` takes what _quarto.yml lists; a chapter that it misses has no page."""
+    settings = notebook.parse_yaml((PROJECT / "_quarto.yml").read_text(), "_quarto.yml")
+    report, chapters = settings["project"]["render"]
+    assert report == REPORT.name
+    found = {path for path in CHAPTERS if fnmatch.fnmatch(f"/chapters/{path.name}", chapters)}
+    assert found == {path for path in CHAPTERS if not path.name.startswith("_")}
+
+
+def test_quartos_own_pdf_gets_the_layout_that_the_built_in_renderer_has():
+    """Without these its columns collide, tables run over the foot of a page, code is justified,
+    and sections are numbered 1.1.a."""
+    settings = notebook.parse_yaml((PROJECT / "_quarto.yml").read_text(), "_quarto.yml")
+    typst = settings["format"]["typst"]
+    assert typst["section-numbering"] == "1.1.1" and typst["date-format"] == "long"
+    (header,) = (item["text"] for item in typst["include-in-header"])
+    for rule in (
+        '#show figure.where(kind: "quarto-float-tbl"): set block(breakable: true)',
+        "#show table: set par(justify: false)",
+        "#show raw.where(block: true): set par(justify: false)",
+    ):
+        assert rule in header
+
+
+def contrast(one, other):
+    """The contrast of two colours (WCAG 2.1): 4.5 is the least for text at level AA."""
+
+    def luminance(colour):
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+ASSETS = PROJECT / "rlhf_report" / "quarto" / "assets"
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_every_colour_of_text_can_be_read_on_its_background(theme):
+    style = (ASSETS / "report.css").read_text()
+    colours = dict(re.findall(r"--([a-z]+): (#\w{6});", style.split(":root {")[theme + 1]))
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    for ink in ("ink", "soft", "link", "keyword", "string", "number", "comment"):
+        for paper in ("paper", "faint"):
+            assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
+
+
+def test_quartos_dark_theme_can_be_read_too():
+    slate = "#272b30"  # its background; its own grey for muted text and links has 3.65
+    colours = re.findall(r"^\$[\w-]+: (#\w{6});", (ASSETS / "dark.scss").read_text(), re.MULTILINE)
+    assert contrast("#7a8288", slate) < 4.5
+    assert len(colours) >= 3 and all(contrast(colour, slate) >= 4.5 for colour in colours)

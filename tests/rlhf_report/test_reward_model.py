@@ -58,8 +58,12 @@ def test_texts_are_shown_as_they_are_and_long_ones_cut(make_run):
 def test_a_run_without_texts_shows_numbers_and_says_why(make_run, samples):
     run = make_run(*samples)
     assert "without the texts" in data.texts_reading(run)
-    (row,) = data.inputs_table(run).to_dict("records")
-    assert row == {"post": "p1" if samples else "not kept"}
+    numbers = np.arange(9)
+    run.save_arrays(
+        "test_pairs", post=numbers.astype(str), chosen_tokens=numbers, rejected_tokens=numbers * 2
+    )
+    rows = data.inputs_table(run).to_dict("records")
+    assert len(rows) == 5 and [*rows[3].values()] == ["3", 3, 6]
     text = "\n".join(reward_model.surest_mistakes(run))
     assert "93%" in text and "-1.50, 7 tokens" in text and "2.25, 90 tokens" in text
     assert "\n>" not in text  # no quotation
