@@ -54,7 +54,9 @@ def invariants_table(runs: Mapping[str, Run]) -> pd.DataFrame:
         "first_approx_kl": "approximate KL",
         "kl": "KL to the reference",
         "kl_k3": "k3 estimate of it",
-        "logprob_error": "logprobs, sampled to scored",
+        "logprob_error_mean": "logprobs, sampled to scored: mean",
+        "logprob_error_p99": "99th percentile",
+        "logprob_error": "largest",
     }
     first = pd.DataFrame({policy_name(name): run.metrics().iloc[0] for name, run in runs.items()})
     kept = [name for name in columns if name in first.index]

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from experiment_runs.assignment import KL_BAND
 from experiment_runs.run import Run
+from rlhf_jax.experiment import Experiment
 from rlhf_report.ppo import draw_kl
 from rlhf_report.style import (
     GREY,
@@ -53,8 +54,21 @@ def draw_intervals(ax: Axes, rows: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def reward_against_kl_figure(run: Run, training: Mapping[str, Run]) -> None:
-    """Reward against the square root of the KL per response (Gao et al., 2023)."""
+    """Reward against the square root of the KL per response (Gao et al., 2023).
+
+    Filled marks and solid lines are of the reward that was optimised, hollow and dashed ones of the
+    second reward model.
+    """
     _, (ax,) = panels(1, width=5.6)
+    chosen = run.summary.get("best_of_n", [])
+    places = [np.sqrt(row["kl_per_sequence"]) for row in chosen]
+    for reward, label, line in (("reward", "best of n", "-"), ("second_reward", None, "--")):
+        values = [row[reward]["value"] for row in chosen]
+        ax.plot(places, values, line, color="black", marker="|", linewidth=0.8, label=label)
+    if chosen:
+        last = chosen[-1]
+        ax.annotate(f"n = {last['n']}", (places[-1], last["reward"]["value"]),
+                    xytext=(3, 3), textcoords="offset points", fontsize=7)  # fmt: skip
     for name, own in training.items():
         metrics, style = own.metrics(), VARIANT_STYLES[variant_of(name)]
         ax.scatter(
@@ -82,12 +96,103 @@ def policies_table(run: Run) -> pd.DataFrame:
                 "policy": policy_name(name), "mean reward": with_interval(own["reward"], 2),
                 "by the second reward model": with_interval(own["second_reward"], 2),
                 "KL per token": own["kl_per_token"], "KL per response": own["kl_per_sequence"],
-                "tokens": own["tokens"], "ended": f"{own['ended']:.0%}",
-                "empty": f"{own['empty']:.0%}", "distinct-2": own["distinct_2"],
-                "repeated": f"{own['repetition']:.0%}",
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def texts_table(run: Run) -> pd.DataFrame:
+    """What the responses look like; none of this was optimised."""
+    rows = []
+    for name, own in run.summary["policies"].items():
+        shown = {"policy": policy_name(name), "tokens": own["tokens"]}
+        shown |= {word: f"{own[word]:.0%}" for word in ("ended", "empty")}
+        if "perplexity" in own:
+            shown |= {"perplexity": own["perplexity"], "distinct-1": own["distinct_1"]}
+        rows.append(
+            shown | {"distinct-2": own["distinct_2"], "repeated": f"{own['repetition']:.0%}"}
+        )
+    return pd.DataFrame(rows)
+
+
+def answers_reading(summary: Mapping[str, Any]) -> str:
+    """How many responses were drawn, and what the intervals draw."""
+    if "conversations" not in summary:
+        return (
+            "Each policy answers each prompt once. The intervals of this run draw prompts as if "
+            "they were independent, although some belong to one conversation."
+        )
+    return (
+        f"Each policy answers each prompt {summary['responses_per_prompt']} times. The intervals "
+        f"draw the {summary['conversations']} conversations that the prompts belong to, and a "
+        "prompt counts once, with the mean of its responses."
+    )
+
+
+def best_of_n_table(run: Run) -> pd.DataFrame:
+    """Each tuned policy beside the best of n samples of the pretrained one at no more distance."""
+    rows = []
+    for name, own in run.summary["gains"].items():
+        against = own["best_of_n"]
+        rows.append(
+            {
+                "policy": policy_name(name),
+                "KL per response": run.summary["policies"][name]["kl_per_sequence"],
+                "n": against["n"], "KL of best of n": against["kl_per_sequence"],
+                "reward ahead of it": with_interval(against["reward"], 2),
+                "by the second reward model": with_interval(against["second_reward"], 2),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def best_of_n_reading(summary: Mapping[str, Any]) -> str:
+    """Which tuned policies are worth more than choosing among samples."""
+    sentences = []
+    for name, own in summary["gains"].items():
+        if "best_of_n" not in own:
+            return "Best of n was not sampled in this run."
+        against = own["best_of_n"]
+        low, high = against["reward"]["low"], against["reward"]["high"]
+        verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not to be told from"
+        distance = summary["policies"][name]["kl_per_sequence"]
+        sentences.append(
+            f"{policy_name(name)}, {distance:.1f} nats a response "
+            f"from the reference, is {verdict} the best of {against['n']} "
+            f"(at most {against['kl_per_sequence']:.1f} nats) by the reward that both go by "
+            f"({with_interval(against['reward'], 2)})"
+        )
+    return "; ".join(sentences) + "."
+
+
+def dpo_reading(experiment: Experiment) -> str:
+    """How DPO was trained and how well it orders pairs, where it was."""
+    if not experiment.baselines:
+        return "DPO was not trained beside these runs."
+    run = experiment.run("dpo")
+    pairs, found = run.summary["pairs"], run.summary["validation"]
+    return (
+        f"DPO took {run.summary['steps']} steps on {pairs['train']} pairs and then orders "
+        f"{found['accuracy']:.0%} of {pairs['validation']} held-out ones by its own log-ratios."
+    )
+
+
+def changes_reading(summary: Mapping[str, Any]) -> str:
+    """What changed in the responses of both variants besides the reward that was optimised."""
+    base, sentences = summary["policies"]["pretrained"], []
+    for name in ("ppo-full", "ppo-lora"):
+        own, gain = summary["policies"][name], summary["gains"][name]["second_reward"]
+        by_second = "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "no different"
+        words = {"distinct_2": "distinct pairs of words", "repetition": "repeated text"}
+        words |= {"ended": "answers that end"}
+        parts = [f"{text} {base[key]:.0%} to {own[key]:.0%}" for key, text in words.items()]
+        if "perplexity" in own:
+            parts.insert(0, f"perplexity {base['perplexity']:.1f} to {own['perplexity']:.1f}")
+        sentences.append(
+            f"{policy_name(name)}: {by_second} by the second reward model "
+            f"({with_interval(gain, 2)}); {', '.join(parts)}"
+        )
+    return ". ".join(sentences) + "."
 
 
 def cut_reading(summary: Mapping[str, Any]) -> str:
@@ -207,9 +312,10 @@ def seeds_reading(summary: Mapping[str, Any]) -> str:
             for run, gain in summary["gains"].items()
             if variant_of(run) == name
         ]
+        drawn = "seeds and conversations drawn" if "seeds" in own else "the seeds as they are"
         parts.append(
             f"{POLICY_NAMES[name]}: {min(values):.2f} to {max(values):.2f} with {len(values)} "
-            f"seeds, {with_interval(own['reward'], 2)} their mean"
+            f"seeds, {with_interval(own['reward'], 2)} their mean ({drawn})"
         )
     return f"Gains: {'; '.join(parts)}." if parts else "Each variant was trained with one seed."
 

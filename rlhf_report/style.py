@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Okabe and Ito's palette, whose colours the colour-blind tell apart
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 VARIANT_STYLES = {
     "pretrained": {"color": GREY, "linestyle": ":", "marker": "s"},
     "ppo-full": {"color": BLUE, "linestyle": "-", "marker": "o"},
     "ppo-lora": {"color": ORANGE, "linestyle": "--", "marker": "^"},
     "ppo-lora-everywhere": {"color": GREEN, "linestyle": "-.", "marker": "D"},
+    "dpo": {"color": PURPLE, "linestyle": "-", "marker": "P"},
 }
 STYLE = {
     "figure.dpi": 110,
@@ -36,6 +37,7 @@ POLICY_NAMES = {
     "ppo-full": "PPO, full",
     "ppo-lora": "PPO, LoRA",
     "ppo-lora-everywhere": "PPO, LoRA everywhere",
+    "dpo": "DPO",
 }
 
 

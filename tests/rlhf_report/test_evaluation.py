@@ -22,7 +22,8 @@ def test_seeds_of_a_variant_are_read_together():
     mean = {"ppo-full": {"reward": {"value": -0.1, "low": -0.4, "high": 0.2}}}
     summary = {"gains": {name: {"reward": {"value": value}} for name, value in rows.items()}}
     assert evaluation.seeds_reading(summary | {"variants": mean}) == (
-        "Gains: PPO, full: -0.30 to 0.10 with 2 seeds, -0.10 [-0.40, 0.20] their mean."
+        "Gains: PPO, full: -0.30 to 0.10 with 2 seeds, -0.10 [-0.40, 0.20] their mean "
+        "(the seeds as they are)."
     )
     assert evaluation.seeds_reading(summary | {"variants": {}}) == (
         "Each variant was trained with one seed."
@@ -67,3 +68,52 @@ def test_a_run_that_did_not_count_cut_prompts_says_so():
     """An empty value would be printed as code."""
     assert "not counted" in evaluation.cut_reading({"prompts": 3})
     assert evaluation.cut_reading({"prompts": 3, "prompts_cut": 2}).startswith("Of 2 of the 3")
+
+
+def interval(value, half=0.1):
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def summary_of(against):
+    """Both variants at six nats, `against` ahead of the best of 64; the second reward follows."""
+    texts = {"ended": 0.5, "distinct_2": 0.4, "repetition": 0.1, "perplexity": 5.0}
+    base = texts | {"ended": 0.2, "perplexity": 4.0}
+    own = texts | {"kl_per_sequence": 6.0}
+    best = {"n": 64, "kl_per_sequence": 3.17, "reward": interval(against)}
+    best |= {"second_reward": interval(-against)}
+    gain = {"second_reward": interval(against), "best_of_n": best}
+    names = ("ppo-full", "ppo-lora")
+    return {
+        "policies": {"pretrained": base} | dict.fromkeys(names, own),
+        "gains": dict.fromkeys(names, gain),
+    }
+
+
+@pytest.mark.parametrize(
+    ("against", "verdict", "by_second"),
+    [(0.3, "ahead of", "better"), (-0.3, "behind", "worse"), (0.05, "not to be told", "no diff")],
+)
+def test_a_policy_beats_best_of_n_only_where_the_interval_says_so(against, verdict, by_second):
+    text = evaluation.best_of_n_reading(summary_of(against))
+    assert f"PPO, full, 6.0 nats a response from the reference, is {verdict}" in text
+    assert "the best of 64 (at most 3.2 nats)" in text
+    changes = evaluation.changes_reading(summary_of(against))
+    assert f"PPO, LoRA: {by_second}" in changes
+    assert "perplexity 4.0 to 5.0" in changes and "answers that end 20% to 50%" in changes
+    table = evaluation.best_of_n_table(SimpleNamespace(summary=summary_of(against)))
+    assert [*table["n"]] == [64, 64]
+    assert table["by the second reward model"][0].startswith(f"{-against:.2f} [")
+
+
+def test_a_run_without_best_of_n_or_conversations_says_so():
+    assert "was not sampled" in evaluation.best_of_n_reading({"gains": {"ppo-full": {}}})
+    assert "as if they were independent" in evaluation.answers_reading({})
+    text = evaluation.answers_reading({"conversations": 5, "responses_per_prompt": 4})
+    assert "4 times" in text and "the 5 conversations" in text
+
+
+def test_an_interval_over_seeds_says_what_it_draws():
+    mean = {"ppo-full": {"reward": interval(0.2), "seeds": 2}}
+    gains = {name: {"reward": {"value": 0.2}} for name in ("ppo-full", "ppo-full-1")}
+    text = evaluation.seeds_reading({"gains": gains, "variants": mean})
+    assert text.endswith("(seeds and conversations drawn).")
