@@ -1,13 +1,22 @@
 """The chapter on the reward model: tables, figures and readings of its run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
+from experiment_runs import settings
 from experiment_runs.run import Run
-from rlhf_report.style import BLUE, GREEN, GREY, ORANGE, panels, with_interval
+from rlhf_report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    panels,
+    percent_with_interval,
+    with_interval,
+)
 from rlhf_report.tables import escape, quote
 
 PREDICTORS = {
@@ -220,6 +229,32 @@ def accuracy_gain_reading(own: Mapping[str, Any]) -> str:
     if high < 0:
         return f"{text}, worse than chance explains"
     return f"{text}, which chance alone may explain"
+
+
+def repeats() -> list[Run]:
+    """The committed trainings of the assignment's length: one recipe, one seed, two machines."""
+    results = settings.PROJECT / "results"
+    paths = [*results.glob("repeats/reward-*"), *results.glob("assignment/reward-*")]
+    return sorted(map(Run, paths), key=lambda run: run.record["started"])
+
+
+def repeats_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """What each of some trainings reached, and when it was at its best."""
+    rows = []
+    for run in runs:
+        summary = run.summary
+        longer = summary["baselines"]["longer"]
+        rows.append(
+            {
+                "machine": run.record["device"].removeprefix("gpu: "),
+                "numerics": run.record["numerics"],
+                "best step": f"{summary['best']['step']:,} of {summary['steps']:,}",
+                "validation loss": summary["best"]["loss"],
+                "accuracy": percent_with_interval(summary["accuracy"]),
+                "more than the longer reply": accuracy_gain_reading(longer),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def loss_example(run: Run) -> str:

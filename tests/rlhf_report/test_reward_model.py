@@ -125,3 +125,14 @@ def test_the_loss_of_a_pair_is_worked_out_and_the_printed_sum_holds(chosen, reje
         jnp.array([chosen]), jnp.array([rejected]), margin=run.config["margin"]
     )
     assert abs(loss - float(exact[0])) <= 0.011
+
+
+def test_the_same_recipe_twice_is_shown_with_what_each_training_reached():
+    runs = reward_model.repeats()
+    assert len(runs) == 2
+    assert runs[0].config == runs[1].config
+    assert runs[0].record["inputs"] == runs[1].record["inputs"]
+    table = reward_model.repeats_table(runs)
+    for shown, run in zip(table["accuracy"], runs, strict=True):
+        assert shown.startswith(f"{run.summary['accuracy']['value']:.1%}")
+    assert len(set(table["accuracy"])) == len(set(table["machine"])) == 2
