@@ -34,7 +34,7 @@ $(error GPU=$(GPU): unknown; choose cuda12 or cuda13, the newer one with a drive
 endif
 INSTALLED := .venv/done $(if $(GPU),.venv/$(GPU))
 
-.PHONY: report submission test invariants test-slow test-hostile test-interop lint bench-gan bench-reward bench-ppo clean
+.PHONY: report submission test invariants test-slow test-hostile test-interop lint bench bench-gan bench-reward bench-ppo clean
 
 report: $(INSTALLED)
 	$(PY) -m rlhf_jax check
@@ -70,10 +70,11 @@ lint: .venv/done
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 
-bench-gan: .venv-interop/done
-	.venv-interop/bin/python benchmarks/bench_gan.py --output results/measured/$@.txt
+# About an hour on a quiet machine of two cores; QUICK=1: some minutes, and nothing is kept.
+bench: .venv/done .venv-trl/done
+	$(PY) benchmarks/bench.py $(if $(QUICK),--quick,--output results/measured/bench.md)
 
-bench-reward bench-ppo: .venv/done .venv-trl/done
+bench-reward bench-ppo bench-gan: .venv/done .venv-trl/done
 	$(PY) benchmarks/$(subst -,_,$@).py --output results/measured/$@.txt
 
 .venv/done: requirements.lock pyproject.toml

@@ -1,14 +1,14 @@
 """Images per second of this DCGAN beside a plain PyTorch one: `python benchmarks/bench_gan.py`.
 
 Same architecture, batch, losses, optimizer and data resident in memory; PyTorch with channels last,
-under bfloat16 autocast and in float32. It may live in another environment: --torch-python names its
-interpreter.
+under bfloat16 autocast and in float32, in the environment that --torch-python names.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import turns
 
@@ -20,7 +20,7 @@ def main() -> None:
     options.add_argument("--widths", type=int, nargs=4, default=[512, 256, 128, 64])
     options.add_argument("--batch", type=int, default=64)
     options.add_argument("--steps", type=int, default=20, help="updates in one turn")
-    options.add_argument("--torch-python", default=sys.executable)
+    options.add_argument("--torch-python", type=Path, default=turns.PEER)
     turns.taken(options)
     args = options.parse_args()
     if args.side:
@@ -31,7 +31,7 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Runs all sides in turns and prints the table."""
-    pythons = {"jax": sys.executable, "torch": args.torch_python}
+    pythons = {"jax": sys.executable, "torch": str(args.torch_python)}
     commands = {
         side: [pythons[side.split()[0]], __file__, *sys.argv[1:], "--side", side]
         for side in args.sides

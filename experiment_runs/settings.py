@@ -15,6 +15,7 @@ Makefile sets the variables from its own: `make report PROFILE=tiny` sets RLHF_P
     RLHF_RESULTS             folder to train into; results/local by default
     RLHF_CHECKPOINT_SECONDS  seconds between the checkpoints of a training; 180 by default
     RLHF_HUB_SECONDS         seconds without a byte that end a download; 30 by default
+    RLHF_COMPILATION_CACHE   folder for compiled programs, or off; by default in the user's cache
     RLHF_DEBUG               any text: the traceback of an error as well as its message
     RLHF_LOG_TO              tensorboard or trackio: where every step is logged besides
     RLHF_PROGRESS            any text: progress bars even where no terminal shows them
@@ -97,6 +98,29 @@ def hand_in(profile: str) -> None:
 def model() -> str | None:
     """The model that RLHF_MODEL names, if it names one."""
     return os.environ.get("RLHF_MODEL") or None
+
+
+def compilation_cache() -> Path | None:
+    """The folder that compiled programs are kept in; None where they are not.
+
+    Raises:
+      UserError: RLHF_COMPILATION_CACHE names a file, or a folder that cannot be made.
+    """
+    named = os.environ.get("RLHF_COMPILATION_CACHE") or ""
+    if named == "off":
+        return None
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    folder = Path(named).expanduser() if named else caches / "rlhf-jax" / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if not named:  # a home that cannot be written
+            return None
+        raise UserError(
+            f"RLHF_COMPILATION_CACHE={named}: no folder can be made there ({error.strerror}); "
+            "name another one, or off"
+        ) from None
+    return folder
 
 
 def precision() -> str:

@@ -12,6 +12,7 @@ import tyro
 from experiment_runs import settings
 from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
+from experiment_runs.compilation import keep_programs
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 from gan_jax import data, evaluation, experiment, export
@@ -59,6 +60,9 @@ def execute(command: Train | Evaluate) -> None:
 def train(command: Train) -> None:
     if warning := idle_gpu():
         print(warning, file=sys.stderr)
+    kept = keep_programs()
+    if experiment.committed() is None:
+        print(f"GAN: compiled programs {kept}", file=sys.stderr)
     run = experiment.committed() or experiment.run(
         command.cfg, data_dir=command.data_dir, student_id=command.student_id
     )

@@ -18,6 +18,7 @@ import tyro
 from experiment_runs import precision, settings
 from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
+from experiment_runs.compilation import keep_programs
 from experiment_runs.run import Run
 from rlhf_jax import run_commands
 from rlhf_jax.config import LoRAConfig
@@ -108,8 +109,10 @@ COMMANDS = {"run": All, "check": Check, "reward": Reward, "ppo": PPO, "evaluate"
 def execute(command: Command) -> None:
     """Trains or loads the stages that a command names."""
     experiment = command.experiment
+    kept = keep_programs()
     if experiment.committed is None:
         announce(experiment)
+        print(f"programs {kept}", flush=True)
     match command:
         case Check():
             if experiment.committed is None:

@@ -1,0 +1,77 @@
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from experiment_runs import compilation, settings
+from experiment_runs.errors import UserError
+
+
+@pytest.fixture
+def no_folder_given():
+    """Without the folder that the tests are given, which comes back."""
+    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_programs_are_kept_where_it_is_said_by_kind_of_processor(
+    monkeypatch, tmp_path, no_folder_given
+):
+    monkeypatch.setenv("RLHF_COMPILATION_CACHE", str(tmp_path / "programs"))
+    told = compilation.keep_programs()
+    kept = tmp_path / "programs" / compilation.machine()
+    assert jax.config.jax_compilation_cache_dir == str(kept) and f"kept in {kept}, at most" in told
+    assert jax.config.jax_compilation_cache_max_size == compilation.MOST_GB * 10**9
+    monkeypatch.setattr(compilation.Path, "read_text", lambda path: "flags : another")
+    assert compilation.machine() != kept.name
+
+
+def test_by_default_they_are_in_the_user_s_cache_and_off_means_nowhere(monkeypatch, tmp_path):
+    monkeypatch.delenv("RLHF_COMPILATION_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert settings.compilation_cache() == tmp_path / "rlhf-jax" / "compiled"
+    monkeypatch.setenv("RLHF_COMPILATION_CACHE", "off")
+    assert settings.compilation_cache() is None
+
+
+def test_a_folder_that_jax_was_given_is_left_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("RLHF_COMPILATION_CACHE", str(tmp_path))
+    assert compilation.keep_programs() == f"kept in {jax.config.jax_compilation_cache_dir}"
+
+
+def test_a_file_in_place_of_the_folder_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RLHF_COMPILATION_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="RLHF_COMPILATION_CACHE=.*file: no folder .*or off"):
+        settings.compilation_cache()
+
+
+PROGRAM = """
+import jax
+from experiment_runs.compilation import keep_programs
+keep_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+for size in range(2, 12):
+    print(float(jax.jit(lambda x: (x @ x).sum())(jax.numpy.ones((size, size)))))
+"""
+
+
+def test_several_processes_may_keep_the_same_programs_at_once(tmp_path, monkeypatch):
+    """Each computes the same, and so does one that finds everything."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("RLHF_COMPILATION_CACHE", str(tmp_path))
+    monkeypatch.setenv("PYTHONWARNINGS", "error::UserWarning:jax")  # what cannot be read is told so
+    command = [sys.executable, "-c", PROGRAM]
+    pipes = {"stdout": subprocess.PIPE, "text": True, "cwd": settings.SOURCES}
+    first = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    said = [process.communicate(timeout=120)[0] for process in first]
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*/*-cache")}
+    again = subprocess.run(command, **pipes, timeout=120, check=True)
+    assert len({*said, again.stdout}) == 1 and said[0].count("\n") == 10
+    assert len(kept) >= 10
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*-cache")} == kept
