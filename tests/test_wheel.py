@@ -1,6 +1,7 @@
 """What an installation brings: the wheel, unpacked in an empty folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+# What the README's lines take as given.
+GIVEN = """
+prompts = [f"Say {i}." for i in range(64)]
+pairs = [{"prompt": p, "chosen": f"Yes: {p}", "rejected": f"No, not {p}"} for p in prompts]
+"""
 PACKAGES = ("experiment_runs", "rlhf_jax", "gan_jax", "rlhf_report")
 
 
@@ -43,20 +50,44 @@ def test_the_wheel_holds_every_module_every_data_file_and_the_mark_of_types(whee
     assert {name for name in held if ".dist-info/" not in name} - wanted == set()
 
 
-def test_an_installed_package_runs_anywhere_and_keeps_its_results_there(wheel, tmp_path):
+@pytest.fixture
+def python(wheel, tmp_path):
+    """Python that has the wheel, in an empty folder: a function from arguments to its output."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "work").mkdir()
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "RLHF_RESULTS": ""}
 
-    def python(*arguments):
+    def run(*arguments):
         return subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path / "work", env=environment, timeout=120,
+            [sys.executable, *arguments], cwd=tmp_path / "work", env=environment, timeout=500,
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
 
+    return run
+
+
+def test_an_installed_package_runs_anywhere_and_keeps_its_results_there(python, tmp_path):
     assert "usage: python -m rlhf_jax" in python("-m", "rlhf_jax", "--help")
     code = "import rlhf_jax; from experiment_runs import settings; print(settings.LOCAL)"
     assert python("-c", f"{code}; print(rlhf_jax.__file__)").splitlines() == [
         str(tmp_path / "work" / "results" / "local"),
         str(tmp_path / "site" / "rlhf_jax" / "__init__.py"),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README.md", *sorted(p.name for p in EXAMPLES.glob("*.py"))])
+def test_what_is_shown_runs_from_an_installation_in_an_empty_folder(python, tmp_path, name):
+    script, folder = tmp_path / "script.py", tmp_path / "work"
+    if name == "README.md":
+        (shown,) = re.findall(
+            r"```python\n(import rlhf_jax\n.*?)```", (ROOT / name).read_text(), re.S
+        )
+        code = shown.replace('"HuggingFaceTB/SmolLM2-135M-Instruct"', '"random"')
+        assert code != shown
+        script.write_text(GIVEN + code)
+    else:
+        shutil.copy(EXAMPLES / name, script)
+    assert len(python(str(script)).strip()) > 10
+    assert {path.name for path in folder.iterdir()} <= {"results", "tuned-model"}
+    assert [*folder.glob("results/*/*/summary.json")]
