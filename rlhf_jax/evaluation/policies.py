@@ -228,7 +228,7 @@ def model_rewards(
     """Every reward model's reward of the responses to a batch of prompts."""
     return {
         name: response_rewards(
-            term.source.state, *batch, responses, definition=term.source.definition, end=end
+            term.scorer.state, *batch, responses, definition=term.scorer.definition, end=end
         )
         for name, term in models_of(rewards).items()
     }

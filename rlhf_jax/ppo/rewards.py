@@ -17,7 +17,7 @@ RewardFunction = Callable[[list[Any], list[str]], Sequence[float]]
 class Term(NamedTuple):
     """One summand of the reward."""
 
-    source: FrozenRewardModel | RewardFunction
+    scorer: FrozenRewardModel | RewardFunction
     weight: float
 
 
@@ -68,16 +68,16 @@ def reward_terms(reward: Any) -> dict[str, Term]:
 def models_of(terms: Mapping[str, Term]) -> dict[str, Term]:
     """The terms that are reward models."""
     return {
-        name: term for name, term in terms.items() if isinstance(term.source, FrozenRewardModel)
+        name: term for name, term in terms.items() if isinstance(term.scorer, FrozenRewardModel)
     }
 
 
 def functions_of(terms: Mapping[str, Term]) -> dict[str, RewardFunction]:
     """The functions among the terms."""
     return {
-        n: term.source
+        n: term.scorer
         for n, term in terms.items()
-        if not isinstance(term.source, FrozenRewardModel)
+        if not isinstance(term.scorer, FrozenRewardModel)
     }
 
 

@@ -89,10 +89,10 @@ def train(
     state = initial_state(tuned.trainable, optimizer)
     static = Static(
         tuned.definition, pretrained.definition,
-        tuple((name, term.weight, term.source.definition) for name, term in models.items()),
+        tuple((name, term.weight, term.scorer.definition) for name, term in models.items()),
         optimizer, cfg, tokenizer.ends,
     )  # fmt: skip
-    reward_states = {name: term.source.for_products().state for name, term in models.items()}
+    reward_states = {name: term.scorer.for_products().state for name, term in models.items()}
     frozen = replicated(Frozen(tuned.frozen, fixed.state, reward_states))
     checkpoints = Checkpoints(run.checkpoints)
     start, notes, program = 0, {"kl_weight": cfg.kl_weight}, None

@@ -25,7 +25,7 @@ CLASSES = ("first preferred", "second preferred")
 SCORES = ("chosen", "rejected", "chosen_tokens", "rejected_tokens")
 
 
-def evidence(
+def assess(
     test: Columns,
     validation: Columns,
     baselines: Mapping[str, Float[np.ndarray, "pairs"]],

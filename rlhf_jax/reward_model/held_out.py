@@ -1,4 +1,4 @@
-"""The examination of a trained reward model: from scores of held-out pairs to the kept evidence."""
+"""A trained reward model on held-out pairs: what is kept as arrays and texts, and the summary."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,14 +7,14 @@ import numpy as np
 
 from experiment_runs.run import Run
 from rlhf_jax.pretrained.tokenizer import Tokenizer
-from rlhf_jax.reward_model.assessment import coin, evidence, roc_curve
+from rlhf_jax.reward_model.assessment import assess, coin, roc_curve
 from rlhf_jax.reward_model.bag_of_words import bag_of_words
 from rlhf_jax.reward_model.encoding import EncodedPost
 
 Scores = Mapping[str, np.ndarray]
 
 
-def examine(
+def assess_and_keep(
     run: Run,
     posts: Mapping[str, Sequence[EncodedPost]],
     scored: Mapping[str, Scores],
@@ -23,7 +23,7 @@ def examine(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Keeps scores as arrays and the worst mistakes as text; the evidence for the summary.
+    """Keeps scores as arrays and the worst mistakes as text; the results for the summary.
 
     Args:
       run: where to keep them.
@@ -46,7 +46,7 @@ def examine(
     run.save_arrays("validation_pairs", **validation)
     run.save_arrays("test_pairs", **test, **baselines, flipped=flipped)
     run.save_arrays("roc", **roc_curve(shown, ~flipped))
-    found = evidence(test, validation, baselines, flipped)
+    found = assess(test, validation, baselines, flipped)
     found["bag_of_words_inverse_penalty"] = inverse_penalty
     step = len(run.metrics()) + 1  # beyond the last, so that a resumed run drops what it kept
     for mistake in found["mistakes"]:
@@ -61,7 +61,7 @@ def pairs_of(posts: Sequence[EncodedPost]) -> list[tuple[EncodedPost, int]]:
 
 
 def pair_labels(posts: Sequence[EncodedPost]) -> dict[str, np.ndarray]:
-    """What is known of every pair without a model: columns as described in `evidence`."""
+    """What is known of every pair without a model: columns as `assess` reads them."""
     columns: dict[str, list] = {"post": [], "domain": [], "grade": []}
     columns |= {"chosen_tokens": [], "rejected_tokens": []}
     for post, i in pairs_of(posts):

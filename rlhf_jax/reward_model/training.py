@@ -29,7 +29,7 @@ from rlhf_jax.optimization.state import TrainState, check_finite, initial_state,
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model.encoding import EncodedPost, Fit, encode_posts
-from rlhf_jax.reward_model.held_out import examine
+from rlhf_jax.reward_model.held_out import assess_and_keep
 from rlhf_jax.reward_model.model import (
     FrozenRewardModel,
     check_references,
@@ -164,7 +164,7 @@ def evaluated(
         "scale": scale_on_reference(raw, pretrained, reference_prompts, cfg),
         "decoder": dataclasses.asdict(pretrained.config),
         "parameters": parameter_counts(trained),
-        **examine(run, posts, after, before, pretrained.tokenizer, seed=cfg.seed),
+        **assess_and_keep(run, posts, after, before, pretrained.tokenizer, seed=cfg.seed),
         **account(parts, run),
     }
 

@@ -6,8 +6,7 @@ import pytest
 from experiment_runs.run import find
 from experiment_runs.settings import PROJECT
 from rlhf_jax.reward_model import assessment
-from rlhf_jax.reward_model.assessment import LENGTHS
-from rlhf_jax.reward_model.assessment import evidence as gather
+from rlhf_jax.reward_model.assessment import LENGTHS, assess
 
 
 def columns(difference, *, seed=0, posts=None):
@@ -142,7 +141,7 @@ def test_the_calibration_error_is_the_distance_of_confidence_and_accuracy():
 
 def test_the_fitted_temperature_calibrates_other_pairs():
     validation, test = (logistic_differences(8000, 6.0, seed=seed) for seed in (0, 1))
-    found = gather(
+    found = assess(
         columns(test), columns(validation), {}, assessment.coin(len(test), 0)
     )["calibration"]  # fmt: skip
     assert found["before"]["error"] > 0.2
@@ -164,7 +163,7 @@ def test_the_gain_over_a_baseline_is_measured_pair_by_pair():
     difference = np.random.default_rng(0).normal(0.4, 1, 300)
     test = columns(difference)
     worse = np.where(np.arange(300) < 30, -np.abs(difference), difference)
-    found = gather(test, test, {"same": difference, "worse": worse}, assessment.coin(300, 0))
+    found = assess(test, test, {"same": difference, "worse": worse}, assessment.coin(300, 0))
     assert found["baselines"]["same"]["gain"] == {"value": 0, "low": 0, "high": 0, "count": 300}
     lost = (difference[:30] > 0).mean() * 30 / 300
     assert found["baselines"]["worse"]["gain"]["value"] == pytest.approx(lost)

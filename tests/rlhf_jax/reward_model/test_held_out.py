@@ -4,7 +4,7 @@ import pytest
 from experiment_runs import run as runs
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.reward_model import encoding
-from rlhf_jax.reward_model.held_out import examine, pair_labels
+from rlhf_jax.reward_model.held_out import assess_and_keep, pair_labels
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def examined(toy, posts, tmp_path_factory):
         wrong = 1.0 + np.arange(len(scored["test"]["chosen"]))
         wrong[0] = -1.0
         scored["test"]["rejected"] = scored["test"]["chosen"] + wrong
-        run.finish(**examine(run, posts, scored, scores("test"), toy.tokenizer, seed=0))
+        run.finish(**assess_and_keep(run, posts, scored, scores("test"), toy.tokenizer, seed=0))
 
     root = tmp_path_factory.mktemp("runs")
     return runs.ensure("reward", RewardConfig(), stage, inputs={}, root=root)
