@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from experiment_runs import settings
+from experiment_runs.errors import UserError
 
 FLAGS = ("amx_bf16", "avx512_bf16")  # of processors that multiply bfloat16 faster than float32
 
@@ -47,3 +48,26 @@ def told(precision: str) -> str:
     if precision == "float32" and flag:
         return f"float32 (the processor has {flag}: mixed is faster)"
     return precision
+
+
+def matmul_precision() -> str:
+    """How products of float32 arrays are computed, where no operation says it itself.
+
+    "default" is TF32, with ten bits of mantissa, on NVIDIA cards since Ampere, and float32
+    elsewhere; JAX_DEFAULT_MATMUL_PRECISION=highest asks for float32 everywhere.
+    """
+    return jax.config.jax_default_matmul_precision or "default"
+
+
+def check_32_bits() -> None:
+    """Stops where JAX would compute in 64 bits, of which nothing here has been tested.
+
+    Raises:
+      UserError: says how to switch it off.
+    """
+    if jax.config.jax_enable_x64:
+        raise UserError(
+            "JAX_ENABLE_X64 is on, which makes float64 of random draws and constants: everything "
+            "here is computed in float32 and bfloat16. Unset it, or train within "
+            "jax.enable_x64(False)"
+        )

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from experiment_runs.files import fingerprint
+from experiment_runs.precision import matmul_precision
 from experiment_runs.process import processor
 from experiment_runs.settings import LIBRARIES, SOURCES
 
@@ -45,6 +46,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "device": f"{device.platform}: "
         f"{processor() if device.platform == 'cpu' else device.device_kind}",
+        "matmul_precision": matmul_precision(),
         "cores": os.cpu_count(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }

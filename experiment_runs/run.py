@@ -53,6 +53,7 @@ from experiment_runs.files import (
 )
 from experiment_runs.lock import locked
 from experiment_runs.npz import read_npz
+from experiment_runs.precision import check_32_bits
 from experiment_runs.process import forget_peak_memory, release_memory
 from experiment_runs.provenance import code_fingerprint, provenance
 from experiment_runs.signals import heard
@@ -280,7 +281,12 @@ def is_recorded(path: Path, identity: str) -> bool:
 
 
 def trained(run: Run, train: Callable[[Run], None], on_step: StepCallback | None = None) -> None:
-    """Has a run trained to its end."""
+    """Has a run trained to its end.
+
+    Raises:
+      UserError: JAX is set to 64 bits.
+    """
+    check_32_bits()
     if (run.path / "summary.json").exists():
         print(f"{run.damage}. The run counts as not finished and is trained.", file=sys.stderr)
     started = time.monotonic()

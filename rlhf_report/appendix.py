@@ -40,6 +40,23 @@ def runs_table(runs: Mapping[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def products_reading(run: Run) -> str:
+    """How products of float32 arrays were computed in a run."""
+    said = run.record.get("matmul_precision")
+    if said is None:
+        return "How products of float32 arrays were computed was not recorded in this run."
+    if said != "default":
+        return f"Products of float32 arrays were computed with JAX's matmul precision “{said}”."
+    where = run.record["device"].partition(":")[0]
+    if where == "cpu":
+        return "Products of float32 arrays were computed in float32."
+    return (
+        "Products of float32 arrays were computed with JAX's default precision, which is TF32 (ten "
+        "bits of mantissa) on NVIDIA cards since Ampere; JAX_DEFAULT_MATMUL_PRECISION=highest asks "
+        "for float32."
+    )
+
+
 def packages_table(run: Run) -> pd.DataFrame:
     """Versions that made a run."""
     rows = {"python": run.record["python"], **run.record["packages"]}

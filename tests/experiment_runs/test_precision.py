@@ -1,7 +1,16 @@
+import dataclasses
+
+import jax
 import pytest
 
 from experiment_runs import precision
+from experiment_runs import run as runs
 from experiment_runs.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    rate: float = 0.1
 
 
 @pytest.mark.parametrize(
@@ -34,3 +43,23 @@ def test_a_precision_that_there_is_not_is_named_with_those_there_are(monkeypatch
     monkeypatch.setenv("RLHF_PRECISION", "float16")
     with pytest.raises(UserError, match="RLHF_PRECISION=float16: .*float32, mixed, bfloat16"):
         precision.resolved()
+
+
+def test_64_bits_are_refused_before_anything_is_trained_and_may_be_off_for_a_while(tmp_path):
+    def ensure(train):
+        return runs.ensure("stage", Config(), train, inputs={}, root=tmp_path)
+
+    with jax.enable_x64(True):
+        with pytest.raises(UserError, match="JAX_ENABLE_X64 is on"):
+            ensure(lambda run: pytest.fail("was trained"))
+        with jax.enable_x64(False):
+            assert ensure(lambda run: run.finish()).finished
+
+
+def test_a_run_says_how_its_float32_products_were_computed(tmp_path):
+    for name in ("highest", None):
+        with jax.default_matmul_precision(name):
+            assert precision.matmul_precision() == (name or "default")
+            root = tmp_path / str(name)
+            run = runs.ensure("stage", Config(), lambda run: run.finish(), inputs={}, root=root)
+        assert run.record["matmul_precision"] == (name or "default")

@@ -66,3 +66,16 @@ def test_the_protocol_of_the_dcgan_is_told_from_a_shorter_training():
         rows = appendix.gan_protocol_table(run)
         assert set(rows.loc[rows["why"] != "–", "setting"]) == explained
         assert assignment.wanted("gan", "epochs") == "1,000"
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({}, "was not recorded"),
+        ({"matmul_precision": "highest", "device": "gpu: x"}, "“highest”"),
+        ({"matmul_precision": "default", "device": "gpu: x"}, "TF32"),
+        ({"matmul_precision": "default", "device": "cpu: x"}, "computed in float32."),
+    ],
+)
+def test_it_is_said_how_float32_products_were_computed(record, said):
+    assert said in appendix.products_reading(SimpleNamespace(record=record))
