@@ -129,23 +129,6 @@ def answers_reading(summary: Mapping[str, Any]) -> str:
     )
 
 
-def best_of_n_table(run: Run) -> pd.DataFrame:
-    """Each tuned policy beside the best of n samples of the pretrained one at no more distance."""
-    rows = []
-    for name, own in run.summary["gains"].items():
-        against = own["best_of_n"]
-        rows.append(
-            {
-                "policy": policy_name(name),
-                "KL per response": run.summary["policies"][name]["kl_per_sequence"],
-                "n": against["n"], "KL of best of n": against["kl_per_sequence"],
-                "reward ahead of it": with_interval(against["reward"], 2),
-                "by the second reward model": with_interval(against["second_reward"], 2),
-            }
-        )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
 def best_of_n_reading(summary: Mapping[str, Any]) -> str:
     """Which tuned policies are worth more than choosing among samples."""
     sentences = []
@@ -156,11 +139,13 @@ def best_of_n_reading(summary: Mapping[str, Any]) -> str:
         low, high = against["reward"]["low"], against["reward"]["high"]
         verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not to be told from"
         distance = summary["policies"][name]["kl_per_sequence"]
+        second = against["second_reward"]
         sentences.append(
             f"{policy_name(name)}, {distance:.1f} nats a response "
             f"from the reference, is {verdict} the best of {against['n']} "
-            f"(at most {against['kl_per_sequence']:.1f} nats) by the reward that both go by "
-            f"({with_interval(against['reward'], 2)})"
+            f"(at most {against['kl_per_sequence']:.1f} nats) by the reward that both go by, "
+            f"{with_interval(against['reward'], 2)}, and {with_interval(second, 2)} by the second "
+            "reward model"
         )
     return "; ".join(sentences) + "."
 

@@ -100,9 +100,9 @@ def test_a_policy_beats_best_of_n_only_where_the_interval_says_so(against, verdi
     changes = evaluation.changes_reading(summary_of(against))
     assert f"PPO, LoRA: {by_second}" in changes
     assert "perplexity 4.0 to 5.0" in changes and "answers that end 20% to 50%" in changes
-    table = evaluation.best_of_n_table(SimpleNamespace(summary=summary_of(against)))
-    assert [*table["n"]] == [64, 64]
-    assert table["by the second reward model"][0].startswith(f"{-against:.2f} [")
+    assert (
+        f", and {-against:.2f} [{-against - 0.1:.2f}, {-against + 0.1:.2f}] by the second" in text
+    )
 
 
 def test_a_run_without_best_of_n_or_conversations_says_so():
