@@ -8,7 +8,7 @@ from experiment_runs.errors import UserError, first_line
 
 @contextlib.contextmanager
 def readable(what: object, kind: str) -> Iterator[None]:
-    """Inside, anything but a message of ours becomes one.
+    """Inside, anything but a message of ours becomes one; each names what is read.
 
     The readers of these files (tokenizers, jinja2, safetensors, gguf, orbax, datasets) raise errors
     of any kind for what is broken, and share no class of them.
@@ -22,8 +22,10 @@ def readable(what: object, kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if str(what) in str(error):
+            raise
+        raise UserError(f"{what}: {error}") from None
     except Exception as error:
         raise UserError(
             f"{what}: cannot be read as {kind} ({type(error).__name__}: {first_line(error)}); "

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,11 +27,18 @@ from rlhf_jax.data.tables import Source, digest, file_names, is_text, is_there, 
 OASST = "OpenAssistant/oasst1"
 FOLDERS = ("oasst", "prompts")  # of a local copy
 MESSAGE_COLUMNS = ["message_id", "message_tree_id", "text", "role", "lang"]
+ROLES = ("prompter", "assistant")
 MESSAGE_RULES = {
     "message_id": (tables.is_identifier, "the identifier of the message"),
     "message_tree_id": (tables.is_identifier, "the identifier of the conversation"),
 }
+MESSAGE_RULES |= {
+    "text": (tables.is_text_or_empty, "a text"),
+    "lang": (is_text, "the code of a language"),
+    "role": (lambda column: column.isin(ROLES), "prompter or assistant"),
+}
 REVIEW_COLUMNS = ["deleted", "review_result"]
+MESSAGE_RULES |= dict.fromkeys(REVIEW_COLUMNS, (tables.is_boolean_or_empty, "true or false"))
 # Where other data sets have the question, as a text or as a dialogue; the first of these is read.
 QUESTION_COLUMNS = [
     "prompt", "question", "instruction", "query", "history", "messages", "conversations",
@@ -101,7 +108,8 @@ def questions(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[list[Prompt], 
             tables.check(where, frame, MESSAGE_RULES)
             of_oasst.append(frame)
         elif column == "prompt" and "message_tree_id" in frame:
-            of_oasst.append(tree_messages(where, frame))
+            of_oasst.append(messages := tree_messages(where, frame))
+            tables.check(where, messages, MESSAGE_RULES)
         elif column:
             others += column_questions(where, frame, column)
             notes.append(f"column '{column}'")
@@ -126,9 +134,9 @@ def prompter_messages(frame: pd.DataFrame) -> tuple[list[Prompt], str]:
     wanted = (frame["role"] == "prompter") & (frame["lang"] == "en") & is_text(frame["text"])
     rejected = pd.Series(False, frame.index)
     if "deleted" in frame:
-        rejected |= frame["deleted"].map(boolean).isin([True])
+        rejected |= frame["deleted"].map(tables.boolean).isin([True])
     if "review_result" in frame:
-        rejected |= frame["review_result"].map(boolean).isin([False])
+        rejected |= frame["review_result"].map(tables.boolean).isin([False])
     rejected = frame["message_id"].isin(frame["message_id"][rejected])
     count = frame["message_id"][wanted & rejected].nunique()
     found = [
@@ -144,16 +152,9 @@ def prompter_messages(frame: pd.DataFrame) -> tuple[list[Prompt], str]:
     return found, f"every English message by a prompter{left_out}"
 
 
-def boolean(value: Any) -> bool | None:
-    """What a file says by true, 1.0 or "False"; None for anything else."""
-    return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(
-        str(value).strip().lower()
-    )
-
-
 def tree_messages(where: str, frame: pd.DataFrame) -> pd.DataFrame:
     """The messages of OASST's trees, each before its replies."""
-    found = []
+    found, numbers = [], []
     for number, tree in zip(frame.index, frame.to_dict("records"), strict=True):
         left = [tree["prompt"]]
         while left:
@@ -164,7 +165,8 @@ def tree_messages(where: str, frame: pd.DataFrame) -> pd.DataFrame:
             left += reversed(replies)
             values = {name: node.get(name) for name in (*MESSAGE_COLUMNS, *REVIEW_COLUMNS)}
             found.append(values | {"message_tree_id": tree["message_tree_id"]})
-    return pd.DataFrame(found)
+            numbers.append(number)
+    return pd.DataFrame(found, pd.Index(numbers, name=frame.index.name))
 
 
 def column_questions(where: str, frame: pd.DataFrame, column: str) -> list[Prompt]:

@@ -240,9 +240,21 @@ def is_text_or_empty(column: pd.Series) -> pd.Series:
 
 
 def is_identifier(column: pd.Series) -> pd.Series:
-    """What can name a post or a message: a text or a number."""
-    plain = column.map(lambda value: isinstance(value, str | int | float | np.number))
-    return plain.astype(bool) & column.notna()
+    """What can name a post or a message: a text that is not blank, or a number."""
+    plain = column.map(lambda value: isinstance(value, int | float | np.number))
+    return plain.astype(bool) & column.notna() | is_text(column)
+
+
+def is_boolean_or_empty(column: pd.Series) -> pd.Series:
+    known = column.map(lambda value: boolean(value) is not None or not str(value).strip())
+    return known.astype(bool) | column.isna()
+
+
+def boolean(value: Any) -> bool | None:
+    """What a file says by true, 1.0 or "False"; None for anything else."""
+    return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(
+        str(value).strip().lower()
+    )
 
 
 def numbers(column: pd.Series) -> pd.Series:

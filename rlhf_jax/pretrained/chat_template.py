@@ -18,7 +18,7 @@ from rlhf_jax.data.dialogues import messages as as_messages
 MARK = "\N{BLACK SQUARE}mark\N{BLACK SQUARE}"
 PROGRAM = Path(__file__).with_name("render.py")
 # A template may loop or grow without end.
-SECONDS = 5  # of the processor, for all its renderings together
+SECONDS = 3  # of the processor, for all its renderings together
 MEMORY = 2**29  # bytes
 CHARACTERS = 100_000  # of a rendering
 # Texts at whose edges tokenizers read template and text together.

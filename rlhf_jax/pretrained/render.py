@@ -87,6 +87,8 @@ def render(asked: Mapping[str, Any]) -> list[str | dict[str, str]]:
             if len(text) > asked["characters"]:
                 raise ValueError(f"it writes {len(text):,} characters")
             found.append(text)
+        except MemoryError as error:
+            return [said(error)] * len(asked["conversations"])
         except Exception as error:  # whatever a template does
             found.append(said(error))
     return found

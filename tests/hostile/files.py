@@ -26,7 +26,7 @@ VALUES = [
     None, True, -1, 0, 2**63, 10**400, 1.5, float("nan"), float("inf"), "", " ", "x" * 10**6,
     "\ud800", "\x00", "7" * 5000, [], [1, [2]], {}, {"a": {"b": []}}, ["x"] * 1000, "2024-01-01",
 ]  # fmt: skip
-KINDS = ("preferences", "prompts", "images", "model", "run")
+KINDS = ("preferences", "prompts", "images", "model", "gguf", "run")
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -47,7 +47,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     ])()  # fmt: skip
 
 
-def special(path: Path, rng: random.Random) -> None:
+def special_file(path: Path, rng: random.Random) -> None:
     """Something that is no regular file, or one without end, in the place of a file."""
     path.unlink(missing_ok=True)
     rng.choice([
@@ -102,7 +102,7 @@ def table(path: Path, row: dict, rng: random.Random) -> None:
         content = damaged(content, rng)
     path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
     if rng.random() < 0.1:
-        special(path, rng)
+        special_file(path, rng)
 
 
 def images(folder: Path, rng: random.Random) -> None:
@@ -140,7 +140,7 @@ def images(folder: Path, rng: random.Random) -> None:
     if rng.random() < 0.3:
         path.write_bytes(damaged(path.read_bytes(), rng))
     if rng.random() < 0.1:
-        special(path, rng)
+        special_file(path, rng)
 
 
 TEMPLATES = [
@@ -149,6 +149,14 @@ TEMPLATES = [
     "{% set x.t = x.t + x.t %}{% endfor %}{{ x.t }}", "nothing", "", "{% if %}", "{{ 1 / 0 }}",
     "{{ messages[0].content.__class__.__mro__ }}", "{{ messages[9].content }}",
     "{{ messages[0]['content'] * 2 }}", "{{ messages[0]['content'] | upper }}",
+    "{{ 'a' * 10 ** 9 }}", "{{ 9 ** (9 ** 9) }}", "{{ [[0] * 9999] * 10 ** 9 }}",
+    "{{ (['a' * 10 ** 6] * 10 ** 6) | join }}", "{{ 'a' | center(2 ** 40) }}",
+    "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('a') }}", "{{ '%9999999999s' % 'a' }}",
+    "{% for i in range(9) %}" * 30 + "{% endfor %}" * 30, "{{ messages }}" * 10**5, "(" * 10**5,
+    "{{ " + "(" * 10**4 + ")" * 10**4 + " }}", "{% set ns = namespace(x=3) %}{% for i in "
+    "range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x }}", "{% include 'x' %}",
+    "{{ messages[0]['content'][::-1] }}", "{{ range(10**12) | list }}", "\ud800".encode(
+        "utf-8", "replace").decode(), "{{ lipsum(n=9999) }}", "{{ cycler.__init__.__globals__ }}",
 ]  # fmt: skip
 
 
@@ -183,7 +191,69 @@ def model(folder: Path, rng: random.Random) -> None:
         path = rng.choice(files)
         path.write_bytes(damaged(path.read_bytes(), rng))
         if rng.random() < 0.2:
-            special(path, rng)
+            special_file(path, rng)
+
+
+def gguf_file(folder: Path, rng: random.Random) -> None:
+    """A GGUF file with one field, tensor or byte that is wrong."""
+    import gguf
+
+    from rlhf_jax.pretrained.tensor_names import huggingface_tensors, tensor_table
+
+    whole = random_model()
+    tokens = sorted(vocabulary := whole.tokenizer.huggingface.get_vocab(), key=vocabulary.get)
+    special = set(whole.tokenizer.huggingface.all_special_tokens)
+    tokens[-1] = "ab"  # what the only merge makes
+    fields = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.token_type": [3 if token in special else 1 for token in tokens],
+        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": whole.tokenizer.end,
+        "tokenizer.chat_template": whole.tokenizer.huggingface.chat_template,
+        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
+        "llama.embedding_length": 32, "llama.feed_forward_length": 64, "llama.block_count": 2,
+        "llama.context_length": 1024, "llama.rope.freq_base": 1e4,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    }  # fmt: skip
+    names = {hf: short for _, hf, short in tensor_table(whole.config)}
+    found = huggingface_tensors(whole.state, whole.config)
+    tensors = {names[name]: values for name, values in found.items()}
+    change, name = rng.randrange(4), rng.choice([*tensors])
+    if change == 0:
+        fields.pop(rng.choice([*fields]))
+    elif change == 1:
+        wrong = [2**31, 0, -1, "x", "", 1.5, float("nan"), [1, 2], ["a"], True, "x" * 10**6, 10**9]
+        fields[rng.choice([*fields])] = rng.choice([*wrong, rng.choice(TEMPLATES)])
+    elif change == 2:
+        tensors[name] = rng.choice([
+            lambda: tensors[name] * np.float32("nan"), lambda: tensors[name][:1],
+            lambda: tensors[name].astype(np.int8), lambda: np.zeros((1, 1), np.float32),
+        ])()  # fmt: skip
+    path = folder / "model.gguf"
+    writer = gguf.GGUFWriter(path, rng.choice(["llama"] * 9 + ["bert"]))
+    kinds = {bool: "bool", int: "int32", float: "float32", str: "string", list: "array"}
+    for key, value in fields.items():
+        getattr(writer, f"add_{kinds[type(value)]}")(
+            key, min(value, 2**31 - 1) if type(value) is int else value
+        )
+    for key, values in tensors.items():
+        writer.add_tensor(key, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if change == 3:
+        content = path.read_bytes()
+        at = rng.randrange(8, 3000)
+        path.write_bytes(rng.choice([
+            lambda: damaged(content, rng),
+            lambda: content[:at] + b"\xff" * 8 + content[at + 8 :],
+            lambda: content[:at] + bytes(8) + content[at + 8 :],
+            lambda: content[: 8 * rng.randrange(1, 4)] + b"\xff" * 7 + b"\0" + content[32:],
+            lambda: content[:at] + rng.randbytes(9) + content[at + 9 :],
+        ])())  # fmt: skip
+        if rng.random() < 0.1:
+            special_file(path, rng)
 
 
 def run(folder: Path, rng: random.Random) -> None:
@@ -215,7 +285,7 @@ def make(kind: str, folder: Path, seed: int) -> None:
         (folder / "medmnist").mkdir()
         images(folder / "medmnist", rng)
     else:
-        {"model": model, "run": run}[kind](folder, rng)
+        {"model": model, "gguf": gguf_file, "run": run}[kind](folder, rng)
 
 
 def read(kind: str, folder: Path) -> None:
@@ -232,17 +302,20 @@ def read(kind: str, folder: Path) -> None:
         from gan_jax import data
 
         data.load("dermamnist", side=28, data_dir=folder, student_id=None)
-    elif kind == "model":
+    elif kind in ("model", "gguf"):
         from rlhf_jax.pretrained import hub, loading
 
-        hub.identity(folder, dtype="float32")
-        loading.load(folder, name="hostile")
+        path = hub.find(str(folder / "model.gguf" if kind == "gguf" else folder))
+        hub.identity(path, dtype="float32")
+        loading.load(path, name="hostile")
     else:
+        from experiment_runs.inventory import description
         from experiment_runs.run import Run
 
         found = Run(folder)
-        _ = found.finished, found.metrics()
+        _ = found.finished, found.metrics(), description(found)
         found.rewind(1)
+        found.require_finished()
 
 
 def numbers(count: int, seed: int) -> Iterator[tuple[str, int]]:

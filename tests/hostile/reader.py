@@ -5,6 +5,7 @@ outcome (accepted, refused, or the traceback), the seconds, and the peak of resi
 """
 
 import json
+import resource
 import shutil
 import sys
 import time
@@ -17,9 +18,10 @@ from experiment_runs.errors import UserError
 
 
 def peak_gb() -> float:
-    """The largest resident memory since it was last reset (`VmHWM`), in GB."""
+    """The largest resident memory since it was last reset (`VmHWM`), or of a child, in GB."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1e6
+    own = int(status.split("VmHWM:")[1].split()[0])
+    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1e6
 
 
 for line in sys.stdin:
