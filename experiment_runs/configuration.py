@@ -11,6 +11,17 @@ from typing import Any, Literal, Union
 from experiment_runs.errors import UserError
 
 SEEDS = 2**31  # of which the generators take one
+MOST = 10**8  # of whole numbers; of those below, whose many are in memory at once, so many
+MOST_OF = {
+    "rank": 2**13, "widths": 2**13, "latents": 2**16, "frames": 10**4, "images": 20_000,
+    "batch": 2**16, "forward_batch": 2**13, "batch_pairs": 2**16, "forward_pairs": 2**13,
+    "batch_rows": 2**12, "responses_per_prompt": 2**13, "best_of": 2**13, "draws": 10**4,
+    "max_tokens": 2**17, "prompt_tokens": 2**17, "response_tokens": 2**17,
+    "reference_prompt_tokens": 2**17, "reference_response_tokens": 2**17,
+    "reference_samples": 2**16, "dispatch_steps": 10**4, "resamples": 10**6, "neighbours": 10**3,
+    "classifier_steps": 10**6, "seed": SEEDS, "seeds": 100,
+}  # fmt: skip
+TOKENS = 2**22  # in a batch of whatever kind
 
 
 def made(kind: type, values: Mapping[str, Any], place: str) -> Any:
@@ -29,7 +40,10 @@ def made(kind: type, values: Mapping[str, Any], place: str) -> Any:
 
 
 def check_types(config: Any) -> None:
-    """Rejects a value that is not of its field's type, naming the field; not-a-number is none."""
+    """Rejects a value that is not of its field's type, or beyond all sizes, naming the field.
+
+    Not-a-number is no number. What is too large is refused before any memory is taken for it.
+    """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         hint = hints[field.name]
@@ -37,6 +51,18 @@ def check_types(config: Any) -> None:
             options = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
             wanted = f"one of {', '.join(map(str, options))}" if options else described(hint)
             reject(config, field.name, wanted)
+        value, most = getattr(config, field.name), MOST_OF.get(field.name, MOST)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, numbers.Integral) and number > most:
+                reject(config, field.name, f"at most {most:,}")
+
+
+def check_tokens(config: Any, rows: str, *lengths: str) -> None:
+    """Rejects rows of so many tokens that no memory holds a batch of them."""
+    count = getattr(config, rows) * sum(getattr(config, length) for length in lengths)
+    if count > TOKENS:
+        reject(config, rows, f"less: with {' and '.join(lengths)} a batch has {count:,} tokens, "
+               f"more than {TOKENS:,}")  # fmt: skip
 
 
 def check_seed(config: Any) -> None:

@@ -10,6 +10,7 @@ from experiment_runs.configuration import (
     check_not_negative,
     check_positive,
     check_seed,
+    check_tokens,
     check_types,
     reject,
 )
@@ -74,6 +75,7 @@ class RewardConfig:
         check_positive(self, "batch_rows", "max_tokens", "clip_norm", "max_pairs_per_post")
         check_positive(self, "train_pairs", "validation_pairs", "test_pairs")
         check_positive(self, "reference_prompt_tokens", "reference_response_tokens")
+        check_tokens(self, "batch_rows", "max_tokens")
         check_not_negative(self, "margin", "weight_decay")
         check_fraction(self, "warmup_fraction")
         check_seed(self)
@@ -129,6 +131,7 @@ class PPOConfig:
         check_positive(self, "batch", "forward_batch", "passes", "inner_epochs", "sample_every")
         check_positive(self, "prompts", "prompt_tokens", "response_tokens", "temperature")
         check_positive(self, "ratio_clip", "value_clip", "target_kl")
+        check_tokens(self, "forward_batch", "prompt_tokens", "response_tokens")
         check_not_negative(self, "value_weight", "kl_weight", "kl_gain", "missing_end_penalty")
         check_fraction(self, "warmup_fraction")
         check_seed(self)
@@ -192,6 +195,7 @@ class DPOConfig:
         check_types(self)
         check_positive(self, "beta", "learning_rate", "clip_norm", "batch_pairs", "forward_pairs")
         check_positive(self, "epochs", "train_pairs", "validation_pairs", "max_tokens")
+        check_tokens(self, "forward_pairs", "max_tokens")
         check_fraction(self, "warmup_fraction")
         check_seed(self)
         if self.batch_pairs % self.forward_pairs:

@@ -11,6 +11,7 @@ import jax
 import tyro
 
 from experiment_runs import inventory, settings
+from experiment_runs.configuration import MOST_OF
 from experiment_runs.errors import UserError
 from experiment_runs.files import append_jsonl, fingerprint
 from experiment_runs.lock import locked
@@ -81,6 +82,11 @@ class Generate(UseModel):
         """Every prompt as often as it is to be answered."""
         if self.samples < 1 or self.temperature < 0 or (self.tokens or 1) < 1:
             raise UserError("--samples and --tokens must be at least 1, --temperature at least 0")
+        if self.samples > MOST_OF["best_of"] or (self.tokens or 1) > MOST_OF["response_tokens"]:
+            raise UserError(
+                f"--samples={self.samples}, --tokens={self.tokens}: at most {MOST_OF['best_of']:,} "
+                f"samples of {MOST_OF['response_tokens']:,} tokens"
+            )
         prompts = list(self.prompt)
         if self.file is not None:
             try:

@@ -142,3 +142,38 @@ def test_responses_to_a_prompt_must_fit_the_batch(changes, told):
     with pytest.raises(UserError, match=told):
         config.PPOConfig(**changes)
     assert config.PPOConfig(prompts=16, responses_per_prompt=4).steps == 5
+
+
+CONFIGURATIONS = [
+    config.LoRAConfig(), RewardConfig(), PPOConfig(), config.DPOConfig(), EvaluationConfig(),
+    gan_config.GANConfig(), gan_config.EvidenceConfig(), profiles.tiny(),
+]  # fmt: skip
+SIZES = [
+    (found, field.name)
+    for found in CONFIGURATIONS
+    for field in dataclasses.fields(found)
+    if field.name != "seed" and str(field.type).startswith(("int", "<class 'int", "tuple[int"))
+]
+
+
+@pytest.mark.parametrize(
+    "found, field", SIZES, ids=[f"{type(found).__name__}.{field}" for found, field in SIZES]
+)
+def test_a_size_of_a_thousand_million_is_refused_before_memory_is_taken(found, field):
+    size = 10**9
+    wrong = (size, 1, 1, 1) if isinstance(getattr(found, field), tuple) else size
+    with pytest.raises(UserError, match=f"{field}=.*at most "):
+        dataclasses.replace(found, **{field: wrong})
+
+
+@pytest.mark.parametrize(
+    "kind, wrong",
+    [
+        (RewardConfig, {"batch_rows": 4096, "max_tokens": 2**17}),
+        (PPOConfig, {"batch": 8192, "forward_batch": 8192, "prompts": 8192, "prompt_tokens": 2048}),
+        (config.DPOConfig, {"batch_pairs": 8192, "forward_pairs": 8192, "max_tokens": 4096}),
+    ],
+)
+def test_sizes_that_no_memory_holds_together_are_refused(kind, wrong):
+    with pytest.raises(UserError, match="a batch has .* tokens"):
+        kind(**wrong)
