@@ -24,6 +24,7 @@ def concluded(work: Callable[[], None]) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone
     before = signal.signal(signal.SIGTERM, stop)
     try:
+        settings.check()
         work()
         return 0
     except KeyboardInterrupt as error:
@@ -36,7 +37,9 @@ def concluded(work: Callable[[], None]) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         where = error.filename if error.filename is not None else "a file or connection"
-        return told(f"{where}: {error.strerror or error}; see to it, then repeat the command")
+        return told(
+            f"{where!s:.300}: {error.strerror or error}; see to it, then repeat the command"
+        )
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             return told(f"memory is full ({first_line(error)}); lower batch sizes or lengths")

@@ -95,9 +95,8 @@ def check_fraction(config: Any, *fields: str) -> None:
 
 def reject(config: Any, field: str, wanted: str) -> None:
     """Raises a UserError that names field, value and what would be right."""
-    raise UserError(
-        f"{type(config).__name__}.{field}={getattr(config, field)} is impossible: must be {wanted}"
-    )
+    value = f"{getattr(config, field)!s:.100}"
+    raise UserError(f"{type(config).__name__}.{field}={value} is impossible: must be {wanted}")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -62,7 +62,7 @@ def git_revision() -> str:
     environment["GIT_CEILING_DIRECTORIES"] = str(SOURCES.parent)
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"],
+            ["git", "--no-optional-locks", "describe", "--always", "--dirty=+"],
             cwd=SOURCES, env=environment, capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -235,9 +235,9 @@ def ensure(
     path = root / f"{stage}-{identity[:10]}"
     record = {"stage": stage, "identity": identity, "config": config, "inputs": dict(inputs)}
     record |= numbers | {"about": dict(about or {})}
-    if is_recorded(path, identity) and Run(path).finished:
-        return Run(path)
     try:
+        if is_recorded(path, identity) and Run(path).finished:
+            return Run(path)
         path.mkdir(parents=True, exist_ok=True)
         with locked(path / "lock", wait=wait):
             if not is_recorded(path, identity):
@@ -250,7 +250,7 @@ def ensure(
         if not concerns(error, root):
             raise
         raise UserError(
-            f"{root}: results cannot be written there ({error.strerror}); "
+            f"{root!s:.300}: results cannot be written there ({error.strerror}); "
             "make it writable or name another folder in RLHF_RESULTS"
         ) from None
     return run

@@ -84,6 +84,12 @@ def seconds(name: str, named: str) -> float:
     return found
 
 
+def check() -> None:
+    """Rejects nonsense in variables that are read late, before anything is trained."""
+    for read in (checkpoint_seconds, hub_seconds, log_to, committed):
+        read()
+
+
 def profile() -> str:
     """The profile that RLHF_PROFILE names, else the machine's own."""
     machine = "cpu" if jax.default_backend() == "cpu" else "assignment"
@@ -170,7 +176,7 @@ def committed() -> Path | None:
     if not named:
         return None
     folder = PROJECT / "results" / named
-    if not folder.is_dir():
+    if Path(named).name != named or named == ".." or not folder.is_dir():
         known = ", ".join(sorted(path.name for path in folder.parent.glob("*/")))
         raise UserError(f"RUN={named}: no folder results/{named}; there are: {known or 'none'}")
     return folder

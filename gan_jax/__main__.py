@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -88,7 +89,8 @@ def detector_table(rows: list[dict]) -> str:
     table["shown"] = [f"{row['mean']:.3g}{' *'[row['caught']]}" for row in rows]
     wide = table.pivot(index="scenario", columns="detector", values="shown")
     wide = wide.loc[table["scenario"].unique(), table["detector"].unique()]
-    return f"{wide.to_string()}\n* caught: t-tests with Holm's correction"
+    width = shutil.get_terminal_size().columns
+    return f"{wide.to_string(line_width=width)}\n* caught: t-tests with Holm's correction"
 
 
 def parsed(arguments: list[str]) -> Train | Evaluate:

@@ -8,15 +8,16 @@ import dataclasses
 import functools
 import operator
 import os
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 import tyro
 
-from experiment_runs import precision, settings
-from experiment_runs.accelerator import idle_gpu
+from experiment_runs import settings
 from experiment_runs.command import concluded
 from experiment_runs.compilation import keep_programs
 from experiment_runs.run import Run
@@ -129,16 +130,20 @@ def execute(command: Command) -> None:
 def announce(experiment: Experiment) -> None:
     """Which model, data and device, and how long it will take."""
     profile, where = experiment.profile, experiment.model_path
-    print(f"profile  {profile.name}: {profile.promise}")
-    print(f"model    {profile.model} ({'random weights' if where is None else where.name})")
+    tell("profile", f"{profile.name}: {profile.promise}")
+    tell("model", f"{profile.model} ({'random weights' if where is None else where.name})")
     for name, source in experiment.sources.items():
-        print(f"data     {name}: {source.rows:,} from {source.name} ({source.kind})")
+        tell("data", f"{name}: {source.rows:,} from {source.name} ({source.kind})")
     devices = jax.devices()
-    if warning := idle_gpu():
-        print(warning, file=sys.stderr)
-    print(f"precision {precision.told(profile.dtype)}")
-    print(f"device   {len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores")
-    print(f"time     about {profile.time} on two cores, less what is done", flush=True)
+    tell("device", f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores")
+    tell("time", f"about {profile.time} on two cores, less what is done")
+
+
+def tell(label: str, text: str) -> None:
+    """A label and a text, in lines that fit the terminal."""
+    width = max(shutil.get_terminal_size().columns, 40)
+    lines = textwrap.wrap(text, width - 9, break_long_words=False, break_on_hyphens=False)
+    print(f"{label:9}" + f"\n{'':9}".join(lines), flush=True)
 
 
 def show(experiment: Experiment, stages: list[str]) -> list[Run]:

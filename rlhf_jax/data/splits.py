@@ -47,7 +47,7 @@ def split_posts(
     held_out = {key for name in given for post in parts[name] for key in keys(post)}
     rest = [post for post in posts if post.split not in given and not asked(post) & held_out]
     by_domain: dict[str, list[list[Post]]] = {}
-    for group in linked(rest):
+    for group in (whole := linked(rest)):
         by_domain.setdefault(group[0].domain, []).append(group)
     names = [name for name in fractions if name not in given]
     edges = np.cumsum([fractions[name] for name in names])
@@ -62,7 +62,13 @@ def split_posts(
         drawn_as = FIRST_NAMES.get(name, name)
         np.random.default_rng([seed, zlib.crc32(drawn_as.encode())]).shuffle(part)
         if not part and name in fractions:
-            raise UserError(f"part '{name}' of the posts is empty: {len(posts)} are too few")
+            raise UserError(
+                f"part '{name}' of the posts is empty: {len(posts)} posts, "
+                f"{len(posts) - len(rest)} of them in official splits or asking "
+                f"what these ask, the others in {len(whole)} groups that "
+                "share questions or replies and stay together; give more posts, or "
+                "remove replies that many of them share"
+            )
     if overlap(parts):
         raise RuntimeError("parts of the posts share texts")
     return {name: parts[name] for name in fractions}

@@ -107,7 +107,7 @@ def test_official_splits_are_kept_and_the_rest_is_divided():
 def test_impossible_divisions_are_errors():
     with pytest.raises(UserError, match="sum to other than 1"):
         divided([post(1)], fractions={"train": 0.5, "test": 0.4})
-    with pytest.raises(UserError, match="part 'train' .*empty.*too few"):
+    with pytest.raises(UserError, match="part 'train' .*empty.*groups that share"):
         divided([])
 
 
