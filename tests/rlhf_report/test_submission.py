@@ -27,7 +27,7 @@ from rlhf_jax.experiment import from_environment
 from rlhf_jax.ratings.questionnaire import Server
 from rlhf_jax.ratings.store import CRITERIA, RATINGS, response_hash, save_rating
 from rlhf_report import ratings, submission, verify
-from rlhf_report.quarto.notebook import read
+from rlhf_report.quarto.notebook import HEADING, REFERENCE, read
 
 FIXTURE = Path(__file__).parent / "quarto" / "fixture"
 
@@ -169,6 +169,15 @@ def test_a_submission_leaves_out_what_others_have_trained(environment, tmp_path)
     assert text() == ["# A", "a", "## D", "e"]
     report = "\n".join(line.text for line in read(PROJECT / "report.qmd").lines)
     assert "sec-long-gan" not in report and "sec-exercises" not in report
+    assert "long_runs" not in report
+    used = {label for pair in REFERENCE.findall(report) for label in pair[1:] if label}
+    assert used <= set(re.findall(r"(?:\{#|#\| label: )([\w-]+)", report))
+
+
+def test_a_heading_has_no_class_that_means_nothing():
+    headings = [HEADING.fullmatch(line.text) for line in read(PROJECT / "report.qmd").lines]
+    classes = {x for match in headings if match for x in re.findall(r"\.[\w-]+", match[2] or "")}
+    assert classes == {".unnumbered", ".not-handed-in"}
 
 
 def asked_for(monkeypatch, **changes):
