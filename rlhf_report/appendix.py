@@ -99,6 +99,11 @@ def exercises() -> Markdown:
     )
 
 
+def faults_table() -> pd.DataFrame:
+    """What happens when something goes wrong, and the test that shows it."""
+    return pd.read_csv(PROJECT / "tests" / "faults.csv")
+
+
 def protocol_table(reward: Run, full: Run, lora: Run, evaluation: Run) -> pd.DataFrame:
     """The protocol's values (assignment.toml), the values of these runs, and why they differ."""
     r, f, a, e = reward.config, full.config, lora.config, evaluation.config

@@ -25,6 +25,7 @@ FILES = (
 
 ENDINGS = (".safetensors", ".json", ".jinja")  # of the files that make up a model
 LARGEST_TEXT = 2**28  # bytes of one that holds no tensors
+LARGEST_FILE = 10**11  # bytes of a GGUF file
 RANDOM = "random"  # two small layers on bytes
 
 
@@ -83,6 +84,8 @@ def identity(path: Path | None, *, dtype: str) -> str:
     if path is None:
         return fingerprint(RANDOM, dtype)
     if path.is_file():
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise UserError(f"{path}: {size:,} bytes are no model; download it again")
         return fingerprint(path, dtype)
     return fingerprint(dtype, *model_files(path))
 

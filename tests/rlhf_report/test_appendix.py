@@ -9,6 +9,7 @@ import pytest
 
 from experiment_runs import assignment
 from experiment_runs.files import encode
+from experiment_runs.settings import PROJECT
 from gan_jax.config import PROFILES
 from rlhf_jax import profiles
 from rlhf_jax.data.preferences import SHP
@@ -79,3 +80,10 @@ def test_the_protocol_of_the_dcgan_is_told_from_a_shorter_training():
 )
 def test_it_is_said_how_float32_products_were_computed(record, said):
     assert said in appendix.products_reading(SimpleNamespace(record=record))
+
+
+def test_every_fault_names_a_test_that_exists():
+    sources = "".join(path.read_text() for path in (PROJECT / "tests").rglob("test_*.py"))
+    rows = appendix.faults_table()
+    assert len(rows) > 10 and not rows.isna().any(axis=None)
+    assert [name for name in rows["test"] if f"def {name}(" not in sources] == []
