@@ -6,6 +6,7 @@ and stand open; the others are folded in Jupyter.
 """
 
 import ast
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from experiment_runs.assignment import PATH
 from experiment_runs.settings import PROJECT, SOURCES
 
 FOLDER = "source_code"
+BESIDE = re.compile(r"with_name\(\"(\w+\.py)\"\)")  # a program that is run as a file
 PACKAGES = ("rlhf_jax", "gan_jax", "experiment_runs", "rlhf_report")
 OPEN = (  # what the report is about, in its order
     "rlhf_jax/objectives", "rlhf_jax/reward_model/", "rlhf_jax/ppo/", "rlhf_jax/evaluation/",
@@ -88,12 +90,16 @@ def first_sentence(path: Path) -> str:
 
 
 def imported_files(code: Iterable[str]) -> set[Path]:
-    """The files of this project that some code imports, and those that these import."""
+    """The files of this project that some code imports, those that these import, and the programs
+    beside them that they name and run."""
     left, found = [*code], set()
     while left:
         for path in files_of(imported_names(left.pop())) - found:
-            found.add(path)
-            left.append(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            beside = {path.with_name(name) for name in BESIDE.findall(text)}
+            for file in {path} | {own for own in beside if own.is_file()}:
+                found.add(file)
+                left.append(file.read_text(encoding="utf-8"))
     return found
 
 

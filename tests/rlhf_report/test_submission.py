@@ -28,6 +28,7 @@ from rlhf_jax.ratings.questionnaire import Server
 from rlhf_jax.ratings.store import CRITERIA, RATINGS, response_hash, save_rating
 from rlhf_report import ratings, submission, verify
 from rlhf_report.quarto.notebook import HEADING, REFERENCE, read
+from rlhf_report.source_code import imported_files
 
 FIXTURE = Path(__file__).parent / "quarto" / "fixture"
 
@@ -172,6 +173,11 @@ def test_a_submission_leaves_out_what_others_have_trained(environment, tmp_path)
     assert "long_runs" not in report
     used = {label for pair in REFERENCE.findall(report) for label in pair[1:] if label}
     assert used <= set(re.findall(r"(?:\{#|#\| label: )([\w-]+)", report))
+
+
+def test_programs_that_a_module_runs_as_files_come_with_it():
+    found = imported_files(["from rlhf_jax.pretrained import chat_template"])
+    assert PROJECT / "rlhf_jax" / "pretrained" / "render.py" in found
 
 
 def test_a_heading_has_no_class_that_means_nothing():
