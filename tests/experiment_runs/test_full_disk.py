@@ -49,7 +49,8 @@ def train(folder, largest=None):
     return subprocess.run(
         [sys.executable, "-c", TRAINING, str(folder)], cwd=PROJECT, text=True, preexec_fn=limit,
         env=os.environ | {"RLHF_DEBUG": "", "RLHF_CHECKPOINT_SECONDS": "0",
-             "JAX_ENABLE_COMPILATION_CACHE": "0", "PATH": "/nowhere"},  # without git, whose lock would stay
+             "JAX_ENABLE_COMPILATION_CACHE": "0",
+             "PATH": "/nowhere"},  # no git: its lock would stay
         timeout=120,
         capture_output=True, check=False,
     )  # fmt: skip
