@@ -1,10 +1,11 @@
 """The accelerator of this machine: what it computes in, and whether it is used at all."""
 
-import os
 import subprocess
 from pathlib import Path
 
 import jax
+
+from experiment_runs import settings
 
 DEVICE = Path("/dev/nvidia0")  # there wherever a process may use an NVIDIA card, WSL apart
 ASK = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
@@ -34,7 +35,7 @@ def multiplies_bfloat16() -> bool:
 
 def idle_gpu() -> str | None:
     """A warning that names the NVIDIA card which JAX does not use, and what installs its JAX."""
-    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
+    if jax.default_backend() != "cpu" or settings.jax_platforms():
         return None
     try:
         asked = subprocess.run(ASK, capture_output=True, text=True, timeout=20)

@@ -218,3 +218,8 @@ def asked() -> dict[str, str]:
     """The variables that decide which runs are shown; what is not asked for is empty."""
     values = {name: os.environ.get(name, "") for name in SHOWN}
     return values | {"RLHF_PROFILE": profile()}
+
+
+def jax_platforms() -> str:
+    """The platforms that JAX was told to use, "" where it was told nothing."""
+    return os.environ.get("JAX_PLATFORMS", "")
