@@ -63,10 +63,30 @@ def read_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str) -> Frozen
     if "reward_offset" in config:  # one of ours, which reads the end itself
         model.offset[...] = jnp.float32(config["reward_offset"])
     else:
-        model.tail = tokenizer.tail
+        model.tail = read_after_end(theirs, config.get("pad_token_id"), path)
     return FrozenRewardModel(*nnx.split(model))
+
+
+def read_after_end(tokenizer: Tokenizer, pad: int | None, path: Path) -> tuple[int, ...] | None:
+    """What a reward model of transformers reads after the end; None where it stops before it.
+
+    It takes its score at the last token of its template that is not its pad token, which in many
+    models is the end itself.
+    """
+    whole = [*tokenizer.closing, *tokenizer.tail]
+    while whole and whole[-1] == pad:
+        whole.pop()
+    if not whole and len(tokenizer.closing) == 1:
+        return None
+    if len(whole) < len(tokenizer.closing):
+        raise UserError(
+            f"{path}: its pad token {pad} is the last of several tokens that end a response, so "
+            "that its score is read between them, which is not supported; use another reward model"
+        )
+    return tuple(whole[len(tokenizer.closing) :])
 
 
 def reading(tokenizer: Tokenizer) -> tuple:
     """What must be alike for two models to read the same tokens as the same text."""
-    return tokenizer.prefix, tokenizer.suffix, tokenizer.end, tokenizer.huggingface.get_vocab()
+    around = tokenizer.prefix, tokenizer.suffix, tokenizer.closing
+    return *around, tokenizer.huggingface.get_vocab()

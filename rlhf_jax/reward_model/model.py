@@ -42,7 +42,8 @@ class RewardModel(nnx.Module):
         self.score.kernel[...] = jax.random.normal(rngs.params(), (1, embed)) / math.sqrt(embed + 1)
         self.offset = RewardScale(jnp.zeros(()))
         self.gain = RewardScale(jnp.ones(()))
-        self.tail = ()  # tokens after the end, where a model was trained to read them
+        # tokens after the end, where a model was trained to read them; None: not even the end
+        self.tail: tuple[int, ...] | None = ()
 
     def scores(self, hidden: Float[Array, "items embed"]) -> Float[Array, "items"]:
         """Raw scores, float32."""
@@ -121,16 +122,19 @@ def with_end(
     tokens: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
     end: int | tuple[int, ...],
-    tail: tuple[int, ...] = (),
+    tail: tuple[int, ...] | None = (),
 ) -> tuple[Int[Array, "batch longer"], Bool[Array, "batch longer"]]:
     """Episodes as the reward model was trained to read them: every response ends.
 
     One that was cut off fills its row, so that the column added here is where its end belongs. Of
-    several tokens that end a response, the reward model knows the first. The tail follows.
+    several tokens that end a response, the reward model knows the first. The tail follows; where it
+    is None, the end itself is left out.
     """
+    last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    if tail is None:
+        return tokens, mask & ~(last & ends_response(tokens, end))
     cut_off = mask[:, -1:] & ~ends_response(tokens[:, -1:], end)
     if isinstance(end, tuple):
-        last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
         tokens = jnp.where(last & ends_response(tokens, end), end[0], tokens)
         end = end[0]
     columns = jnp.tile(jnp.asarray([(end, *tail)], tokens.dtype), (len(tokens), 1))

@@ -1,5 +1,6 @@
 """Exports as transformers and PEFT see them: no warning, the same numbers."""
 
+import copy
 import dataclasses
 import logging
 
@@ -20,6 +21,7 @@ from rlhf_jax.ppo import actor_critic
 from rlhf_jax.pretrained import model as pretrained_model
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tensor_names import leaf_name
+from rlhf_jax.pretrained.tokenizer import CHATML
 from rlhf_jax.reward_model import model as reward_models
 
 pytestmark = [
@@ -50,6 +52,12 @@ FAMILIES = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
 }
+# its last turn without what follows in the others
+ENDS_AT_ONCE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>' + ('' if loop.last and not add_generation_prompt else '\\n') }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 LORAS = (LoRAConfig(), LoRAConfig(rank=4, alpha=6.0, targets=LINEAR_LAYERS))
 
 
@@ -261,24 +269,36 @@ def test_reward_model_of_transformers_scores_the_same_here(tmp_path):
     np.testing.assert_allclose(ours, scores, atol=1e-4)
 
 
-def test_a_reward_model_of_another_trainer_is_read_where_its_template_ends(tmp_path):
-    """The score of whole conversations, as its pipeline renders them, at their last token."""
+@pytest.mark.parametrize(
+    ("template", "pad"),
+    [(CHATML, "<|pad|>"), (CHATML, "<|im_end|>"), (ENDS_AT_ONCE, "<|pad|>"),
+     (ENDS_AT_ONCE, "<|im_end|>")],
+    ids=["a line end follows", "and the end pads", "nothing follows", "and the end pads there"],
+)  # fmt: skip
+def test_a_reward_model_of_another_trainer_is_read_where_its_template_ends(template, pad, tmp_path):
+    """The score of whole conversations, as its pipeline renders them, at their last token.
+
+    Where that is the token that it pads with, it is the last other one.
+    """
     own = pretrained_model.random_model()
+    theirs_tokenizer = copy.deepcopy(own.tokenizer.huggingface)
+    theirs_tokenizer.chat_template = template
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=own.tokenizer.vocab_size, hidden_size=32, intermediate_size=48,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        num_labels=1, pad_token_id=own.tokenizer.pad, initializer_range=0.3,
+        num_labels=1, pad_token_id=theirs_tokenizer.convert_tokens_to_ids(pad),
+        initializer_range=0.3,
     )  # fmt: skip
     theirs = Qwen3ForSequenceClassification(config).eval()
     theirs.save_pretrained(tmp_path)
-    own.tokenizer.huggingface.save_pretrained(tmp_path)
+    theirs_tokenizer.save_pretrained(tmp_path)
     reward_model = foreign_reward_model.load_reward_model(tmp_path, own.tokenizer)
     questions, answers = ["Why?", "a longer question"], ["Because.", "so it goes"]
     expected = []
     for question, answer in zip(questions, answers, strict=True):
         messages = [("system", ""), ("user", question), ("assistant", answer)]
-        rendered = own.tokenizer.huggingface.apply_chat_template(
+        rendered = theirs_tokenizer.apply_chat_template(
             [{"role": role, "content": text} for role, text in messages], return_tensors="pt"
         )
         with torch.no_grad():
