@@ -23,7 +23,9 @@ OPEN = (  # what the report is about, in its order
     "rlhf_jax/objectives", "rlhf_jax/reward_model/", "rlhf_jax/ppo/", "rlhf_jax/evaluation/",
     "rlhf_jax/language_model/", "gan_jax/dcgan", "gan_jax/training",
 )  # fmt: skip
-DATA = (PATH, PROJECT / "results" / "measured" / "invariants.json")  # what modules read
+DATA = (  # what modules read
+    PATH, PROJECT / "results" / "measured" / "invariants.json", PROJECT / "tests" / "faults.csv",
+)  # fmt: skip
 INTRODUCTION = f"""\
 ## Source code
 
