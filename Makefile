@@ -1,6 +1,7 @@
 # What a newcomer needs: `make report`, then `make test`. The README says more.
 #
-#   make report PROFILE=tiny|cpu|study|assignment   how much is trained
+#   make report PROFILE=tiny|cpu|study|assignment   how much is trained; a card of 16 GB takes the
+#               first three in float32, which it needs without bfloat16 (T4, V100)
 #               PREFERENCES=folder-or-hub-id   PROMPTS=folder-or-hub-id
 #               GPU=cuda12|cuda13   installs JAX for the accelerator; cuda13 needs a driver of 580 or later
 #               PRECISION=float32|mixed|bfloat16   of matrix products; else what the machine is fast in
@@ -34,7 +35,7 @@ $(error GPU=$(GPU): unknown; choose cuda12 or cuda13, the newer one with a drive
 endif
 INSTALLED := .venv/done $(if $(GPU),.venv/$(GPU))
 
-.PHONY: report submission test invariants test-slow test-hostile test-interop lint bench bench-gan bench-reward bench-ppo clean
+.PHONY: report submission colab test invariants test-slow test-hostile test-interop lint bench bench-gan bench-reward bench-ppo clean
 
 report: $(INSTALLED)
 	$(PY) -m rlhf_jax check
@@ -48,6 +49,10 @@ submission: $(INSTALLED)
 	$(PY) -m gan_jax train
 	$(PY) -m rlhf_jax run
 	$(PY) -m rlhf_report.submission
+
+# The report as a notebook that installs and trains on Google Colab.
+colab: .venv/done
+	$(PY) -m rlhf_report.quarto.colab
 
 test: .venv/done
 	$(PY) $(PYTEST)

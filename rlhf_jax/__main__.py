@@ -31,7 +31,9 @@ from rlhf_jax.profiles import Profile
 class Command:
     """Options of every command; the configuration's fields follow with the profile's values."""
 
-    profile: str  # tiny, cpu, study or assignment; the last one on an accelerator
+    # tiny, cpu, study or assignment; the last one on an accelerator. A card of 16 GB takes the
+    # first three, in float32 where it has no bfloat16 (compute capability below 8.0).
+    profile: str
     data_dir: Path | None  # local copies in shp/, oasst/; without it the hub or a stand-in
     preferences: str  # folder, file or hub id of preference pairs, before --data-dir
     prompts: str  # folder, file or hub id of prompts, before --data-dir
@@ -151,7 +153,7 @@ def show(experiment: Experiment, stages: list[str]) -> list[Run]:
     runs = []
     for stage in stages:
         runs.append(experiment.run(stage))
-        print(f"{stage:9}{runs[-1].path}", flush=True)
+        print(f"{stage:20}{runs[-1].path}", flush=True)
     return runs
 
 
