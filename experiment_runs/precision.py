@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from experiment_runs import settings
+from experiment_runs.accelerator import multiplies_bfloat16
 from experiment_runs.errors import UserError
 
 FLAGS = ("amx_bf16", "avx512_bf16")  # of processors that multiply bfloat16 faster than float32
@@ -28,7 +29,7 @@ def resolved(asked: str = "auto") -> str:
     if asked != "auto":
         return asked
     if jax.default_backend() != "cpu":
-        return "bfloat16"
+        return "bfloat16" if multiplies_bfloat16() else "float32"
     return "mixed" if fast_flag() else "float32"
 
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from experiment_runs import accelerator
+from experiment_runs import accelerator, precision
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,15 @@ def test_bfloat16_is_for_cards_that_multiply_it(platform, capability, has):
 
 def test_a_processor_is_no_accelerator():
     assert not accelerator.multiplies_bfloat16()
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_an_accelerator_computes_in_what_it_multiplies_unless_told(has, expected, monkeypatch):
+    monkeypatch.delenv("RLHF_PRECISION", raising=False)
+    monkeypatch.setattr(precision.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: has)
+    assert precision.resolved() == expected
+    assert precision.resolved("bfloat16") == "bfloat16"
 
 
 @pytest.fixture
