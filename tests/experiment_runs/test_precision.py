@@ -36,6 +36,7 @@ def test_what_is_asked_for_is_taken_and_else_what_the_processor_is_fast_in(
 def test_an_accelerator_computes_activations_in_bfloat16_too(monkeypatch):
     monkeypatch.setenv("RLHF_PRECISION", "")
     monkeypatch.setattr(precision.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
     assert precision.resolved() == precision.told("bfloat16") == "bfloat16"
 
 
