@@ -64,7 +64,7 @@ if shutil.which("nvidia-smi"):
     cuda = "cuda13" if driver.isdecimal() and int(driver) >= 580 else "cuda12"
     %pip install --quiet "jax[{cuda}]==VERSION"
 sys.path.insert(0, str(SOURCES.resolve()))
-os.environ["PYTHONPATH"] = str(SOURCES.resolve())
+os.environ |= {"PYTHONPATH": str(SOURCES.resolve())}
 os.chdir(SOURCES)"""
 TRAINING = """#@title Training, with progress; what is finished is not trained again
 import sys
