@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiment_runs import devices, hosts
 from experiment_runs.errors import Stopped, UserError, first_line
 from experiment_runs.files import encode, fingerprint, read_json, write_text
 from experiment_runs.settings import checkpoint_seconds
@@ -48,6 +50,7 @@ class Checkpoints:
           Stopped: a signal has come; the state is saved.
         """
         due = ASKED.number or time.monotonic() - self.saved_at >= self.every_seconds
+        due = hosts.any_of(bool(due))
         if due and self.manager.latest_step() != step:
             self.save(step, state, notes)
         self.stop_if_asked()
@@ -71,9 +74,9 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def stop_if_asked(self) -> None:
-        if ASKED.number:
+        if hosts.any_of(bool(ASKED.number)):
             self.close()
-            raise Stopped(ASKED.number)
+            raise Stopped(ASKED.number or signal.SIGTERM)
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, notes) of the latest checkpoint that is whole; None when there is none.
@@ -96,7 +99,9 @@ class Checkpoints:
                     f"{self.folder}/{other}: damaged ({reason}); going on from step {step}",
                     file=sys.stderr,
                 )
-                shutil.rmtree(self.folder / str(other))
+                if hosts.first():
+                    shutil.rmtree(self.folder / str(other))
+            hosts.meet(f"whole checkpoint in {self.folder}")
             self.manager.reload()
             return step, state, notes
         if damaged:
@@ -127,15 +132,22 @@ class Checkpoints:
 
 def abstract(like: Any) -> Any:
     """Shapes and places in place of arrays; what is NumPy's stays so, and is read as such."""
-    return jax.tree.map(
-        lambda x: x if isinstance(x, np.ndarray) else ocp.utils.to_shape_dtype_struct(x), like
-    )
+
+    def shape(x):
+        if isinstance(x, np.ndarray):
+            return x
+        found = ocp.utils.to_shape_dtype_struct(x)
+        if hosts.several() and getattr(x, "is_fully_addressable", True):  # of this process alone
+            found = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=devices.whole())
+        return found
+
+    return jax.tree.map(shape, like)
 
 
 def checksums(tree: Any, notes: Any = None) -> dict[str, str]:
     """SHA-256 of every array of a tree by its path, and of the notes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = {jax.tree_util.keystr(path): fingerprint(np.asarray(leaf)) for path, leaf in leaves}
+    sums = {jax.tree_util.keystr(path): fingerprint(devices.on_host(leaf)) for path, leaf in leaves}
     return sums | {"notes": fingerprint(encode(notes))}
 
 
@@ -184,7 +196,9 @@ def save_weights(path: Path, weights: Any, *, step: int | None = None) -> None:
     with written(path), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(fresh, weights, force=True)
         checkpointer.wait_until_finished()
-        write_text(fresh / CHECKSUMS, encode(checksums(weights)))
+        sums = checksums(weights)
+        if hosts.first():
+            write_text(fresh / CHECKSUMS, encode(sums))
     swap(path)
 
 
@@ -199,6 +213,7 @@ def load_weights(path: Path, like: Any) -> Any:
       UserError: there is nothing (committed runs come without weights), or it is damaged.
     """
     path = path.resolve()
+    hosts.meet(f"reading of {path}")
     if not path.exists() and (path.with_name(f"{path.name}.new") / CHECKSUMS).exists():
         swap(path)  # killed between the two renames of a save
     if not path.exists():
@@ -217,5 +232,7 @@ def load_weights(path: Path, like: Any) -> Any:
 
 def swap(path: Path) -> None:
     """Moves a finished `<name>.new` into the place of `<name>`."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.with_name(f"{path.name}.new").rename(path)
+    if hosts.first():
+        shutil.rmtree(path, ignore_errors=True)
+        path.with_name(f"{path.name}.new").rename(path)
+    hosts.meet(f"swap of {path}")

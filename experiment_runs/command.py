@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 
-from experiment_runs import settings
+from experiment_runs import hosts, settings
 from experiment_runs.errors import Stopped, UserError, first_line
 
 
@@ -43,6 +43,11 @@ def concluded(work: Callable[[], None]) -> int:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             return told(f"memory is full ({first_line(error)}); lower batch sizes or lengths")
+        if hosts.several():
+            return told(
+                f"another process of this job has ended ({first_line(error)}); repeat the command "
+                "on all hosts: it goes on from the last checkpoint"
+            )
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -10,9 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-from jax.experimental import multihost_utils
-
+from experiment_runs import hosts
 from experiment_runs.errors import UserError
 
 UNKNOWN = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # to this file system
@@ -34,11 +32,10 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
       OSError: the file cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
+        if hosts.first():
             file = stack.enter_context(path.open("a+", encoding="utf-8", errors="replace"))
             acquire(file, path, wait)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"lock of {path}")
+        hosts.meet(f"lock of {path}")
         yield
 
 

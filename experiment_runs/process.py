@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from experiment_runs import hosts
 from experiment_runs.settings import progress_wanted
 
 
@@ -31,7 +32,7 @@ def forget_peak_memory() -> None:
 
 def progress(items: Iterable | None = None, *, label: str, total: int | None = None, initial=0):
     """A bar on standard error with the remaining time; silent where nobody watches."""
-    watched = sys.stderr.isatty() or progress_wanted()
+    watched = (sys.stderr.isatty() or progress_wanted()) and hosts.first()
     return tqdm(
         items,
         desc=label,

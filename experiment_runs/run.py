@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiment_runs import settings
+from experiment_runs import hosts, settings
 from experiment_runs.errors import UserError, brief
 from experiment_runs.files import (
     append_jsonl,
@@ -71,8 +71,9 @@ RENAMED = {"gold": "second_reward"}  # stages and keys of older runs, and what t
 class Run:
     """A directory of results, finished or not."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, checkpoints: Path | None = None):
         self.path = Path(path)
+        self.checkpoints = checkpoints or self.path / "checkpoints"
         self.step_callbacks: list[StepCallback] = []  # called with every row that is logged
         if not (self.path / "config.json").exists():
             raise UserError(f"{self.path}: not a run, it has no config.json; name a run directory")
@@ -146,10 +147,6 @@ class Run:
         if summary.pop("identity", None) != self.identity:
             raise UserError(f"{path}: not of the configuration in config.json; restore the file")
         return summary
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     def metrics(self) -> pd.DataFrame:
         """The logged rows in order; a row lacks the columns that it was not logged with."""
@@ -240,12 +237,15 @@ def ensure(
             return Run(path)
         path.mkdir(parents=True, exist_ok=True)
         with locked(path / "lock", wait=wait):
-            if not is_recorded(path, identity):
+            if hosts.first() and not is_recorded(path, identity):
                 text = encode(record | provenance(), indent=1)
                 write_text(path / "config.json", text + "\n")
+            hosts.meet(f"record of {path}")
             run = Run(path)
             if not run.finished:
-                trained(run, train, on_step)
+                with hosts.own_copy(path) as own:
+                    trained(Run(own, run.checkpoints), train, on_step)
+                hosts.meet(f"end of {path}")
     except OSError as error:
         if not concerns(error, root):
             raise
@@ -292,12 +292,15 @@ def trained(run: Run, train: Callable[[Run], None], on_step: StepCallback | None
     started = time.monotonic()
     forget_peak_memory()
     with heard(), tracker(run.path, run.config) as tracked:
-        run.step_callbacks = [callback for callback in (tracked, on_step) if callback]
+        followed = (tracked, on_step) if hosts.first() else ()
+        run.step_callbacks = [callback for callback in followed if callback]
         train(run)
     release_memory()
     if not run.finished:
         raise RuntimeError(f"{run.path}: the stage returned without run.finish()")
-    shutil.rmtree(run.checkpoints / "resume", ignore_errors=True)
+    hosts.meet(f"summary of {run.checkpoints}")
+    if hosts.first():
+        shutil.rmtree(run.checkpoints / "resume", ignore_errors=True)
     append_jsonl(run.path / "times.jsonl", {"seconds": time.monotonic() - started})
 
 

@@ -13,6 +13,11 @@ Makefile sets the variables from its own: `make report PROFILE=tiny` sets RLHF_P
     RLHF_LAST_NAME           names the files that are handed in
     RLHF_RUN                 a folder in results/: its committed runs are shown, nothing is trained
     RLHF_RESULTS             folder to train into; results/local by default
+    RLHF_MESH                devices by axes, data=4,model=2; by default all of them on data
+    RLHF_HOSTS               auto, or ADDRESS:PORT/COUNT/NUMBER: this process is one of several that
+                             train together
+    RLHF_REMAT               any text: blocks are computed again for the gradient, which takes less
+                             memory and more time
     RLHF_CHECKPOINT_SECONDS  seconds between the checkpoints of a training; 180 by default
     RLHF_HUB_SECONDS         seconds without a byte that end a download; 30 by default
     RLHF_COMPILATION_CACHE   folder for compiled programs, or off; by default in the user's cache
@@ -99,6 +104,26 @@ def profile() -> str:
 def hand_in(profile: str) -> None:
     """Lets this process and the kernels that it starts show a submission of this profile."""
     os.environ |= {"RLHF_PROFILE": profile, "RLHF_SUBMISSION": "1"}
+
+
+def mesh() -> str:
+    """The devices by axes as RLHF_MESH has them, or ""; see `devices.mesh`."""
+    return os.environ.get("RLHF_MESH", "").strip()
+
+
+def hosts() -> str:
+    """How this process finds the others of its job, or ""; see `hosts.join`."""
+    return os.environ.get("RLHF_HOSTS", "").strip()
+
+
+def rematerialized() -> bool:
+    """Whether blocks are computed again for the gradient."""
+    return bool(os.environ.get("RLHF_REMAT"))
+
+
+def divide(mesh: str, remat: bool) -> None:
+    """Lets this process, and those that it starts, train on these devices in this way."""
+    os.environ |= {"RLHF_MESH": mesh, "RLHF_REMAT": "1" if remat else ""}
 
 
 def model() -> str | None:

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from experiment_runs import devices
 from experiment_runs.checkpoints import Checkpoints
 from experiment_runs.process import progress
 from experiment_runs.run import Run
@@ -20,6 +21,13 @@ from gan_jax.dcgan import Discriminator, Generator, drawn
 
 INITIAL, LATENTS, GRID, ORDER, AUGMENTATION = range(5)  # random streams of a run
 CHUNK = 128  # inputs at a time outside training
+BOTH = ("data", "model")  # a batch, and every kernel, is divided over all devices
+RULES = (
+    (r"generator.*blocks\.\d+\.kernel$", (None, None, BOTH, None)),
+    (r"generator.*image\.kernel$", (None, None, None, BOTH)),
+    (r"discriminator.*blocks\.\d+\.kernel$", (None, None, None, BOTH)),
+    (r"discriminator.*logit\.kernel$", (None, None, BOTH, None)),
+)
 GRID_SHAPE = (4, 8)  # rows and columns of the grids of images
 
 
@@ -65,6 +73,16 @@ def adam(cfg: GANConfig) -> optax.GradientTransformation:
     return optax.adam(cfg.learning_rate, b1=cfg.momentum, b2=cfg.variance_decay)
 
 
+def placed(state: State, images: UInt8[np.ndarray, "..."]) -> tuple[State, Array]:
+    """The state divided over the devices, the images whole on every one."""
+    return devices.sharded(state, RULES, own=True), devices.replicated(images)
+
+
+def used(name: str, params: Any) -> Any:
+    """The parameters of a network as it is applied."""
+    return devices.gathered({name: params}, RULES)[name]
+
+
 def applied(definition: nnx.GraphDef, params, statistics, inputs: Array) -> tuple[Array, Any]:
     """A network's output on a training batch, and its running statistics afterwards."""
     module = nnx.merge(definition, params, statistics, copy=True)
@@ -103,11 +121,12 @@ def update(
     before = power_iterated(networks.discriminator, discriminator)
 
     def generated(params):
-        return applied(networks.generator, params, generator.statistics, latents)
+        own = used("generator", params)
+        return applied(networks.generator, own, generator.statistics, latents)
 
     def judged(params, statistics, images, key):
         seen = augmented(images, key, cfg.augmentation)
-        return applied(networks.discriminator, params, statistics, seen)
+        return applied(networks.discriminator, used("discriminator", params), statistics, seen)
 
     def discriminator_loss(params):
         on_real, statistics = judged(params, before, real, keys[0])
@@ -126,7 +145,7 @@ def update(
     loss_g, image_grads = jax.value_and_grad(generator_loss)(fake)
     generator = descend(generator, *pull_back(image_grads), generator_statistics, cfg)
     metrics = {"loss_d": loss_d, "loss_g": loss_g, "d_real": d_real, "d_fake": d_fake}
-    return State(generator, stepped), metrics
+    return devices.kept(State(generator, stepped), RULES), metrics
 
 
 def cross_entropy(logits: Float[Array, " batch"], target: float) -> Float[Array, ""]:
@@ -163,7 +182,11 @@ def updates(
             jax.random.fold_in(latent_key, number), (cfg.batch, cfg.latents)
         )
         own = jax.random.fold_in(augmentation_key, number)
-        return update(state, to_unit(images[chosen]), latents, own, networks=networks, cfg=cfg)
+        real, latents = (
+            devices.constrained(x, BOTH, *(None,) * (x.ndim - 1))
+            for x in (to_unit(images[chosen]), latents)
+        )
+        return update(state, real, latents, own, networks=networks, cfg=cfg)
 
     numbers = first_step + jnp.arange(order.shape[0])
     state, metrics = jax.lax.scan(step, state, (numbers, order))
@@ -189,7 +212,9 @@ def evaluated(
         chunk = inputs[start : start + CHUNK]
         padding = [(0, CHUNK - len(chunk)), *[(0, 0)] * (inputs.ndim - 1)]
         outputs = chunk_evaluated(definition, *network[:2], np.pad(chunk, padding))
-        chunks.append([np.asarray(output)[: len(chunk)] for output in jax.tree.leaves(outputs)])
+        chunks.append(
+            [devices.on_host(output)[: len(chunk)] for output in jax.tree.leaves(outputs)]
+        )
     return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
 
 
@@ -217,6 +242,7 @@ def permutation(seed: int, epoch: int, images: int) -> np.ndarray:
     return np.random.default_rng([seed, ORDER, epoch]).permutation(images)
 
 
+@devices.on_mesh
 def train(run: Run, cfg: GANConfig, images: ImageSet) -> tuple[Definitions, State, np.ndarray]:
     """Trains both networks, continuing from the run's newest checkpoint.
 
@@ -227,7 +253,9 @@ def train(run: Run, cfg: GANConfig, images: ImageSet) -> tuple[Definitions, Stat
     Raises:
       FloatingPointError: a loss is not finite; the message names the step.
     """
+    devices.check_divisible("GANConfig.batch", cfg.batch, BOTH)
     networks, state = initial(cfg, images.train.shape[-1])
+    state, resident = placed(state, images.train)
     key = jax.random.key(cfg.seed)
     count = GRID_SHAPE[0] * GRID_SHAPE[1]
     random = np.random.default_rng([cfg.seed, GRID])
@@ -242,7 +270,6 @@ def train(run: Run, cfg: GANConfig, images: ImageSet) -> tuple[Definitions, Stat
         state = jax.tree.unflatten(jax.tree.structure(state), tree["state"])
         frames = np.array(tree["frames"])
     run.rewind(start)
-    resident = jax.device_put(images.train)
     with progress(label="GAN", total=total, initial=start) as bar:
         for first in range(start, total, cfg.dispatch_steps):
             order = order_of(first, cfg.dispatch_steps, len(images.train), cfg)
@@ -257,7 +284,7 @@ def train(run: Run, cfg: GANConfig, images: ImageSet) -> tuple[Definitions, Stat
             checkpoints.maybe_save(step, kept(state, frames), {})
             bar.update(cfg.dispatch_steps)
     checkpoints.close()
-    return networks, state, frames
+    return networks, devices.together(state), frames
 
 
 def kept(state: State, frames: np.ndarray) -> dict[str, Any]:

@@ -14,10 +14,10 @@ import textwrap
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import tyro
 
-from experiment_runs import settings
+from experiment_runs import devices, hosts, precision, settings
+from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
 from experiment_runs.compilation import keep_programs
 from experiment_runs.run import Run
@@ -38,6 +38,8 @@ class Command:
     preferences: str  # folder, file or hub id of preference pairs, before --data-dir
     prompts: str  # folder, file or hub id of prompts, before --data-dir
     cfg: Annotated[Profile, tyro.conf.arg(name="")]
+    mesh: str = ""  # devices by axes, data=4,model=2; all of them on data by default
+    remat: bool = False  # compute blocks again for the gradient: less memory, more time
     reward_lora_rank: int = 0  # the reward model learns adapters of this rank; 0: every weight
 
     @property
@@ -111,6 +113,7 @@ COMMANDS = {"run": All, "check": Check, "reward": Reward, "ppo": PPO, "evaluate"
 
 def execute(command: Command) -> None:
     """Trains or loads the stages that a command names."""
+    settings.divide(command.mesh, command.remat)
     experiment = command.experiment
     kept = keep_programs()
     if experiment.committed is None:
@@ -136,8 +139,13 @@ def announce(experiment: Experiment) -> None:
     tell("model", f"{profile.model} ({'random weights' if where is None else where.name})")
     for name, source in experiment.sources.items():
         tell("data", f"{name}: {source.rows:,} from {source.name} ({source.kind})")
-    devices = jax.devices()
-    tell("device", f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores")
+    if warning := idle_gpu():
+        print(warning, file=sys.stderr)
+    tell("precision", precision.told(profile.dtype))
+    mesh = devices.mesh()
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    kind = mesh.devices.flat[0].device_kind
+    tell("device", f"{mesh.size} x {kind} ({axes}), {os.cpu_count()} cores")
     tell("time", f"about {profile.time} on two cores, less what is done")
 
 
@@ -168,6 +176,8 @@ def parsed(arguments: list[str]) -> Command | run_commands.RunCommand:
         "preferences": experiment.pairs_from,
         "prompts": experiment.prompts_from,
         "cfg": experiment.profile,
+        "mesh": settings.mesh(),
+        "remat": settings.rematerialized(),
     }
     kinds = [
         Annotated[kind, tyro.conf.subcommand(name, default=kind(**default))]
@@ -188,10 +198,13 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def work():
+        hosts.join()
         command = parsed(arguments)
         execute(command) if isinstance(command, Command) else command.execute()
 
-    if code := concluded(work):
+    code = concluded(work)
+    hosts.left(code)
+    if code:
         sys.exit(code)
 
 

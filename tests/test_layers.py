@@ -13,7 +13,7 @@ PACKAGES = {  # and what of this project each stands on
     "gan_jax": {"experiment_runs"},
     "rlhf_report": {"experiment_runs", "rlhf_jax", "gan_jax"},
 }
-FLOOR = ("config", "objectives", "intervals", "devices", "profiles")
+FLOOR = ("config", "objectives", "intervals", "profiles")
 FOLDERS = (
     "data", "language_model", "pretrained", "optimization", "reward_model", "ppo",
     "baselines", "evaluation",

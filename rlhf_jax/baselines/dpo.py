@@ -13,16 +13,17 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from experiment_runs.checkpoints import Checkpoints, load_weights, save_weights
+from experiment_runs.devices import check_divisible, kept, on_mesh, over_devices, sharded
 from experiment_runs.errors import UserError
 from experiment_runs.process import peak_memory_gb, progress
 from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.config import DPOConfig
 from rlhf_jax.data.preferences import Post
-from rlhf_jax.devices import check_divisible, over_devices, replicated
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.language_model.logprobs import response_states, token_logprobs
 from rlhf_jax.language_model.sampling import divided
+from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.optimization.optimizer import decayed_adam, linear_schedule, optimizer_for
 from rlhf_jax.optimization.state import TrainState, check_finite, initial_state, parameter_counts
 from rlhf_jax.pretrained.model import Pretrained
@@ -39,6 +40,7 @@ class PairRows(NamedTuple):
     reply: Bool[Array, "pairs 2 time"]  # those of the reply, its end included
 
 
+@on_mesh
 def train(
     run: Run, cfg: DPOConfig, pretrained: Pretrained, parts: Mapping[str, Sequence[Post]]
 ) -> None:
@@ -77,7 +79,7 @@ def train(
         {"all": decayed_adam(schedule, 0.0)}, lambda path: "all", clip_norm=cfg.clip_norm
     )
     state = initial_state(pretrained.state, optimizer)
-    reference = replicated(pretrained.state)
+    reference = sharded(pretrained.state, RULES)
     static = {"definition": pretrained.definition, "cfg": cfg}
     checkpoints = Checkpoints(run.checkpoints)
     start = 0
@@ -200,7 +202,7 @@ def update(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     metrics["gradient_norm"] = optax.tree.norm(grads)
     trainable = optax.apply_updates(state.trainable, updates)
-    return TrainState(trainable, opt_state, state.step + 1), metrics
+    return kept(TrainState(trainable, opt_state, state.step + 1), RULES), metrics
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "cfg"))

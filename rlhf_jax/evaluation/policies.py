@@ -1,6 +1,7 @@
 """Reward of the pretrained and the tuned policies on prompts that nobody trained on."""
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from experiment_runs import devices
 from experiment_runs.process import progress
 from experiment_runs.run import Run
 from rlhf_jax.baselines.best_of_n import best_of_n, best_of_n_kl, powers_of_two
@@ -26,6 +28,7 @@ from rlhf_jax.evaluation.response_statistics import (
 from rlhf_jax.intervals import bootstrap
 from rlhf_jax.language_model import logprobs
 from rlhf_jax.language_model.sampling import Responses, in_parts
+from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.ppo.rewards import Term, function_rewards, functions_of, models_of, reward_terms
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
@@ -111,6 +114,7 @@ def evaluate(
     )
 
 
+@devices.on_mesh
 def answered(
     decoders: Decoders,
     *,
@@ -142,36 +146,48 @@ def answered(
     even = (n for n in range(most // 2 + 1, most + 1) if len(prompts) % n == 0)
     size = max(even, default=most)
     starts = range(0, len(prompts), size)
+    if reference:
+        reference = reference[0], devices.sharded(reference[1], RULES)
+    models = {
+        name: term._replace(
+            source=FrozenRewardModel(
+                term.source.definition, devices.sharded(term.source.state, RULES)
+            )
+        )
+        for name, term in models_of(rewards).items()
+    }
     bar = progress(label="evaluation", total=len(decoders) * len(starts))
     for name, load in decoders.items():
         decoder = load()
         parts, texts[name] = [], []
+        decoder = decoder[0], devices.sharded(decoder[1], RULES)
         for start in starts:
-            batch = rows[start : start + size], masks[start : start + size]
+            asked = repeated(prompts[start : start + size], samples)
+            numbers = start + devices.filled(len(asked) // samples)
+            batch = devices.over_devices((rows[numbers], masks[numbers]))
             responses = respond(
                 decoder, *batch, tokenizer, length=cfg.response_tokens or lengths.response_tokens,
                 temperature=cfg.temperature, seed=cfg.seed, first=start, samples=samples,
             )  # fmt: skip
-            batch = tuple(np.repeat(x, samples, axis=0) for x in batch)
-            tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
-            some = response_texts(responses, tokenizer)
+            numbers = np.repeat(numbers, samples)
+            batch = devices.over_devices((rows[numbers], masks[numbers]))
+            told = Responses(*(x[: len(asked)] for x in devices.on_host(responses)))
+            some = response_texts(told, tokenizer)
             texts[name] += some
-            found = model_rewards(rewards, batch, responses, tokenizer.ends) | function_rewards(
-                functions_of(rewards), repeated(prompts[start : start + size], samples), some
-            )
-            found["tokens"] = mask.sum(axis=1)
-            found["ended"] = (np.isin(tokens, tokenizer.ends) & mask).any(axis=1)
+            found = model_rewards(models, batch, responses, tokenizer.ends)
             if reference:
                 found["kl"], found["surprise"] = sequence_kl(
                     decoder[1], reference[1], *batch, responses, cfg.temperature,
                     definitions=(decoder[0], reference[0]), forward_batch=lengths.forward_batch,
                 )  # fmt: skip
+            found = {name: own[: len(asked)] for name, own in devices.on_host(found).items()}
+            found |= function_rewards(functions_of(rewards), asked, some)
+            found["tokens"] = told.mask.sum(axis=1)
+            found["ended"] = (np.isin(told.tokens, tokenizer.ends) & told.mask).any(axis=1)
             parts.append(found)
             bar.update()
         columns[name] = {
-            column: np.concatenate([np.asarray(part[column]) for part in parts]).reshape(
-                len(prompts), samples
-            )
+            column: np.concatenate([part[column] for part in parts]).reshape(len(prompts), samples)
             for column in parts[0]
         }
         del decoder
@@ -220,8 +236,8 @@ def against_best_of_n(
 
 
 def model_rewards(
-    rewards: Mapping[str, Term],
-    batch: tuple[np.ndarray, np.ndarray],
+    models: Mapping[str, Term],
+    batch: tuple[Array, Array],
     responses: Responses,
     end: tuple[int, ...],
 ) -> dict[str, Float[Array, "batch"]]:
@@ -230,7 +246,7 @@ def model_rewards(
         name: response_rewards(
             term.scorer.state, *batch, responses, definition=term.scorer.definition, end=end
         )
-        for name, term in models_of(rewards).items()
+        for name, term in models.items()
     }
 
 
@@ -289,5 +305,6 @@ def sequence_kl(
 
 
 def whole_part(rows: int, at_most: int) -> int:
-    """The most rows of which whole parts can be made."""
-    return max(size for size in range(1, at_most + 1) if rows % size == 0)
+    """The most rows of which whole parts can be made, the same on every device."""
+    each = math.gcd(rows, devices.data_size())
+    return max(size for size in range(each, max(each, at_most) + 1, each) if rows % size == 0)

@@ -1,7 +1,8 @@
 """A decoder-only transformer, its adapters and heads; its configuration tells the families apart.
 
 The modules are only definitions: training splits them once into a static graph and trees of
-arrays. No module knows of devices.
+arrays. Where matrices lie divided over devices, a pass over whole texts gathers them block by
+block; a step, whose hidden states are few, brings these to the matrices.
 """
 
 import functools
@@ -13,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from experiment_runs import devices
 from experiment_runs.products import product
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.language_model.attention import (
@@ -28,11 +30,13 @@ from rlhf_jax.language_model.layer_loop import Layers, arranged, through
 from rlhf_jax.language_model.layers import (
     Linear,
     RMSNorm,
+    columns_together,
     gated,
     gelu_gated,
     logits,
     rounded,
 )
+from rlhf_jax.language_model.sharding import gathered
 
 ACTIVATIONS = {"silu": gated, "gelu_tanh": gelu_gated}
 
@@ -183,12 +187,13 @@ class Decoder(nnx.Module):
         def passed(block, x, own, kind):
             return block.step(x, chosen(ropes, kind), chosen(visible, kind), own, index)
 
-        x, grown = through(layers, passed, self.embedded(tokens).T, cache, self.kinds())
+        x = self.embedded(tokens).T
+        x, grown = through(layers, passed, x, cache, self.kinds(), gather=False)
         return self.norm.columns(x), grown
 
     def embedded(self, tokens: Int[Array, "*rows"]) -> Float[Array, "*rows embed"]:
         """What goes into the first block: rounded, as the whole matrix is where it is frozen."""
-        x = self.embedding[...][tokens].astype(self.cfg.activations)
+        x = gathered(self.embedding[...])[tokens].astype(self.cfg.activations)
         x = rounded(x, self.cfg.products)
         factor = self.cfg.embedding_factor
         return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
@@ -224,6 +229,10 @@ class Decoder(nnx.Module):
 
     def output_matrix(self) -> Float[Array, "vocab embed"]:
         """The matrix that turns hidden states into logits."""
+        return gathered(self.kept_output_matrix())
+
+    def kept_output_matrix(self) -> Float[Array, "vocab embed"]:
+        """The same as it lies."""
         matrix = self.embedding if self.unembedding is None else self.unembedding
         return matrix[...]
 
@@ -233,10 +242,11 @@ class Decoder(nnx.Module):
 
     def logit_columns(self, hidden: Float[Array, "embed batch"]) -> Float[Array, "vocab batch"]:
         """The same of few hidden states, which stand in columns."""
-        hidden = jax.lax.optimization_barrier(hidden.astype(self.cfg.products))
-        matrix = self.output_matrix().astype(hidden.dtype)
-        found = product("ve,eb->vb", matrix, hidden)
-        return jax.lax.optimization_barrier(found)
+        hidden = columns_together(hidden.astype(self.cfg.products))
+        hidden = jax.lax.optimization_barrier(hidden)
+        matrix = self.kept_output_matrix().astype(hidden.dtype)
+        found = columns_together(product("ve,eb->vb", matrix, hidden))
+        return devices.constrained(jax.lax.optimization_barrier(found), None, "data")
 
 
 def chosen(views: list, kind: Shaped[Array, ""] | np.integer | None):

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiment_runs import devices, settings
+from rlhf_jax.language_model.sharding import RULES
+
 
 class Stacked(NamedTuple):
     """Blocks of one structure as one block whose arrays have a leading axis for the layer."""
@@ -34,11 +37,16 @@ def arranged(blocks: Sequence[nnx.Module]) -> Layers:
     definitions, states = zip(*map(nnx.split, blocks), strict=True)
     if len(set(definitions)) > 1:
         raise ValueError("blocks of different structure cannot be stacked")
-    return Stacked(definitions[0], jax.tree.map(lambda *own: jnp.stack(own), *states))
+    stacked = jax.tree.map(lambda *own: jnp.stack(own), *states)
+    return Stacked(definitions[0], devices.kept(stacked, RULES))
 
 
 def through(
-    layers: Layers, function: Callable[..., tuple[Any, Any]], x: Any, *items: Any
+    layers: Layers,
+    function: Callable[..., tuple[Any, Any]],
+    x: Any,
+    *items: Any,
+    gather: bool = True,
 ) -> tuple[Any, Any]:
     """`x, result = function(block, x, *own)` through all blocks, `own` one of each of the items.
 
@@ -47,21 +55,47 @@ def through(
       function: what one block does.
       x: goes into the first block.
       items: of each, one for every block, in a sequence or stacked; None is None for each.
+      gather: matrices that lie divided over devices are gathered block by block, in the gradient
+        once more; otherwise they stay where they are.
 
     Returns:
       What comes out of the last block, and every block's result: a list, or stacked in a loop.
     """
     if isinstance(layers, Stacked):
-        state = layers.state
 
         def pass_one(x, own):
             weights, own = own
-            return function(nnx.merge(layers.definition, weights), x, *own)
+            return one(layers.definition, function, own, gather)(weights, x)
 
-        return jax.lax.scan(pass_one, x, (state, items))
+        return jax.lax.scan(pass_one, x, (layers.state, items))
     results = []
     items = [[None] * len(layers) if item is None else item for item in items]
     for block, *own in zip(layers, *items, strict=True):
-        x, result = function(block, x, *own)
+        if gather and (devices.parted() or settings.rematerialized()):
+            definition, weights = nnx.split(block)
+            x, result = one(definition, function, own, gather)(weights, x)
+        else:
+            x, result = function(block, x, *own)
         results.append(result)
     return x, results
+
+
+def one(definition: nnx.GraphDef, function: Callable, own: Sequence, gather: bool) -> Callable:
+    """`x, result = passed(weights, x)` through one block.
+
+    Where blocks are rematerialised, the gradient keeps only what goes into them; otherwise it keeps
+    what it needs, but no gathered matrices.
+    """
+
+    def passed(weights, x):
+        weights = devices.gathered(weights, RULES) if gather else weights
+        return function(nnx.merge(definition, weights), x, *own)
+
+    if not gather:
+        return passed
+    if settings.rematerialized():
+        return jax.checkpoint(passed)
+    if not devices.parted():
+        return passed
+    keep = jax.checkpoint_policies.save_anything_except_these_names(devices.GATHERED)
+    return jax.checkpoint(passed, policy=keep)

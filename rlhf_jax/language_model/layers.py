@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from experiment_runs import devices
 from experiment_runs.products import matmul, product
 from rlhf_jax.config import LoRAConfig
 
@@ -65,8 +66,8 @@ class Linear(nnx.Module):
 
         def applied(matrix, x):
             matrix = matrix[...].astype(self.products)
-            x = jax.lax.optimization_barrier(x.astype(self.products))
-            return product("oi,ib->ob", matrix, x, dtype)
+            x = jax.lax.optimization_barrier(columns_together(x.astype(self.products)))
+            return columns_together(product("oi,ib->ob", matrix, x, dtype))
 
         y = jax.lax.optimization_barrier(applied(self.kernel, x))
         if self.bias is not None:
@@ -74,6 +75,11 @@ class Linear(nnx.Module):
         if self.lora_a is None:
             return y
         return y + self.scale * applied(self.lora_b, applied(self.lora_a, x))
+
+
+def columns_together(x: Float[Array, "features batch"]) -> Float[Array, "features batch"]:
+    """All columns on every device, which has the part of the features that its matrices have."""
+    return devices.constrained(x, devices.ANY, None)
 
 
 class RMSNorm(nnx.Module):

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
+from experiment_runs.devices import replicated, sharded
 from experiment_runs.process import release_memory
-from rlhf_jax.devices import replicated
+from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.pretrained.tensor_names import leaf_name
 
 
@@ -25,8 +25,9 @@ class TrainState(NamedTuple):
 
 def initial_state(trainable: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, with arrays of its own: updates consume them."""
-    own = replicated(jax.tree.map(jnp.copy, trainable))
-    return TrainState(own, replicated(optimizer.init(own)), replicated(jnp.zeros((), jnp.int32)))
+    own = sharded(trainable, RULES, own=True)
+    step = replicated(np.zeros((), np.int32))
+    return TrainState(own, sharded(optimizer.init(own), RULES), step)
 
 
 def compiled(function: Any, *arguments: Any, **static: Any) -> Callable[..., Any]:

@@ -54,7 +54,7 @@ class Episodes(NamedTuple):
     terms: dict[str, Float[Array, "batch"]]  # of the reward, each times its weight
 
     @property
-    def reward(self) -> Float[Array, "batch"]:
+    def reward(self) -> Float[Array | np.ndarray, "batch"]:
         """The sum of the terms: of a reward model alone its normalised reward, nothing added."""
         return functools.reduce(operator.add, self.terms.values())
 
@@ -145,7 +145,7 @@ def cost(episodes: Episodes, seconds_sampling: float, seconds_update: float) -> 
     }
 
 
-def histogram(reward: Float[Array, "batch"]) -> list[int]:
+def histogram(reward: Float[Array | np.ndarray, "batch"]) -> list[int]:
     """Episodes in each class of `REWARD_EDGES`; what lies outside counts with the outermost."""
     return np.histogram(np.clip(reward, REWARD_EDGES[0], REWARD_EDGES[-1]), REWARD_EDGES)[
         0

@@ -18,14 +18,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from experiment_runs.checkpoints import Checkpoints, load_weights, save_weights
+from experiment_runs.devices import check_divisible, on_host, on_mesh, over_devices, sharded
 from experiment_runs.process import progress
 from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.data.dialogues import Conversation, shown
-from rlhf_jax.devices import check_divisible, over_devices, replicated
+from rlhf_jax.language_model import sharding
 from rlhf_jax.language_model.decoder import for_products
 from rlhf_jax.language_model.sampling import Responses, draw_keys
+from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.optimization.optimizer import linear_schedule, optimizer_for
 from rlhf_jax.optimization.state import (
     check_finite,
@@ -54,6 +56,7 @@ ROLLOUT, DROPOUT = 0, 1  # random streams
 CHECKED = ("policy_loss", "value_loss", "kl", "gradient_norm")  # metrics that must stay finite
 
 
+@on_mesh
 def train(
     run: Run,
     cfg: PPOConfig,
@@ -77,6 +80,7 @@ def train(
     """
     for field in ("batch", "forward_batch", "prompts_per_step"):
         check_divisible(f"PPOConfig.{field}", getattr(cfg, field))
+    sharding.check(pretrained.config)
     terms = reward_terms(reward)
     models = models_of(terms)
     tokenizer = pretrained.tokenizer
@@ -93,7 +97,7 @@ def train(
         optimizer, cfg, tokenizer.ends,
     )  # fmt: skip
     reward_states = {name: term.scorer.for_products().state for name, term in models.items()}
-    frozen = replicated(Frozen(tuned.frozen, fixed.state, reward_states))
+    frozen = sharded(Frozen(tuned.frozen, fixed.state, reward_states), RULES)
     checkpoints = Checkpoints(run.checkpoints)
     start, notes, program = 0, {"kl_weight": cfg.kl_weight}, None
     if restored := checkpoints.restore(state):
@@ -119,6 +123,7 @@ def train(
         )  # fmt: skip
         program = program or compiled(update, *arguments, static=static)
         state, metrics, episodes = program(*arguments)
+        episodes = on_host(episodes)
         row = to_row(metrics)
         check_finite(step + 1, **{name: row[name] for name in CHECKED if name in row})
         run.log(
@@ -151,7 +156,7 @@ def given_terms(
     functions = functions_of(terms)
     if not functions:
         return {}
-    rewards = function_rewards(functions, prompts, response_texts(responses, tokenizer))
+    rewards = function_rewards(functions, prompts, response_texts(on_host(responses), tokenizer))
     return {name: np.float32(terms[name].weight) * own for name, own in rewards.items()}
 
 
@@ -203,8 +208,7 @@ def to_row(metrics: Mapping[str, Array]) -> dict[str, float]:
 
 def keep_samples(run: Run, step: int, prompts, episodes: Episodes, tokenizer) -> None:
     """The first episodes of a step, as text."""
-    responses = np.asarray(episodes.tokens[:, -episodes.mask.shape[1] :])
-    mask = np.asarray(episodes.mask)
+    responses, mask = episodes.tokens[:, -episodes.mask.shape[1] :], episodes.mask
     for i in range(min(3, len(prompts))):
         run.sample(
             step=step, prompt=shown(prompts[i]), response=tokenizer.decode(responses[i][mask[i]]),

@@ -9,10 +9,12 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from experiment_runs.devices import kept
 from rlhf_jax import objectives
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.language_model.logprobs import token_logprobs
 from rlhf_jax.language_model.sampling import Responses, divided, ends_response
+from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.optimization.optimizer import at_step
 from rlhf_jax.optimization.state import TrainState
 from rlhf_jax.ppo.rollout import Episodes, Frozen, Static, episode_metrics, score
@@ -114,7 +116,7 @@ def optimise(
             (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
                 state.trainable, part, dropout_key
             )
-            return jax.tree.map(jnp.add, total, grads), metrics
+            return kept(jax.tree.map(jnp.add, total, grads), RULES), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, state.trainable)
         grads, metrics = jax.lax.scan(accumulate, zeros, (number, parts))
@@ -135,7 +137,7 @@ def optimise(
     planned = state.step + cfg.inner_epochs
     index, state, first, last = jax.lax.while_loop(going_on, epoch, (0, state, empty, empty))
     state = state._replace(opt_state=at_step(state.opt_state, planned), step=planned)
-    return state, last | {
+    return kept(state, RULES), last | {
         "inner_epochs": index,
         "first_ratio_error": first["ratio_error"],
         "first_approx_kl": first["approx_kl"],

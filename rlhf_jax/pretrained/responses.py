@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
 
 from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
 from rlhf_jax.pretrained.tokenizer import Tokenizer
@@ -15,8 +15,8 @@ SAMPLE_BIT = 24  # the number of a draw is that of its prompt, and above this bi
 
 def respond(
     decoder: tuple[nnx.GraphDef, nnx.State],
-    prompts: Int[np.ndarray, "batch prompt"],
-    prompt_mask: Bool[np.ndarray, "batch prompt"],
+    prompts: Int[Array | np.ndarray, "batch prompt"],
+    prompt_mask: Bool[Array | np.ndarray, "batch prompt"],
     tokenizer: Tokenizer,
     *,
     length: int,

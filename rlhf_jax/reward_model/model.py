@@ -7,20 +7,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from experiment_runs.checkpoints import load_weights
+from experiment_runs.devices import filled, on_host, over_devices, sharded
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 from rlhf_jax.config import LoRAConfig, RewardConfig, lora_config
 from rlhf_jax.data.dialogues import Conversation
-from rlhf_jax.devices import mesh, over_devices, replicated
 from rlhf_jax.language_model.attention import block_mask
 from rlhf_jax.language_model.decoder import Decoder, for_products
 from rlhf_jax.language_model.layers import Linear
 from rlhf_jax.language_model.sampling import Responses, draw_keys, ends_response, sample
+from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tensor_names import leaf_name
@@ -176,18 +176,17 @@ def scale_on_reference(
     check_references(prompts, cfg)
     tokenizer = pretrained.tokenizer
     rows, masks, _ = prompt_rows(prompts, tokenizer, length=cfg.reference_prompt_tokens)
-    # The first ones again where the last device would have fewer.
-    numbers = np.arange(len(rows) + -len(rows) % mesh().size) % len(rows)
+    numbers = filled(len(rows))
     keys = draw_keys(jax.random.key(cfg.seed), numbers)
     *batch, keys = over_devices((rows[numbers], masks[numbers], keys))
     responses = sample(
-        replicated(pretrained.state), *batch, keys, 1.0,
+        sharded(pretrained.state, RULES), *batch, keys, 1.0,
         decoder_def=pretrained.definition, length=cfg.reference_response_tokens,
         end=tokenizer.ends, pad=tokenizer.pad,
     )  # fmt: skip
-    raw = np.asarray(
+    raw = on_host(
         response_rewards(
-            replicated(model.state),
+            sharded(model.state, RULES),
             *batch,
             responses,
             definition=model.definition,

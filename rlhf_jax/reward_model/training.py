@@ -15,6 +15,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from experiment_runs.checkpoints import Checkpoints, load_weights, save_weights
+from experiment_runs.devices import (
+    data_size,
+    kept,
+    on_host,
+    on_mesh,
+    over_devices,
+    replicated,
+    sharded,
+)
 from experiment_runs.errors import UserError
 from experiment_runs.process import peak_memory_gb, progress
 from experiment_runs.run import Run
@@ -23,7 +32,8 @@ from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.dialogues import Conversation
 from rlhf_jax.data.near_duplicates import near_duplicate_posts
 from rlhf_jax.data.preferences import Post
-from rlhf_jax.devices import mesh, over_devices, replicated
+from rlhf_jax.language_model import sharding
+from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.optimization.optimizer import decayed_adam, linear_schedule, optimizer_for
 from rlhf_jax.optimization.state import TrainState, check_finite, initial_state, parameter_counts
 from rlhf_jax.pretrained.model import Pretrained
@@ -62,6 +72,7 @@ def train_on_posts(
     train(run, cfg, pretrained, encoded, reference_prompts)
 
 
+@on_mesh
 def train(
     run: Run,
     cfg: RewardConfig,
@@ -82,6 +93,7 @@ def train(
       UserError: no pair of a part fits, or there are too few prompts for the reward's scale.
     """
     check_references(reference_prompts, cfg)
+    sharding.check(pretrained.config)
     for name, (posts, _) in parts.items():
         if not posts:
             raise UserError(
@@ -96,7 +108,7 @@ def train(
     schedule = linear_schedule(cfg.learning_rate, len(plan), cfg.warmup_fraction)
     adamw = decayed_adam(schedule, cfg.weight_decay)
     optimizer = optimizer_for({"all": adamw}, lambda path: "all", clip_norm=cfg.clip_norm)
-    state, frozen = initial_state(trainable, optimizer), replicated(frozen)
+    state, frozen = initial_state(trainable, optimizer), sharded(frozen, RULES)
     static = {"definition": definition, "cfg": cfg}
     dropout = jax.random.fold_in(jax.random.key(cfg.seed), DROPOUT)
     checkpoints = Checkpoints(run.checkpoints)
@@ -152,8 +164,9 @@ def evaluated(
 ) -> dict[str, Any]:
     """The best weights on the held-out pairs, beside baselines, and the scale of their reward."""
     definition, trainable, frozen = untrained
+    trainable = sharded(trainable, RULES)
     pad = pretrained.tokenizer.pad
-    trained = load_weights(run.checkpoints / "best", replicated(trainable))
+    trained = load_weights(run.checkpoints / "best", trainable)
     held_out = {name: batches(parts[name][0], cfg, pad) for name in ("validation", "test")}
     before = score_pairs(definition, trainable, frozen, held_out["test"])
     after = {name: score_pairs(definition, trained, frozen, own) for name, own in held_out.items()}
@@ -191,14 +204,14 @@ def batches(
 def placed(batch: PairBatch) -> PairBatch:
     """The rows divided over the devices; what points into them is on every one."""
     rows = ("tokens", "documents", "segments", "positions")
-    divided = {name: over_devices(getattr(batch, name)) for name in rows}
-    return replicated(batch._replace(**dict.fromkeys(rows)))._replace(**divided)
+    own = {name: over_devices(getattr(batch, name)) for name in rows}
+    return replicated(batch._replace(**dict.fromkeys(rows)))._replace(**own)
 
 
 def shapes_of(plan: Sequence[Sequence[EncodedPost]], cfg: RewardConfig) -> list[tuple[int, int]]:
     """The shapes in which the batches of a plan are laid out on this machine."""
     kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
-    return row_shapes(plan, max_tokens=cfg.max_tokens, devices=mesh().size, **SHAPES[kind])
+    return row_shapes(plan, max_tokens=cfg.max_tokens, devices=data_size(), **SHAPES[kind])
 
 
 def limits(cfg: RewardConfig) -> dict[str, int]:
@@ -209,7 +222,7 @@ def limits(cfg: RewardConfig) -> dict[str, int]:
 
 def cost(batch: PairBatch, seconds: float) -> dict[str, float]:
     """What a step took."""
-    tokens = int((np.asarray(batch.documents) >= 0).sum())
+    tokens = int((on_host(batch.documents) >= 0).sum())
     padding = 1 - tokens / batch.tokens.size
     memory = peak_memory_gb()
     return {"seconds": seconds, "tokens": tokens, "padding": padding, "peak_memory_gb": memory}
@@ -247,7 +260,7 @@ def update(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     metrics["gradient_norm"] = optax.tree.norm(grads)
-    return TrainState(trainable, opt_state, state.step + 1), metrics
+    return kept(TrainState(trainable, opt_state, state.step + 1), RULES), metrics
 
 
 def pair_loss(
@@ -305,7 +318,7 @@ def score_pairs(
     """Raw scores of the chosen and rejected reply of every pair, in the order of the batches."""
     scored: dict[str, list[np.ndarray]] = {"chosen": [], "rejected": []}
     for _, batch in progress(batches, label="scoring pairs"):
-        scores = np.asarray(pair_scores(trainable, frozen, batch, definition=definition))
+        scores = on_host(pair_scores(trainable, frozen, batch, definition=definition))
         real = np.asarray(batch.weight) > 0
         scored["chosen"].append(scores[np.asarray(batch.chosen)[real]])
         scored["rejected"].append(scores[np.asarray(batch.rejected)[real]])

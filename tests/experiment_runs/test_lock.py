@@ -100,8 +100,7 @@ def test_where_the_file_system_knows_no_locks_this_is_said(tmp_path, monkeypatch
 def test_only_the_first_process_of_a_job_holds_the_lock(held, monkeypatch):
     path, _ = held
     met = []
-    monkeypatch.setattr(lock.jax, "process_index", lambda: 1)
-    monkeypatch.setattr(lock.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(lock.multihost_utils, "sync_global_devices", met.append)
+    monkeypatch.setattr(lock.hosts, "first", lambda: False)
+    monkeypatch.setattr(lock.hosts, "meet", met.append)
     with locked(path, wait=False):
         assert met == [f"lock of {path}"]

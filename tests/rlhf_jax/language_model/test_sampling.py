@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from rlhf_jax.devices import over_devices
+from experiment_runs.devices import over_devices
 from rlhf_jax.language_model import logprobs, sampling
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.pretrained.prompt_rows import prompt_rows

@@ -9,9 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
+from experiment_runs.devices import over_devices, replicated
 from rlhf_jax import objectives
 from rlhf_jax.config import LoRAConfig, PPOConfig
-from rlhf_jax.devices import over_devices, replicated
 from rlhf_jax.language_model import sampling
 from rlhf_jax.language_model.sampling import Responses
 from rlhf_jax.optimization.state import TrainState

@@ -11,10 +11,10 @@ from flax import nnx
 
 from experiment_runs import errors
 from experiment_runs import run as runs
+from experiment_runs.devices import replicated
 from rlhf_jax import objectives
 from rlhf_jax.config import LoRAConfig, RewardConfig
 from rlhf_jax.data.preferences import Post
-from rlhf_jax.devices import replicated
 from rlhf_jax.optimization.state import TrainState
 from rlhf_jax.pretrained.tensor_names import leaf_name
 from rlhf_jax.reward_model import encoding, packing
@@ -354,6 +354,29 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
         np.testing.assert_array_equal(resumed.arrays("test_pairs")[name], column)
     ours, theirs = (reward_models.load(run, toy).state for run in (resumed, finished))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh_with_the_same_numbers(
+    finished, cfg, toy, parts, interruption, tmp_path, monkeypatch
+):
+    """Begun with its matrices split over two devices, finished on one."""
+
+    def ensure(mesh, prepare):
+        monkeypatch.setenv("RLHF_MESH", mesh)
+        return runs.ensure(
+            "reward", cfg, lambda run: train(prepare(run), cfg, toy, parts),
+            inputs={}, root=tmp_path,
+        )  # fmt: skip
+
+    with interruption() as fragile:
+        ensure("model=2", fragile)
+    moved = ensure("data=1", lambda run: run)
+    for column in ("loss", "gradient_norm", "validation_loss"):
+        values = (run.metrics()[column] for run in (moved, finished))
+        np.testing.assert_allclose(*values, rtol=1e-3, atol=1e-5)
+    scales = (run.summary["scale"]["offset"] for run in (moved, finished))
+    np.testing.assert_allclose(*scales, rtol=1e-2)
 
 
 def test_the_reward_model_gives_reference_responses_mean_zero_and_deviation_one(finished, toy):

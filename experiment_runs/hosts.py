@@ -1,0 +1,102 @@
+"""Several processes that train together, on one host or on many.
+
+RLHF_HOSTS says how they find each other: `auto` asks the cluster that JAX detects (SLURM,
+Kubernetes, Open MPI); ADDRESS:PORT/COUNT/NUMBER names the first process, how many there are, and
+which of them this one is, from 0. All run the same command on the same inputs, on a file system
+that all of them see. The first writes the run; the others write their own copy of its small files
+into a folder that goes away, so that they know what it knows. Checkpoints are written by all.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiment_runs import settings
+from experiment_runs.errors import UserError, first_line
+
+SILENT = 60  # seconds after which a process that says nothing counts as ended
+EXPLICIT = re.compile(r"(\S+:\d+)/(\d+)/(\d+)")
+
+
+def join() -> None:
+    """Joins the other processes, if RLHF_HOSTS names any; before anything else is asked of JAX.
+
+    Raises:
+      UserError: it cannot be read, or there is no such cluster.
+    """
+    asked = settings.hosts()
+    if not asked:
+        return
+    options = {"heartbeat_timeout_seconds": SILENT, "shutdown_timeout_seconds": SILENT}
+    if asked != "auto":
+        found = EXPLICIT.fullmatch(asked)
+        if not found or int(found[3]) >= int(found[2]):
+            raise UserError(
+                f"RLHF_HOSTS={asked}: write auto, or ADDRESS:PORT/COUNT/NUMBER with a number from "
+                "0 to COUNT - 1, as 10.0.0.1:4217/2/0"
+            )
+        options |= {
+            "coordinator_address": found[1],
+            "num_processes": int(found[2]),
+            "process_id": int(found[3]),
+            "cluster_detection_method": "deactivate",
+        }
+    try:
+        jax.distributed.initialize(**options)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"RLHF_HOSTS={asked}: the processes did not find each other ({first_line(error)}); "
+            "start all of them, or write ADDRESS:PORT/COUNT/NUMBER"
+        ) from error
+    if not first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def several() -> bool:
+    """Whether this process is one of several; asks nothing of the devices."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def first() -> bool:
+    """Whether this process is the one that writes."""
+    return not several() or jax.process_index() == 0
+
+
+def meet(where: str) -> None:
+    """Waits until all processes are there."""
+    if several():
+        multihost_utils.sync_global_devices(where)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is so in any of the processes, which all ask at the same time."""
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any()) if several() else flag
+
+
+@contextlib.contextmanager
+def own_copy(path: Path) -> Iterator[Path]:
+    """The folder that this process writes: the path itself, or a copy of its small files."""
+    if first():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in path.glob("*.json*"):
+            shutil.copy(file, folder)
+        yield Path(folder)
+
+
+def left(code: int) -> None:
+    """Ends a process that has failed; one that waited for the others would keep all waiting."""
+    if code and several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
