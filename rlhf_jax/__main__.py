@@ -21,7 +21,7 @@ from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
 from experiment_runs.compilation import keep_programs
 from experiment_runs.run import Run
-from rlhf_jax import run_commands
+from rlhf_jax import memory, run_commands
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.experiment import Experiment, from_environment
 from rlhf_jax.profiles import Profile
@@ -39,6 +39,7 @@ class Command:
     prompts: str  # folder, file or hub id of prompts, before --data-dir
     cfg: Annotated[Profile, tyro.conf.arg(name="")]
     mesh: str = ""  # devices by axes, data=4,model=2; all of them on data by default
+    dry_run: bool = False  # say how much memory each stage will take, and train nothing
     remat: bool = False  # compute blocks again for the gradient: less memory, more time
     reward_lora_rank: int = 0  # the reward model learns adapters of this rank; 0: every weight
 
@@ -119,6 +120,9 @@ def execute(command: Command) -> None:
     if experiment.committed is None:
         announce(experiment)
         print(f"programs {kept}", flush=True)
+    if command.dry_run:
+        print(memory.dry_run(experiment.pretrained.config, experiment.profile))
+        return
     match command:
         case Check():
             if experiment.committed is None:

@@ -19,7 +19,7 @@ FOLDERS = (
     "baselines", "evaluation",
     "ratings", "export",
 )  # fmt: skip
-ROOF = ("trained", "chat", "run_commands", "experiment", "api", "__main__")
+ROOF = ("memory", "trained", "chat", "run_commands", "experiment", "api", "__main__")
 LONGEST = 350  # lines of a module
 
 

@@ -150,8 +150,8 @@ def answered(
         reference = reference[0], devices.sharded(reference[1], RULES)
     models = {
         name: term._replace(
-            source=FrozenRewardModel(
-                term.source.definition, devices.sharded(term.source.state, RULES)
+            scorer=FrozenRewardModel(
+                term.scorer.definition, devices.sharded(term.scorer.state, RULES)
             )
         )
         for name, term in models_of(rewards).items()

@@ -1,0 +1,190 @@
+"""How much memory each stage takes on one device, said before anything is trained.
+
+A model of what the compiled programs hold at their peak, from the sizes of the decoder and the
+configurations alone, in float32. `benchmarks/bench_memory.py` compares it with what XLA plans for
+the real programs. Not counted: the process without a model, and what compiling takes for a while.
+"""
+
+import dataclasses
+import functools
+import os
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from experiment_runs import devices, settings
+from rlhf_jax.config import LINEAR_LAYERS, EvaluationConfig, LoRAConfig, PPOConfig, RewardConfig
+from rlhf_jax.language_model.decoder_config import DecoderConfig
+from rlhf_jax.language_model.logprobs import CHUNK
+from rlhf_jax.pretrained.tensor_names import abstract
+from rlhf_jax.profiles import Profile
+
+FLOAT = 4  # bytes of a number
+MOMENTS = 2  # of Adam
+
+
+class Use(NamedTuple):
+    """Bytes of one device at the peak of a program."""
+
+    weights: float = 0.0  # trained and frozen ones
+    optimizer: float = 0.0
+    gradients: float = 0.0  # summed over forward batches
+    activations: float = 0.0  # and the matrices of one layer, gathered
+    cache: float = 0.0  # keys and values
+    logits: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What the programs of a decoder take on each device of a mesh."""
+
+    decoder: DecoderConfig
+    data: int = 1
+    model: int = 1
+    remat: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the decoder."""
+        return counted(self.decoder)
+
+    def adapters(self, lora: LoRAConfig) -> int:
+        """Numbers in the adapters of all layers."""
+        cfg = self.decoder
+        query, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+        ends = (query, kv, kv, query, cfg.mlp_dim, cfg.mlp_dim, cfg.mlp_dim)
+        sums = {name: cfg.embed_dim + end for name, end in zip(LINEAR_LAYERS, ends, strict=True)}
+        return cfg.num_layers * lora.rank * sum(sums[name] for name in lora.targets)
+
+    def held(self, frozen: int, lora: LoRAConfig | None) -> Use:
+        """A trained model, with so many frozen ones beside it, and what trains it."""
+        trained = self.adapters(lora) if lora else self.parameters
+        weights = frozen * self.parameters + trained
+        parts = (weights, MOMENTS * trained, 0)
+        return Use(*(FLOAT * part / (self.data * self.model) for part in parts))
+
+    def activations(self, tokens: int, time: int) -> float:
+        """Bytes that the gradient keeps of so many tokens in rows of `time`."""
+        cfg, model = self.decoder, self.model
+        query, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+        split = 3 * query + 2 * kv + 3 * cfg.mlp_dim + cfg.num_heads * time
+        split += (query + kv) * cfg.qk_norm
+        one_layer = 4 * cfg.embed_dim + split / model
+        kept = (
+            cfg.num_layers * cfg.embed_dim + one_layer if self.remat else cfg.num_layers * one_layer
+        )
+        matrices = self.parameters / cfg.num_layers / model if self.data > 1 else 0
+        return FLOAT * (tokens / self.data * kept + 2 * matrices)
+
+    def logits(self, copies: int) -> float:
+        """Bytes of the logits of one chunk of tokens."""
+        return FLOAT * copies * CHUNK / self.data * self.decoder.vocab_size / self.model
+
+    def reward_update(self, cfg: RewardConfig) -> Use:
+        """Of the reward model; its gradients take the places of activations one by one."""
+        held = self.held(int(cfg.lora is not None), cfg.lora)
+        return held._replace(
+            activations=self.activations(cfg.batch_rows * cfg.max_tokens, cfg.max_tokens)
+        )
+
+    def ppo_update(self, cfg: PPOConfig) -> Use:
+        """Of the policy; reference and reward model are there, the first within LoRA's base."""
+        held, time = self.held(2, cfg.lora), cfg.prompt_tokens + cfg.response_tokens
+        return held._replace(
+            gradients=held.optimizer / MOMENTS,
+            activations=self.activations(cfg.forward_batch * time, time),
+            logits=self.logits(3),
+        )
+
+    def sampling(self, cfg: PPOConfig) -> Use:
+        """Of the policy beside all that is there for its update."""
+        decoder, time = self.decoder, cfg.prompt_tokens + cfg.response_tokens
+        numbers = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * time
+        rows = cfg.batch / self.data
+        return self.held(2, cfg.lora)._replace(
+            cache=FLOAT * rows * numbers / self.model,
+            logits=FLOAT * 3 * rows * decoder.vocab_size,
+        )
+
+    def evaluation(self, cfg: EvaluationConfig, lengths: PPOConfig) -> Use:
+        """Of a policy beside the pretrained one and two reward models: the larger part."""
+        sampled = self.sampling(
+            dataclasses.replace(
+                lengths, batch=max(cfg.batch, lengths.forward_batch), lora=None,
+                forward_batch=1, prompts=10**6, responses_per_prompt=1, advantages="gae",
+                response_tokens=cfg.response_tokens or lengths.response_tokens,
+            )
+        )  # fmt: skip
+        weights = FLOAT * 4 * self.parameters / (self.data * self.model)
+        scored = Use(weights=weights, logits=self.logits(2))
+        return max(sampled._replace(weights=weights, optimizer=0.0), scored, key=sum)
+
+    def stages(self, profile: Profile) -> dict[str, Use]:
+        """By the name of stage and program, what each takes."""
+        found = {"reward": self.reward_update(profile.reward)}
+        for name, cfg in (("ppo-full", profile.ppo), ("ppo-lora", profile.lora)):
+            found[f"{name}: sampling"] = self.sampling(cfg)
+            found[f"{name}: update"] = self.ppo_update(cfg)
+        return found | {"evaluate": self.evaluation(profile.evaluation, profile.ppo)}
+
+
+@functools.cache
+def counted(decoder: DecoderConfig) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract(decoder))))
+
+
+def available() -> float:
+    """Bytes of one device: an accelerator's own, or its share of the machine's memory."""
+    device, count = jax.local_devices()[0], jax.local_device_count()
+    if statistics := device.memory_stats():
+        return float(statistics["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count
+
+
+def dry_run(decoder: DecoderConfig, profile: Profile) -> str:
+    """A table of what each stage takes on the mesh as it is, and what to change where it is more
+    than there is."""
+    sizes = dict(devices.mesh().shape)
+    memory = Memory(decoder=decoder, **sizes, remat=settings.rematerialized())
+    lines = [
+        f"{'GB on each device':20}" + "".join(f"{name:>12}" for name in (*Use._fields, "total"))
+    ]
+    there = available()
+    stages = memory.stages(profile)
+    for name, use in stages.items():
+        lines.append(f"{name:20}" + "".join(f"{part / 1e9:12.2f}" for part in (*use, use.total)))
+    lines.append(f"there are {there / 1e9:.1f} GB")
+    for name, use in stages.items():
+        if use.total > there:
+            lines.append(f"{name} does not fit; {remedies(memory, profile, name, there)}")
+    return "\n".join(lines)
+
+
+def remedies(memory: Memory, profile: Profile, stage: str, there: float) -> str:
+    """What would make a stage fit, the least change first."""
+
+    def fits(changed: Memory, profile: Profile = profile) -> bool:
+        return changed.stages(profile)[stage].total <= there
+
+    def smallest(cfg: PPOConfig) -> PPOConfig:
+        fewest = next(n for n in range(memory.data, cfg.batch + 1) if cfg.batch % n == 0)
+        return dataclasses.replace(cfg, forward_batch=fewest)
+
+    rematerialised = dataclasses.replace(memory, remat=True)
+    found = []
+    if fits(rematerialised):
+        found.append("--remat")
+    small = dataclasses.replace(profile, ppo=smallest(profile.ppo), lora=smallest(profile.lora))
+    if fits(memory, small):
+        found.append("a smaller forward_batch")
+    more = (n for n in (2, 4, 8, 16, 32, 64, 128) if n > memory.data)
+    for data in more:
+        if fits(dataclasses.replace(rematerialised, data=data)):
+            found.append(f"--remat and data={data} devices (--mesh)")
+            break
+    return "these would: " + "; ".join(found) if found else "use a smaller model"
