@@ -145,7 +145,7 @@ def announce(experiment: Experiment) -> None:
         tell("data", f"{name}: {source.rows:,} from {source.name} ({source.kind})")
     if warning := idle_gpu():
         print(warning, file=sys.stderr)
-    tell("precision", precision.told(profile.dtype))
+    tell("products", precision.told(profile.dtype))
     mesh = devices.mesh()
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
