@@ -57,7 +57,7 @@ def processor() -> str:
 
 def peak_memory_gb() -> float:
     """Most memory in use so far: the accelerator's where there is one, else the process's."""
-    if statistics := jax.devices()[0].memory_stats():
+    if statistics := jax.local_devices()[0].memory_stats():
         return statistics["peak_bytes_in_use"] / 1e9
     units = 1e9 if sys.platform == "darwin" else 1e6  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units

@@ -47,7 +47,7 @@ def test_broken_line_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x", "votes": 1}\n' * 99)[:-12]),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x", "votes": 1}\n' * 99, mtime=0)[:-12]),
         ("a.jsonl.gz", b"no gzip"),
         ("a.jsonl", b'{"text": "\xff", "votes": 1}\n'),
         ("a.parquet", b"no parquet"),
