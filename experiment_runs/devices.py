@@ -146,13 +146,15 @@ def together(tree: Any) -> Any:
 def placed(x: Any, axes: PartitionSpec) -> jax.Array:
     """An array on the mesh. Of several processes each reads its part of a host's array."""
     sharding = NamedSharding(mesh(), axes)
-    here = not isinstance(x, jax.Array) or x.is_fully_addressable
-    if jax.process_count() > 1 and here:
-        host = np.asarray(x)
-        return jax.make_array_from_callback(
-            host.shape, sharding, lambda index: np.array(host[index])
-        )
-    return jax.device_put(x, sharding)
+    if jax.process_count() == 1:
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
+        return jax.jit(wrap, out_shardings=sharding)(on_host(jax.random.key_data(x)))
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.jit(lambda x: x, out_shardings=sharding)(x)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
 
 
 def kept_axes(path: tuple, x: Any, rules: Rules) -> PartitionSpec:
