@@ -3,7 +3,6 @@
 The stages of the report run the same trainings. The package exports these names: `import rlhf_jax`.
 """
 
-import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -229,8 +228,7 @@ def evaluate(
     terms = reward_terms({n: (reward_for(reward, first), 1.0) for n, reward in rewards.items()})
     lengths = PPOConfig(prompt_tokens=prompt_tokens, response_tokens=response_tokens)
     decoders = {
-        name: functools.partial(tuple, [model.definition, model.state])
-        for name, model in named.items()
+        name: lambda model=model: (model.definition, model.state) for name, model in named.items()
     }
     columns, responses = answered(
         decoders, tokenizer=first.tokenizer, rewards=terms, prompts=asked, cfg=cfg,

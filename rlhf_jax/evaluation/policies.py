@@ -1,7 +1,6 @@
 """Reward of the pretrained and the tuned policies on prompts that nobody trained on."""
 
 import functools
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,10 +23,10 @@ from rlhf_jax.evaluation.response_statistics import (
     describe,
     gain,
     gain_over_seeds,
+    intervals,
 )
-from rlhf_jax.intervals import bootstrap
 from rlhf_jax.language_model import logprobs
-from rlhf_jax.language_model.sampling import Responses, in_parts
+from rlhf_jax.language_model.sampling import Responses, in_parts, whole_part
 from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.ppo.rewards import Term, function_rewards, functions_of, models_of, reward_terms
 from rlhf_jax.pretrained.model import Pretrained
@@ -211,14 +210,6 @@ def over_seeds(columns: Mapping[str, Columns]) -> dict[str, list[Columns]]:
     return {name: runs for name, runs in variants.items() if len(runs) > 1}
 
 
-def intervals(
-    values: Mapping[str, Float[np.ndarray, "prompts"]], clusters: Clusters, cfg: EvaluationConfig
-) -> dict[str, dict[str, float]]:
-    """Means over the prompts."""
-    options = {"clusters": clusters, "resamples": cfg.resamples, "seed": cfg.seed}
-    return {name: bootstrap(own, **options).asdict() for name, own in values.items()}
-
-
 def against_best_of_n(
     columns: Columns,
     policy: Mapping[str, Any],
@@ -302,9 +293,3 @@ def sequence_kl(
     return in_parts(
         some, (tokens, token_mask, responses.mask), whole_part(len(tokens), forward_batch)
     )
-
-
-def whole_part(rows: int, at_most: int) -> int:
-    """The most rows of which whole parts can be made, the same on every device."""
-    each = math.gcd(rows, devices.data_size())
-    return max(size for size in range(each, max(each, at_most) + 1, each) if rows % size == 0)

@@ -25,12 +25,9 @@ def describe(
     rewards: Sequence[str],
 ) -> dict[str, object]:
     """One policy: reward, distance from the reference, and what its responses look like."""
-    options = {"clusters": clusters, "resamples": cfg.resamples, "seed": cfg.seed}
-    intervals = {
-        name: bootstrap(columns[name].mean(axis=1), **options).asdict() for name in rewards
-    }
     tokens = columns["tokens"].sum()
-    return intervals | {
+    means = {name: columns[name].mean(axis=1) for name in rewards}
+    return intervals(means, clusters, cfg) | {
         "kl_per_token": float(columns["kl"].sum() / tokens),
         "kl_per_sequence": float(columns["kl"].mean()),
         "perplexity": float(np.exp(columns["surprise"].sum() / tokens)),
@@ -55,16 +52,29 @@ def gain(
     rewards, tokens = (
         np.stack([columns[name], base[name]]).astype(np.float64) for name in ("reward", "tokens")
     )
-    return {name: bootstrap(change, **options).asdict() for name, change in changes.items()} | {
-        "wins": int((changes["reward"] > 0).sum()),
-        "ties": int((changes["reward"] == 0).sum()),
-        "losses": int((changes["reward"] < 0).sum()),
+    return {
+        **intervals(changes, clusters, cfg),
+        **tally(changes["reward"]),
         "length_controlled": paired(length_controlled_gain, rewards, tokens, **options).asdict(),
         "stratified": paired(stratified_gain, rewards, tokens, **options).asdict(),
     }
 
 
 COMPARED = ("reward", "second_reward", "tokens")
+
+
+def intervals(
+    values: Mapping[str, Float[np.ndarray, "prompts"]], clusters: Clusters, cfg: EvaluationConfig
+) -> dict[str, dict[str, float]]:
+    """Means over the prompts, each with its interval."""
+    options = {"clusters": clusters, "resamples": cfg.resamples, "seed": cfg.seed}
+    return {name: bootstrap(own, **options).asdict() for name, own in values.items()}
+
+
+def tally(changes: Float[np.ndarray, "prompts"]) -> dict[str, int]:
+    """How many prompts were won, tied and lost."""
+    signs = {"wins": changes > 0, "ties": changes == 0, "losses": changes < 0}
+    return {name: int(prompts.sum()) for name, prompts in signs.items()}
 
 
 def gain_over_seeds(
@@ -74,17 +84,13 @@ def gain_over_seeds(
 
     The intervals say what other prompts and other seeds could have given.
     """
-    found: dict[str, object] = {}
-    for name in COMPARED:
-        changes = np.stack([own[name].mean(axis=1) for own in runs]) - base[name].mean(axis=1)
-        found[name] = bootstrap_crossed(
-            changes, clusters=clusters, resamples=cfg.resamples, seed=cfg.seed
-        ).asdict()
-        if name == "reward":
-            means = changes.mean(axis=0)
-            found |= {"wins": int((means > 0).sum()), "ties": int((means == 0).sum())}
-            found |= {"losses": int((means < 0).sum()), "seeds": len(runs)}
-    return found
+    options = {"clusters": clusters, "resamples": cfg.resamples, "seed": cfg.seed}
+    changes = {
+        name: np.stack([own[name].mean(axis=1) for own in runs]) - base[name].mean(axis=1)
+        for name in COMPARED
+    }
+    found = {name: bootstrap_crossed(own, **options).asdict() for name, own in changes.items()}
+    return found | tally(changes["reward"].mean(axis=0)) | {"seeds": len(runs)}
 
 
 def paired(

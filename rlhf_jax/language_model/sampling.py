@@ -1,6 +1,7 @@
 """Compiled sampling with an explicit cache."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from experiment_runs import devices
 from rlhf_jax.language_model.attention import block_mask, blocked
 from rlhf_jax.language_model.decoder import for_products
 from rlhf_jax.language_model.layer_loop import Stacked, arranged
@@ -135,8 +137,7 @@ def prefill(decoder, blocks, prompts, prompt_mask, length):
 
     if isinstance(blocks, Stacked):  # an accelerator takes all rows at once
         return some((prompts, prompt_mask))
-    size = max(n for n in range(1, PREFILL + 1) if len(prompts) % n == 0)
-    return in_parts(some, (prompts, prompt_mask), size)
+    return in_parts(some, (prompts, prompt_mask), whole_part(len(prompts), PREFILL))
 
 
 def in_parts(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
@@ -152,6 +153,12 @@ def in_parts(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
     empty = jax.tree.map(lambda x: jnp.zeros((size, count, *x.shape[1:]), x.dtype), shapes)
     results = jax.lax.fori_loop(0, count, part, empty)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+
+def whole_part(rows: int, at_most: int) -> int:
+    """The most rows of which whole parts can be made, the same on every device."""
+    each = math.gcd(rows, devices.data_size())
+    return max(size for size in range(each, max(each, at_most) + 1, each) if rows % size == 0)
 
 
 def divided(rows: Any, size: int) -> Any:
