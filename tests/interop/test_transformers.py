@@ -161,14 +161,18 @@ def test_logits_differ_by_at_most_1e_4_through_padding(both, side):
     assert np.abs(ours - expected)[mask].max() <= 1e-4
 
 
+def sampled(definition, state, tokens, mask, *, temperature, length):
+    return sampling.sample(
+        state, jnp.asarray(tokens), jnp.asarray(mask),
+        jax.random.split(jax.random.key(0), len(tokens)), temperature,
+        decoder_def=definition, length=length, end=2, pad=0,
+    )  # fmt: skip
+
+
 def test_decoding_with_our_cache_samples_from_their_logits(both):
     definition, state, theirs = both
     tokens, mask = rows("left")
-    responses = sampling.sample(
-        state, jnp.asarray(tokens), jnp.asarray(mask),
-        jax.random.split(jax.random.key(0), len(tokens)), 1.0,
-        decoder_def=definition, length=8, end=2, pad=0,
-    )  # fmt: skip
+    responses = sampled(definition, state, tokens, mask, temperature=1.0, length=8)
     whole = np.concatenate([tokens, responses.tokens], axis=1)
     whole_mask = np.concatenate([mask, responses.mask], axis=1)
     logits = torch.tensor(their_logits(theirs, whole, whole_mask)[:, 11:-1])
@@ -180,11 +184,7 @@ def test_decoding_with_our_cache_samples_from_their_logits(both):
 def test_greedy_responses_are_those_that_transformers_generates(both):
     definition, state, theirs = both
     tokens, mask = rows("left")
-    ours = sampling.sample(
-        state, jnp.asarray(tokens), jnp.asarray(mask),
-        jax.random.split(jax.random.key(0), len(tokens)), 0.0,
-        decoder_def=definition, length=10, end=2, pad=0,
-    )  # fmt: skip
+    ours = sampled(definition, state, tokens, mask, temperature=0.0, length=10)
     generated = theirs.generate(
         torch.tensor(tokens).long(), attention_mask=torch.tensor(mask).long(), do_sample=False,
         max_new_tokens=10, eos_token_id=2, pad_token_id=0,
