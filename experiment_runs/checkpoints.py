@@ -207,7 +207,8 @@ def load_weights(path: Path, like: Any) -> Any:
 
     Args:
       path: the checkpoint.
-      like: a tree of the same shapes, arrays or abstract.
+      like: a tree of the same shapes, arrays or abstract. What is bound to devices is read onto
+        them; what is not may go to any mesh, as an array that was just made.
 
     Raises:
       UserError: there is nothing (committed runs come without weights), or it is damaged.
@@ -227,7 +228,10 @@ def load_weights(path: Path, like: Any) -> Any:
             f"{path}: damaged ({first_line(error)}); restore it from a copy, or remove "
             f"{path.parent.parent} to train this stage again"
         ) from error
-    return weights
+    return jax.tree.map(
+        lambda x, given: x if getattr(given, "committed", True) else jnp.asarray(np.asarray(x)),
+        weights, like,
+    )  # fmt: skip
 
 
 def swap(path: Path) -> None:

@@ -122,8 +122,9 @@ def sharded(tree: Any, rules: Rules, *, own: bool = False) -> Any:
       UserError: an array does not divide; the message says which meshes would.
     """
     check_mesh(tree, rules)
+    copy = jnp.copy if own else lambda x: x
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: placed(jnp.copy(x) if own else x, kept_axes(path, x, rules)), tree
+        lambda path, x: copy(placed(x, kept_axes(path, x, rules))), tree
     )
 
 
@@ -139,8 +140,8 @@ def on_host(tree: Any) -> Any:
 
 
 def together(tree: Any) -> Any:
-    """Every array whole on the first device, for what follows a training."""
-    return tree if mesh().size == 1 else jax.device_put(on_host(tree), jax.local_devices()[0])
+    """Every array whole on the first device and bound to none, for what follows a training."""
+    return tree if mesh().size == 1 else jax.tree.map(jnp.asarray, on_host(tree))
 
 
 def placed(x: Any, axes: PartitionSpec) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiment_runs import checkpoints, signals
+from experiment_runs import checkpoints, devices, signals
 from experiment_runs.checkpoints import Checkpoints, load_weights, save_weights
 from experiment_runs.errors import Stopped, UserError
 
@@ -153,6 +153,15 @@ def test_numbers_that_change_in_saved_weights_are_named(tmp_path):
     path.write_text(json.dumps(sums | {"['w']": "0" * 16}))
     with pytest.raises(UserError, match=r"best: damaged \(1 parts are not .* first \['w'\]"):
         load_weights(tmp_path / "best", state_of(0))
+
+
+def test_weights_that_were_read_may_be_used_on_any_mesh(tmp_path):
+    save_weights(tmp_path / "best", state_of(3))
+    found = load_weights(tmp_path / "best", state_of(0))
+    assert len(jax.devices()) > 1
+    with devices.placement():
+        own = jax.tree.map(jnp.copy, found)
+    jax.tree.map(np.testing.assert_array_equal, own, state_of(3))
 
 
 def test_a_signal_saves_the_step_that_it_came_in(tmp_path):

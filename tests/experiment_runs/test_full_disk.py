@@ -1,7 +1,6 @@
 """Folders that cannot be written and disks that are full: one message, and what is saved stays."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from rlhf_jax.config import LoRAConfig
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 TRAINING = """
-import dataclasses, sys
+import dataclasses, resource, sys
 from pathlib import Path
 import jax.numpy as jnp
 from experiment_runs.checkpoints import Checkpoints
@@ -37,17 +36,16 @@ def train(run):
     keeper.close()
     run.finish(steps=step)
 
+if largest := sys.argv[2:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest[0]),) * 2)
 sys.exit(concluded(lambda: ensure("stage", Config(), train, inputs={}, root=Path(sys.argv[1]))))
 """
 
 
-def train(folder, largest=None):
-    def limit():
-        if largest is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
+def train(*arguments):
+    """In a folder, where a second argument says how many bytes a file may hold."""
     return subprocess.run(
-        [sys.executable, "-c", TRAINING, str(folder)], cwd=PROJECT, text=True, preexec_fn=limit,
+        [sys.executable, "-c", TRAINING, *map(str, arguments)], cwd=PROJECT, text=True,
         env=os.environ | {"RLHF_DEBUG": "", "RLHF_CHECKPOINT_SECONDS": "0",
              "JAX_ENABLE_COMPILATION_CACHE": "0",
              "PATH": "/nowhere"},  # no git: its lock would stay

@@ -305,14 +305,15 @@ def rate_on_the_page(run):
     with Server(rated, run.path / RATINGS, "Ada", "person") as server:
         serving = threading.Thread(target=server.serve_forever, args=[0.01])
         serving.start()
+        sent = None
         for number in itertools.count():
-            with urllib.request.urlopen(server.url) as reply:
+            with urllib.request.urlopen(server.url, sent, timeout=60) as reply:
                 shown = re.search(r'name="response" value="(\w+)"', reply.read().decode())
             if not shown:  # the page says thanks, and the server ends
                 break
             fields = {"token": server.token, "response": shown[1], "note": ""}
             fields |= {name: 1 + (number + k) % 5 for k, name in enumerate(CRITERIA)}
-            urllib.request.urlopen(server.url, urllib.parse.urlencode(fields).encode()).close()
+            sent = urllib.parse.urlencode(fields).encode()  # what answers it is the next page
         serving.join()
 
 
