@@ -54,7 +54,8 @@ def check(found, meshes):
         model, count = int(sizes["model"]), int(sizes["model"]) * int(sizes["data"])
         for name, row in programs.items():
             where = f"{name} on {mesh}"
-            assert max(row["apart"].values()) < 1e-4, where  # Adam magnifies rounding at first
+            limit = 1e-4 if name == "GAN" else 1e-5  # two steps of Adam magnify rounding
+            assert max(row["apart"].values()) < limit, where
             for share in ("flops", "bytes"):
                 assert one[name][share] / count >= 0.85 * row[share], f"{share} of {where}"
             gathered = row["collectives"].get("all-gather", {}).get("largest", 0)
