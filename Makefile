@@ -35,7 +35,7 @@ $(error GPU=$(GPU): unknown; choose cuda12 or cuda13, the newer one with a drive
 endif
 INSTALLED := .venv/done $(if $(GPU),.venv/$(GPU))
 
-.PHONY: report submission colab test invariants test-slow test-hostile test-interop lint bench bench-gan bench-reward bench-ppo clean
+.PHONY: report submission colab test invariants test-slow test-exhaustive test-hostile test-interop lint bench bench-gan bench-reward bench-ppo clean
 
 report: $(INSTALLED)
 	$(PY) -m rlhf_jax check
@@ -61,12 +61,12 @@ invariants: .venv/done
 	$(PY) -m pytest tests/rlhf_jax/ppo/test_training.py tests/rlhf_jax/test_objectives.py \
 	  tests/rlhf_jax/language_model/test_sampling.py --record results/measured/invariants.json
 
-test-slow: .venv/done
-	$(PY) $(PYTEST) -m slow
+test-slow test-exhaustive: .venv/done
+	$(PY) $(PYTEST) -m $(@:test-%=%)
 
 # Hundreds of malformed files: another seed makes others.
 test-hostile: .venv/done
-	HOSTILE_FILES=$(or $(FILES),400) HOSTILE_SEED=$(or $(SEED),1) $(PY) -m pytest -m hostile tests/hostile
+	HOSTILE_FILES=$(or $(FILES),400) HOSTILE_SEED=$(or $(SEED),1) $(PY) $(PYTEST) -m hostile tests/hostile
 
 test-interop: .venv-interop/done .venv-transformers4/done
 	.venv-interop/bin/python $(PYTEST) -m interop

@@ -25,7 +25,7 @@ def test_what_an_exercise_breaks_stands_there_once_and_its_test_exists(exercise)
     assert f"def {name}(" in (ROOT / file).read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @EXERCISES
 def test_the_break_turns_the_named_test_red(exercise, tmp_path):
     for name in COPIED:

@@ -3,7 +3,6 @@
 import inspect
 import os
 import pydoc
-import runpy
 import subprocess
 import sys
 import threading
@@ -22,7 +21,6 @@ from rlhf_jax.pretrained.model import model_fingerprint
 from rlhf_jax.reward_model import model as reward_models
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SIGNATURES = {
     "load": "model, *, dtype='auto'",
     "train_reward_model": "model, pairs, *, config=None, out=None, on_step=None",
@@ -78,16 +76,6 @@ def test_importing_the_package_imports_no_library_that_takes_time():
     assert found.stdout.strip() == "set()"
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = rlhf_jax.trian
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs_in_an_empty_directory_and_writes_nowhere_else(
-    example, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(example))["main"]()
-    assert len(capsys.readouterr().out.splitlines()) > 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"results", "tuned-model"}
 
 
 def test_a_policy_is_not_trained_twice_and_another_reward_is_another_run(model, tmp_path):

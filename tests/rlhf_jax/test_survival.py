@@ -17,7 +17,6 @@ from rlhf_jax import profiles
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.reward_model import model as reward_models
 
-pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).resolve().parent.parent.parent
 KILLS = 10
 REWARD = ["reward", "--reward.epochs", "10", "--reward.reference-samples", "8"]  # 240 steps
@@ -91,6 +90,7 @@ def assert_same(found, expected, timeless):
     assert found.samples() == expected.samples()
 
 
+@pytest.mark.slow
 def test_a_reward_model_survives_kills_bit_by_bit(start, model, timeless, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     complete(start(whole, *REWARD))
@@ -104,6 +104,7 @@ def test_a_reward_model_survives_kills_bit_by_bit(start, model, timeless, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("variant", "cfg"),
     [("full", profiles.tiny().ppo), ("lora", profiles.tiny().lora)],

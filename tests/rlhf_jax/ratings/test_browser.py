@@ -51,6 +51,10 @@ def browser():
             except urllib.error.URLError:  # it is not listening yet
                 time.sleep(0.2)
         yield lambda path, body=None: send(f"/{session}{path}", body)
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{port}/session/{session}", method="DELETE"),
+            timeout=60,
+        ).close()
     finally:
         driver.terminate()
         driver.wait(10)
