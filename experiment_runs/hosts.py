@@ -1,8 +1,9 @@
 """Several processes that train together, on one host or on many.
 
-RLHF_HOSTS says how they find each other: `auto` asks the cluster that JAX detects (SLURM,
-Kubernetes, Open MPI); ADDRESS:PORT/COUNT/NUMBER names the first process, how many there are, and
-which of them this one is, from 0. All run the same command on the same inputs, on a file system
+RLHF_HOSTS says how they find each other: `auto` asks the cluster that JAX detects (SLURM and Open
+MPI, where every process gets the one GPU of its local number; Kubernetes);
+ADDRESS:PORT/COUNT/NUMBER names the first process, how many there are, and which of them this one
+is, from 0, with all GPUs of its host. All run the same command on the same inputs, on a file system
 that all of them see. The first writes the run; the others write their own copy of its small files
 into a folder that goes away, so that they know what it knows. Checkpoints are written by all.
 """

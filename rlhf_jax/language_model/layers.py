@@ -163,7 +163,7 @@ def _normalized_backward(epsilon, saved, d_out):
     wide, d_out = x.astype(jnp.float32), d_out.astype(jnp.float32) * inverse
     d_unit = d_out * jnp.broadcast_to(scale, x.shape)
     d_x = d_unit - wide * (inverse**2 * jnp.mean(d_unit * wide, axis=-1, keepdims=True))
-    d_scale = (d_out * wide).reshape(-1, x.shape[-1]).sum(axis=0)
+    d_scale = (d_out * wide).sum(axis=tuple(range(x.ndim - 1)))
     return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
 
 

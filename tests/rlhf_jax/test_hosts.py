@@ -1,9 +1,13 @@
 """Several processes that train together over the loopback interface."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,53 +16,73 @@ from experiment_runs import hosts
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 
-COMMAND = [sys.executable, "-m", "rlhf_jax"]
+ROOT = Path(__file__).resolve().parent.parent.parent
+RLHF = [sys.executable, "-m", "rlhf_jax"]
+SRUN = """#!/bin/bash
+for number in 0 1; do SLURM_PROCID=$number SLURM_LOCALID=$number "$@" & done
+wait -n && wait -n
+"""
 
 
 @pytest.fixture
 def start(request, local_data, tmp_path):
-    """A function that starts the processes of a job, each with so many devices."""
+    """A function that starts a command with results of its own, and writes down what it says."""
     data, started = local_data(), []
 
-    def run(results, *arguments, processes, devices):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        jobs = []
-        for number in range(processes):
-            own = {
-                "PYTHONPATH": str(request.config.rootpath),
-                "JAX_PLATFORMS": "cpu",
-                "JAX_NUM_CPU_DEVICES": str(devices),
-                "JAX_COMPILATION_CACHE_DIR": str(request.config.cache.mkdir("jax")),
-                "HF_HUB_OFFLINE": "1",
-                "RLHF_DATA_DIR": str(data),
-                "RLHF_RESULTS": str(tmp_path / results),
-                "RLHF_HOSTS": f"localhost:{port}/{processes}/{number}" if processes > 1 else "",
-            }
-            file = (tmp_path / f"{results}-{number}.txt").open("a+")
-            job = subprocess.Popen(
-                [*COMMAND, *arguments, "--profile", "tiny"], env=os.environ | own, stdout=file,
-                stderr=file,
-            )  # fmt: skip
-            job.log = file
-            jobs.append(job)
-        started.extend(jobs)
-        return jobs
+    def run(results, *command, devices, **environment):
+        own = {
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_COMPILATION_CACHE_DIR": str(request.config.cache.mkdir("jax")),
+            "HF_HUB_OFFLINE": "1",
+            "RLHF_PROFILE": "tiny",
+            "RLHF_DATA_DIR": str(data),
+            "RLHF_RESULTS": str(tmp_path / results),
+        }
+        file = (tmp_path / f"{results}-{len(started)}.txt").open("a+")
+        job = subprocess.Popen(
+            command, env=os.environ | own | environment, stdout=file, stderr=file,
+            start_new_session=True,
+        )  # fmt: skip
+        job.log = file
+        started.append(job)
+        return job
 
     yield run
     for job in started:
-        job.kill()
+        with contextlib.suppress(ProcessLookupError):  # it has ended, with all that it started
+            os.killpg(job.pid, signal.SIGKILL)
         job.wait()
         job.log.close()
 
 
-def finished(jobs, seconds=1500):
+@pytest.fixture
+def pair(start):
+    """A function that starts the two processes of a job, with one device each."""
+
+    def run(results, *arguments):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        return [
+            start(results, *RLHF, *arguments, devices=1, RLHF_HOSTS=f"{address}/2/{number}")
+            for number in range(2)
+        ]
+
+    return run
+
+
+def finished(*jobs):
     """Waits for all; every one must have ended well."""
     for job in jobs:
-        code = job.wait(seconds)
-        job.log.seek(0)
-        assert code == 0, job.log.read()
+        code = job.wait(1500)
+        assert code == 0, said(job)
+
+
+def said(job):
+    job.log.seek(0)
+    return job.log.read()
 
 
 def same(ours, theirs):
@@ -75,17 +99,43 @@ def same(ours, theirs):
     return len(found)
 
 
-@pytest.mark.parametrize(
-    ("command", "runs"),
-    [
-        pytest.param("reward", 1, marks=pytest.mark.slow),
-        pytest.param("run", 6, marks=pytest.mark.exhaustive),
-    ],
-)
-def test_two_processes_train_what_one_trains(start, tmp_path, command, runs):
-    finished(start("two", command, processes=2, devices=1))
-    finished(start("one", command, processes=1, devices=2))
-    assert same(tmp_path / "two", tmp_path / "one") == runs
+@pytest.mark.slow
+def test_what_the_script_for_slurm_starts_trains_what_one_process_trains(start, tmp_path):
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    cluster = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "SLURM_JOB_ID": str(os.getpid()),  # which the port is made from
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    finished(start("two", str(ROOT / "examples" / "slurm.sh"), "reward", devices=1, **cluster))
+    finished(start("one", *RLHF, "reward", devices=2))
+    assert same(tmp_path / "two", tmp_path / "one") == 1
+
+
+@pytest.mark.exhaustive
+def test_two_processes_train_what_one_trains(start, pair, tmp_path):
+    finished(*pair("two", "run"))
+    finished(start("one", *RLHF, "run", devices=2))
+    assert same(tmp_path / "two", tmp_path / "one") > 4
+
+
+@pytest.mark.exhaustive
+def test_when_one_process_is_killed_the_other_ends_and_the_job_goes_on(pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_CHECKPOINT_SECONDS", "0")
+    arguments = ["reward", "--reward.epochs", "40", "--reward.reference-samples", "8"]
+    jobs = pair("two", *arguments)
+    while not [*(tmp_path / "two").glob("reward-*/metrics.jsonl")]:
+        assert [job.poll() for job in jobs] == [None, None], said(jobs[0])
+        time.sleep(0.1)
+    jobs[1].kill()
+    assert jobs[0].wait(120) > 0
+    assert said(jobs[0]).count("error: another process of this job has ended") == 1, said(jobs[0])
+    finished(*pair("two", *arguments))
+    (path,) = (tmp_path / "two").iterdir()
+    assert Run(path).finished
 
 
 @pytest.mark.parametrize("asked", ["here", "localhost:1/2", "localhost:1/2/2", "localhost/2/0"])

@@ -1,0 +1,15 @@
+#!/bin/bash
+# Two nodes of four GPUs under SLURM, one process a GPU: each process sees the GPU of its local number.
+#
+#   sbatch examples/slurm.sh run --profile assignment
+#
+# Results lie on a file system that all nodes see (RLHF_RESULTS). Two minutes before its time is up
+# the job saves what it has; submitted again, it goes on.
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=02:00:00
+#SBATCH --signal=TERM@120
+export RLHF_HOSTS=auto
+srun "${PYTHON:-.venv/bin/python}" -m rlhf_jax "$@"
