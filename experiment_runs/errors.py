@@ -3,11 +3,21 @@
 import reprlib
 import signal
 
+LONGEST = 4000  # characters of a message
+
 
 class UserError(Exception):
-    """Bad input. The message names the file, the field and the remedy."""
+    """Bad input. The message names the file, the field and the remedy.
+
+    Of a very long one, which repeats what stands in a file, beginning and end are kept.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str):
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 4 :]}"
+        super().__init__(message)
 
 
 class Stopped(KeyboardInterrupt):

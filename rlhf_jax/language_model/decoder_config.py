@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from experiment_runs.configuration import check_types
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief
 from rlhf_jax.language_model.config_fields import (
     ACTIVATIONS,
     FAMILIES,
@@ -106,7 +106,9 @@ class DecoderConfig:
         try:
             layers, heads = given["num_hidden_layers"], given["num_attention_heads"]
             if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
-                raise UserError(f"num_layers is {layers!r}; it must be from 1 to {MOST_LAYERS:,}")
+                raise UserError(
+                    f"num_layers is {brief(layers)}; it must be from 1 to {MOST_LAYERS:,}"
+                )
             head_dim = given.get("head_dim") or family.defaults.get("head_dim")
             head_dim = head_dim or given["hidden_size"] // heads
             theta, scaling = rope_scaling(config, default=family.defaults.get("rope_theta", 1e4))

@@ -65,9 +65,12 @@ STYLE = """
 
 class CellError(UserError):
     """A cell or an inline expression raised, by no fault of the input. The message holds its place,
-    and the traceback where RLHF_DEBUG asks for it."""
+    and the traceback where RLHF_DEBUG asks for it, which stays whole."""
 
     exit_code = 1
+
+    def __init__(self, message: str):
+        Exception.__init__(self, message)
 
 
 class Line(NamedTuple):

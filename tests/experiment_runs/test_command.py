@@ -55,6 +55,8 @@ def test_an_error_of_the_program_is_not_hidden():
 def test_values_are_cut_in_messages():
     assert len(errors.brief("x" * 10**6)) < 100 and len(errors.brief(10**400)) < 100
     assert len(errors.brief([[["x" * 99] * 99] * 99])) <= 200
+    told = str(UserError("a.json: size is " + "9" * 10**6 + "; write a number"))
+    assert len(told) < 4000 and told.startswith("a.json: size") and told.endswith("write a number")
     assert errors.first_line(ValueError("one\ntwo")) == "one"
     assert errors.first_line(ValueError()) == "ValueError"
 

@@ -182,8 +182,12 @@ def returned(name: str, results) -> dict[str, np.ndarray]:
     """Everything that one call returns, on the host."""
     if name == "sampling":  # later tokens may flip
         results = results.logprobs[:, 0]
-    leaves = jax.tree_util.tree_leaves_with_path(results)
-    return {jax.tree_util.keystr(path): np.asarray(leaf, np.float64) for path, leaf in leaves}
+    leaves = {
+        jax.tree_util.keystr(path): np.asarray(leaf, np.float64)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(results)
+    }
+    leaves.pop("[1]['first_ratio_error']", None)  # is rounding and nothing else
+    return leaves
 
 
 def apart(own, one) -> dict[str, float]:
