@@ -23,6 +23,7 @@ from tqdm import tqdm
 from experiment_runs import settings
 from experiment_runs.errors import UserError, first_line
 from experiment_runs.process import progress
+from rlhf_jax.data.tables import whole_frame
 
 PROGRAM = Path(__file__).with_name("download.py")
 LARGEST = 10**11  # bytes of a download
@@ -163,11 +164,11 @@ def hub_frame(repository: str, columns: Sequence[str]) -> pd.DataFrame:
         with from_cache():
             parts = datasets.load_dataset(*repository.split(":"))
             frames = [
-                part.select_columns(
-                    [name for name in part.column_names if name in columns] or part.column_names
-                )
-                .to_pandas()
-                .assign(split=split)
+                whole_frame(
+                    part.select_columns(
+                        [name for name in part.column_names if name in columns] or part.column_names
+                    ).with_format("arrow")[:]
+                ).assign(split=split)
                 for split, part in parts.items()
             ]
     except Exception as error:  # of datasets and Arrow, which share no class of errors

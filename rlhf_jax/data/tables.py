@@ -220,7 +220,16 @@ def parquet(path: Path) -> pd.DataFrame:
             size += batch.nbytes
             if size > limit:
                 raise ValueError(f"it unpacks to more than {limit:,} bytes")
-        table = pyarrow.Table.from_batches(batches, file.schema_arrow)
+    return whole_frame(pyarrow.Table.from_batches(batches, file.schema_arrow))
+
+
+def whole_frame(table: pyarrow.Table) -> pd.DataFrame:
+    """As a frame, in which every text is one.
+
+    Raises:
+      pyarrow.ArrowException: a text is not UTF-8; pandas would find out only when it is used.
+    """
+    table.validate(full=True)
     frame = table.to_pandas(ignore_metadata=True)
     return frame.astype(dict.fromkeys(frame.select_dtypes("category"), object))
 

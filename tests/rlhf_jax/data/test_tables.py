@@ -122,6 +122,14 @@ def test_a_parquet_file_of_a_thousand_times_its_size_is_refused(tmp_path):
         list(tables.tables(tmp_path, ["text"]))
 
 
+def test_a_parquet_file_whose_texts_are_no_texts_is_refused(tmp_path):
+    sizes, content = pyarrow.array([b"text", b"p\xff"], pyarrow.binary()).buffers()[1:]
+    texts = pyarrow.StringArray.from_buffers(2, sizes, content)
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a.parquet: cannot be read .*UTF8"):
+        list(tables.tables(tmp_path, ["text"]))
+
+
 def test_columns_of_a_parquet_file_lose_what_pandas_adds_to_them(tmp_path):
     frame = pd.DataFrame(
         {"text": pd.Categorical(["x", "y"]), "votes": pd.array([1, None], "Int64")}
