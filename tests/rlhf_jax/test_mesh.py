@@ -83,7 +83,7 @@ def test_every_program_on_every_mesh_is_that_of_one_device_in_even_shares(found,
     check(found(*meshes), meshes)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_blocks_in_one_loop_are_divided_as_well(found):
     check(found("--looped", "data=4,model=2"), ["data=4,model=2"])
 
