@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import pandas as pd
@@ -15,6 +16,12 @@ from rlhf_jax import profiles
 from rlhf_jax.data.preferences import SHP
 from rlhf_jax.data.prompts import OASST
 from rlhf_report import appendix
+
+
+def test_every_fault_names_a_test_that_there_is():
+    code = "".join(path.read_text() for path in (PROJECT / "tests").rglob("test_*.py"))
+    there = set(re.findall(r"^def (test_\w+)\(", code, re.MULTILINE))
+    assert set(appendix.faults_table()["test"]) <= there
 
 
 def test_what_the_tests_measured_is_shown_and_within_its_limits():
