@@ -228,10 +228,12 @@ def load_weights(path: Path, like: Any) -> Any:
             f"{path}: damaged ({first_line(error)}); restore it from a copy, or remove "
             f"{path.parent.parent} to train this stage again"
         ) from error
-    return jax.tree.map(
-        lambda x, given: x if getattr(given, "committed", True) else jnp.asarray(np.asarray(x)),
-        weights, like,
-    )  # fmt: skip
+    leaves, structure = jax.tree.flatten(weights)
+    del weights  # so that no more than one array is there twice
+    for number, given in enumerate(jax.tree.leaves(like)):
+        if not getattr(given, "committed", True):
+            leaves[number] = jnp.asarray(np.asarray(leaves[number]))
+    return structure.unflatten(leaves)
 
 
 def swap(path: Path) -> None:
