@@ -85,7 +85,8 @@ def test_every_program_on_every_mesh_is_that_of_one_device_in_even_shares(found,
 
 @pytest.mark.exhaustive
 def test_blocks_in_one_loop_are_divided_as_well(found):
-    check(found("--looped", "data=4,model=2"), ["data=4,model=2"])
+    meshes = ["data=4,model=2", "data=8,model=1"]
+    check(found("--looped", *meshes), meshes)
 
 
 def test_every_matrix_has_a_rule_and_hardly_a_byte_is_on_all_devices(model):

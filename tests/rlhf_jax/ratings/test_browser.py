@@ -32,11 +32,12 @@ def browser():
         ["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
 
-    def send(path, body=None):
+    def send(path, body=None, method=None):
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/session{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
+            method=method,
         )
         with urllib.request.urlopen(request, timeout=60) as reply:
             return json.load(reply)["value"]
@@ -51,10 +52,7 @@ def browser():
             except urllib.error.URLError:  # it is not listening yet
                 time.sleep(0.2)
         yield lambda path, body=None: send(f"/{session}{path}", body)
-        urllib.request.urlopen(
-            urllib.request.Request(f"http://127.0.0.1:{port}/session/{session}", method="DELETE"),
-            timeout=60,
-        ).close()
+        send(f"/{session}", method="DELETE")  # closes the browser
     finally:
         driver.terminate()
         driver.wait(10)
