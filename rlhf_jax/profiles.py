@@ -1,6 +1,7 @@
 """All that a report is made with, under a name: how much is trained, and how."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 from experiment_runs import assignment as protocol
@@ -35,6 +36,8 @@ class Profile:
     lora: PPOConfig
     seeds: int = 1  # of both variants; the report shows the first in full, the others as numbers
     lora_everywhere: PPOConfig | None = None  # one more run, with adapters on all linear layers
+    leave_one_out: PPOConfig | None = None  # and one each without a critic
+    group: PPOConfig | None = None
     dpo: DPOConfig | None = None  # the baseline that learns from the pairs directly
     evaluation: EvaluationConfig
 
@@ -62,9 +65,12 @@ class Profile:
         for number in range(1, self.seeds):
             for name, cfg in variants.items():
                 found[f"{name}-{number}"] = dataclasses.replace(cfg, seed=cfg.seed + number)
-        if self.lora_everywhere:
-            found["ppo-lora-everywhere"] = self.lora_everywhere
-        return found
+        others = {
+            "ppo-lora-everywhere": self.lora_everywhere,
+            "ppo-leave-one-out": self.leave_one_out,
+            "ppo-group": self.group,
+        }
+        return found | {name: cfg for name, cfg in others.items() if cfg}
 
 
 def other(cfg: RewardConfig, **changes) -> RewardConfig:
@@ -134,6 +140,10 @@ def study() -> Profile:
         response_tokens=80, kl_weight=0.15,
         missing_end_penalty=0.0,  # many answers are longer
     )  # fmt: skip
+    # As many episodes and steps as with a critic, of fewer prompts.
+    critic_free = functools.partial(
+        dataclasses.replace, ppo, responses_per_prompt=4, prompts=ppo.prompts // 4
+    )
     reward = RewardConfig(
         epochs=1, batch_pairs=16, batch_rows=3, train_pairs=3250, validation_pairs=400,
         test_pairs=1000, evaluations_per_epoch=3, reference_prompt_tokens=64,
@@ -153,9 +163,11 @@ def study() -> Profile:
         lora_everywhere=dataclasses.replace(
             ppo, lora=LoRAConfig(targets=LINEAR_LAYERS), learning_rate=6e-4
         ),
+        leave_one_out=critic_free(advantages="leave-one-out"),
+        group=critic_free(advantages="group"),
         seeds=3,
         dpo=DPOConfig(train_pairs=400, max_tokens=384),
-        evaluation=EvaluationConfig(prompts=100, best_of=16, response_tokens=128),
+        evaluation=EvaluationConfig(prompts=100, response_tokens=128),
     )
 
 

@@ -162,6 +162,17 @@ def dpo_reading(experiment: Experiment) -> str:
     )
 
 
+def critic_free_reading(runs: Mapping[str, Run]) -> str:
+    """How the policies without a critic were trained, where there are any."""
+    told = [
+        f"{policy_name(name)}: {run.config['responses_per_prompt']} responses to each of "
+        f"{run.config['prompts']} prompts, {run.summary['steps']} steps"
+        for name, run in runs.items()
+        if run.config.get("advantages", "gae") != "gae"
+    ]
+    return "; ".join(told) + "." if told else "No policy without a critic stands beside these runs."
+
+
 def changes_reading(summary: Mapping[str, Any]) -> str:
     """What changed in the responses of both variants besides the reward that was optimised."""
     base, sentences = summary["policies"]["pretrained"], []

@@ -17,6 +17,7 @@ from rlhf_report.style import (
     GREY,
     count_axis,
     from_zero,
+    legend_above,
     line_style,
     log_axis,
     panels,
@@ -37,8 +38,7 @@ def kl_figure(runs: Mapping[str, Run]) -> None:
         ax.set(xlabel="step", ylabel=label)
         count_axis(ax)
     log_axis(axes[1])
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    legend_above(figure, axes[0])
 
 
 def draw_kl(ax: Axes, runs: Mapping[str, Run]) -> None:
@@ -85,11 +85,11 @@ def step_figure(runs: Mapping[str, Run], shown: Mapping[str, str]) -> Sequence[A
     for ax, (column, label) in zip(axes, shown.items(), strict=True):
         for name, run in runs.items():
             metrics = run.metrics()
-            ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
+            if column in metrics:  # not everyone has a critic
+                ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
         ax.set(xlabel="step", ylabel=label)
         count_axis(ax)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    legend_above(figure, axes[0])
     return axes
 
 

@@ -14,11 +14,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 # Okabe and Ito's palette, whose colours the colour-blind tell apart
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
+SKY, YELLOW = "#56B4E9", "#E69F00"
 VARIANT_STYLES = {
     "pretrained": {"color": GREY, "linestyle": ":", "marker": "s"},
     "ppo-full": {"color": BLUE, "linestyle": "-", "marker": "o"},
     "ppo-lora": {"color": ORANGE, "linestyle": "--", "marker": "^"},
     "ppo-lora-everywhere": {"color": GREEN, "linestyle": "-.", "marker": "D"},
+    "ppo-leave-one-out": {"color": SKY, "linestyle": ":", "marker": "v"},
+    "ppo-group": {"color": YELLOW, "linestyle": "--", "marker": "<"},
     "dpo": {"color": PURPLE, "linestyle": "-", "marker": "P"},
 }
 STYLE = {
@@ -37,6 +40,8 @@ POLICY_NAMES = {
     "ppo-full": "PPO, full",
     "ppo-lora": "PPO, LoRA",
     "ppo-lora-everywhere": "PPO, LoRA everywhere",
+    "ppo-leave-one-out": "leave one out (RLOO)",
+    "ppo-group": "group (GRPO)",
     "dpo": "DPO",
 }
 
@@ -58,6 +63,12 @@ def log_axis(ax: Axes) -> None:
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
+
+
+def legend_above(figure: Figure, ax: Axes) -> None:
+    """One legend for all panels, of the lines of one of them."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
 
 
 def from_zero(ax: Axes) -> None:

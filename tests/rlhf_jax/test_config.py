@@ -118,6 +118,17 @@ def test_the_steps_are_the_passes_times_the_whole_batches_of_a_pass():
     assert PPOConfig().steps == 5 * (2000 // 64) == 155
 
 
+def test_every_estimator_is_given_as_many_episodes_and_steps():
+    """So that the figure of reward against distance compares them and not their budgets."""
+    policies = profiles.profile("study").policies
+    estimators = [policies[f"ppo-{name}"] for name in ("full", "leave-one-out", "group")]
+    assert [cfg.advantages for cfg in estimators] == ["gae", "leave-one-out", "group"]
+    assert (
+        len({(cfg.steps, cfg.batch, cfg.inner_epochs, cfg.learning_rate) for cfg in estimators})
+        == 1
+    )
+
+
 @pytest.mark.parametrize("cfg", profiles.profile("study").policies.values())
 def test_a_ppo_configuration_comes_back_from_a_run_as_it_was(cfg):
     assert config.ppo_config(json.loads(encode(dataclasses.asdict(cfg)))) == cfg

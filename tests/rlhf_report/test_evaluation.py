@@ -30,6 +30,18 @@ def test_seeds_of_a_variant_are_read_together():
     )
 
 
+def test_only_policies_without_a_critic_are_told_as_such():
+    def run(**config):
+        return SimpleNamespace(config={"prompts": 100} | config, summary={"steps": 25})
+
+    full = run(advantages="gae", responses_per_prompt=1)
+    group = run(advantages="group", responses_per_prompt=4)
+    told = evaluation.critic_free_reading({"ppo-full": full, "ppo-group": group})
+    assert told == "group (GRPO): 4 responses to each of 100 prompts, 25 steps."
+    for runs in ({"ppo-full": full}, {"ppo-full": run()}):
+        assert evaluation.critic_free_reading(runs).startswith("No policy without a critic")
+
+
 @pytest.mark.parametrize("tuned, base", [(0.5, -0.25), (0.1236, 0.0454), (-0.0004, 0.0004)])
 def test_a_gain_is_worked_out_and_the_printed_sum_holds(tuned, base):
     policies = {

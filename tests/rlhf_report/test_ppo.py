@@ -101,6 +101,16 @@ def test_few_plain_labels_stand_on_a_logarithmic_axis_and_no_line_lies_on_the_fr
     plt.close("all")
 
 
+def test_a_policy_without_a_critic_is_left_out_of_the_critics_panel_alone(trained):
+    runs = {"ppo-full": trained(0.0), "ppo-group": trained(0.0, stage="ppo-group")}
+    for run, values in zip(runs.values(), ({"explained_variance": 0.1}, {}), strict=True):
+        run.log(step=2, entropy=2.0, **values)
+    ppo.learning_figure(runs)
+    drawn = [len(ax.lines) for ax in plt.gcf().axes]
+    assert drawn == [2, 1]
+    plt.close("all")
+
+
 @pytest.mark.parametrize(("penalty", "words"), [(0.0, "pays nothing"), (0.5, "cut by 0.5")])
 def test_what_a_cut_response_pays_is_said_as_mathematics(penalty, words):
     """A bare string with dollars would be mathematics to Quarto alone, so it is refused."""
