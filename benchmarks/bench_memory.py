@@ -1,20 +1,28 @@
-"""The memory model beside what XLA plans for the real programs, and a table for larger models.
+"""The memory model beside measured peaks of the real programs, and a table for larger models.
 
     python benchmarks/bench_memory.py --output results/measured/memory.txt
 
-Nothing is loaded or run: the programs are compiled for the CPU from shapes, in float32. Planned is
-what a program gets, an array that it gets twice counted once, and what it needs besides.
+Each program runs in a process of its own, on the CPU, with arrays of zeros: measured is the peak of
+its resident memory less what the process took before there was an array. What compiling takes is
+not in it.
 """
 
 import argparse
 import dataclasses
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import programs
 
+from experiment_runs.process import forget_peak_memory, peak_memory_gb, release_memory
 from rlhf_jax.config import EvaluationConfig, LoRAConfig, PPOConfig, RewardConfig
-from rlhf_jax.memory import Memory
+from rlhf_jax.memory import Memory, Use
 
 SHORT = PPOConfig(
     batch=16, forward_batch=8, prompt_tokens=48, response_tokens=32, prompts=192, inner_epochs=2
@@ -24,64 +32,78 @@ WIDE = dataclasses.replace(LONG, batch=64)
 LORA = dataclasses.replace(SHORT, lora=LoRAConfig())
 REWARD = RewardConfig(batch_rows=4, max_tokens=384)
 EVALUATION = EvaluationConfig(batch=32)
+PRECISIONS = ("float32", "mixed")
 
 
-def configurations():
-    """Name, model, program and the model's estimate, one after the other."""
-    small, medium = programs.model("135M"), programs.model("0.6B")
-    of = {base.name: Memory(decoder=base.config) for base in (small, medium)}
-    yield (
-        "135M, sampling 64 x (128 + 128)",
-        programs.sampling(small, WIDE),
-        sampled(of["135M"], WIDE),
-    )
-    yield "135M, PPO LoRA", programs.ppo(small, LORA), of["135M"].ppo_update(LORA)
-    yield "135M, PPO full", programs.ppo(small, SHORT), of["135M"].ppo_update(SHORT)
-    yield (
-        "135M, reward model 4 x 384",
-        programs.reward(small, REWARD),
-        of["135M"].reward_update(REWARD),
-    )
-    yield (
-        "135M, KL of 32 x (128 + 128)",
-        programs.evaluation(small, EVALUATION, LONG),
-        scored(of["135M"]),
-    )
-    yield "0.6B, PPO LoRA", programs.ppo(medium, LORA), of["0.6B"].ppo_update(LORA)
+class Case(NamedTuple):
+    """A program, and what the model says that it takes."""
+
+    model: str
+    program: Callable[..., tuple[Any, tuple, dict]]  # of the model's shapes
+    estimate: Callable[[Memory], Use]
 
 
-def sampled(memory: Memory, cfg: PPOConfig):
+CASES = {
+    "sampling 64 x (128 + 128)": Case(
+        "135M", functools.partial(programs.sampling, cfg=WIDE), lambda model: sampled(model)
+    ),
+    "PPO LoRA": Case(
+        "135M", functools.partial(programs.ppo, cfg=LORA), lambda model: model.ppo_update(LORA)
+    ),
+    "PPO full": Case(
+        "135M", functools.partial(programs.ppo, cfg=SHORT), lambda model: model.ppo_update(SHORT)
+    ),
+    "reward model 4 x 384": Case(
+        "135M", functools.partial(programs.reward, cfg=REWARD),
+        lambda model: model.reward_update(REWARD),
+    ),
+    "evaluation, KL of 32 x (128 + 128)": Case(
+        "135M", functools.partial(programs.evaluation, cfg=EVALUATION, lengths=LONG),
+        lambda model: scored(model),
+    ),
+    "PPO LoRA, 0.6B": Case(
+        "0.6B", functools.partial(programs.ppo, cfg=LORA), lambda model: model.ppo_update(LORA)
+    ),
+}  # fmt: skip
+
+
+def sampled(memory: Memory) -> Use:
     """Sampling alone: without what the update needs."""
-    return memory.sampling(cfg)._replace(weights=4 * memory.parameters, optimizer=0.0)
+    return memory.sampling(WIDE)._replace(weights=memory.weights(1, decoders=1), optimizer=0.0)
 
 
-def scored(memory: Memory):
+def scored(memory: Memory) -> Use:
     """The KL between two models alone."""
     return memory.evaluation(EVALUATION, SHORT)._replace(
-        weights=8 * memory.parameters, cache=0.0, logits=memory.logits(2)
+        weights=memory.weights(2, decoders=2), cache=0.0, logits=memory.logits(2)
     )
 
 
-def planned(function, arguments, static) -> float:
-    """Bytes that XLA plans for a program."""
-    program = function.lower(*arguments, **static).compile()
-    analysis = program.memory_analysis()
-    unique = {id(leaf): leaf for leaf in jax.tree.leaves(arguments)}
-    twice = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments)) - sum(
-        leaf.size * leaf.dtype.itemsize for leaf in unique.values()
-    )
-    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return analysis.argument_size_in_bytes - twice + new + analysis.temp_size_in_bytes
+def measured(name: str, dtype: str) -> float:
+    """GB that a program takes, in this process, which must be a new one."""
+    case = CASES[name]
+    jnp.zeros(8).block_until_ready()
+    idle = peak_memory_gb()
+    model = programs.model(case.model, dtype, zeros=True)
+    function, arguments, static = case.program(model)
+    arguments = programs.filled(arguments)
+    compiled = function.lower(*arguments, **static).compile()
+    release_memory()
+    forget_peak_memory()
+    jax.block_until_ready(compiled(*arguments))
+    return peak_memory_gb() - idle
 
 
 def compared() -> list[str]:
-    lines = [f"{'GB':34}{'model':>8}{'planned':>9}{'ratio':>7}"]
-    for name, program, use in configurations():
-        found = planned(*program)
-        jax.clear_caches()
-        ratio = use.total / found
-        lines.append(f"{name:34}{use.total / 1e9:8.2f}{found / 1e9:9.2f}{ratio:7.2f}")
-        print(lines[-1], flush=True)
+    lines = [f"{'GB':36}{'precision':>10}{'model':>8}{'measured':>10}{'ratio':>7}"]
+    for name, case in CASES.items():
+        for dtype in PRECISIONS:
+            command = [sys.executable, __file__, "--one", name, "--precision", dtype]
+            found = float(subprocess.run(command, check=True, capture_output=True).stdout)
+            decoder = programs.model(case.model, dtype).config
+            told = case.estimate(Memory(decoder=decoder)).total / 1e9
+            lines.append(f"{name:36}{dtype:>10}{told:8.2f}{found:10.2f}{told / found:7.2f}")
+            print(lines[-1], flush=True)
     return lines
 
 
@@ -107,11 +129,17 @@ def table() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path)
-    output = parser.parse_args().output
-    text = "\n".join([*compared(), *table()]) + "\n"
-    print("\n".join(table()))
-    if output:
-        output.write_text(text)
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # what a child process measures
+    parser.add_argument("--precision", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(measured(options.one, options.precision))
+        return
+    larger = table()
+    text = "\n".join([*compared(), *larger]) + "\n"
+    print("\n".join(larger))
+    if options.output:
+        options.output.write_text(text)
 
 
 if __name__ == "__main__":

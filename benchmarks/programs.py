@@ -1,4 +1,4 @@
-"""The real programs of models of several sizes, as shapes: nothing is loaded, much is compiled."""
+"""The real programs of models of several sizes and their arguments: shapes, or arrays of zeros."""
 
 import dataclasses
 from typing import Any
@@ -11,6 +11,7 @@ from flax import nnx
 
 from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
 from rlhf_jax.evaluation.policies import sequence_kl
+from rlhf_jax.language_model.decoder import for_products
 from rlhf_jax.language_model.decoder_config import DecoderConfig
 from rlhf_jax.language_model.sampling import Responses, sample
 from rlhf_jax.optimization.state import TrainState
@@ -49,14 +50,16 @@ MODELS = {  # name: fields of its config.json
 }  # fmt: skip
 
 
-def model(name: str, dtype: str = "float32") -> Pretrained:
-    """A model of that size, all of whose arrays are shapes."""
+def model(name: str, dtype: str = "float32", *, zeros: bool = False) -> Pretrained:
+    """A model of that size, all of whose arrays are shapes, or zeros."""
     fields = {
         "hidden_act": "silu", "max_position_embeddings": 8192, "rope_theta": 1e6,
         "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "eos_token_id": 0, "bos_token_id": None,
     } | MODELS[name]  # fmt: skip
     config = DecoderConfig.from_huggingface(fields, dtype=dtype)
     state = nnx.state(abstract(config))
+    if zeros:
+        state = filled(state)
     return Pretrained(
         name=name, origin="shapes", config=config, huggingface_config=fields, state=state,
         tokenizer=byte_tokenizer(),
@@ -69,19 +72,21 @@ def ppo(base: Pretrained, cfg: PPOConfig):
     def untrained(state):
         return build(dataclasses.replace(base, state=state), cfg.lora, seed=0)
 
-    definition, trainable, frozen = split(untrained, base.state)
+    fixed = for_products_of(base.state, base)
+    definition, trainable, frozen = split(untrained, fixed if cfg.lora else base.state)
     reward_def, reward_state = split(
         lambda state: nnx.split(
             nnx.merge(*reward_models.initial(dataclasses.replace(base, state=state), 0))
         ),
-        base.state,
+        evaluated(copied, base.state),
     )
     optimizer = ppo_training.ppo_optimizer(cfg)
     static = Static(
         definition, base.definition, (("reward", 1.0, reward_def),), optimizer, cfg, (0,)
     )
+    rewards = {"reward": for_products_of(reward_state, base)}
     arguments = (
-        state_of(trainable, optimizer), Frozen(frozen, base.state, {"reward": reward_state}),
+        state_of(trainable, optimizer), Frozen(frozen, fixed, rewards),
         *prompts(cfg.batch, cfg.prompt_tokens), responses(cfg.batch, cfg.response_tokens), {},
         array((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0)),
     )  # fmt: skip
@@ -112,7 +117,7 @@ def sampling(base: Pretrained, cfg: PPOConfig):
 
 def evaluation(base: Pretrained, cfg: EvaluationConfig, lengths: PPOConfig):
     arguments = (
-        base.state, base.state, *prompts(cfg.batch, lengths.prompt_tokens),
+        base.state, evaluated(copied, base.state), *prompts(cfg.batch, lengths.prompt_tokens),
         responses(cfg.batch, lengths.response_tokens), array((), jnp.float32),
     )  # fmt: skip
     definitions = base.definition, base.definition
@@ -121,8 +126,13 @@ def evaluation(base: Pretrained, cfg: EvaluationConfig, lengths: PPOConfig):
     }  # fmt: skip
 
 
+def for_products_of(state, base: Pretrained):
+    """A frozen tree in the dtype of its products."""
+    return evaluated(lambda state: for_products(state, base.config.products), state)
+
+
 def split(make, *states) -> tuple[Any, ...]:
-    """What `make` returns, a static half and trees of arrays, as shapes."""
+    """What `make` returns, a static half and trees of arrays."""
     static = []
 
     def arrays(*states):
@@ -130,12 +140,36 @@ def split(make, *states) -> tuple[Any, ...]:
         static.append(definition)
         return made
 
-    made = jax.eval_shape(arrays, *states)
+    made = evaluated(arrays, *states)
     return static[0], *made
 
 
+def copied(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def evaluated(function, *trees):
+    """What a function makes of arrays, or the shapes that it makes of shapes."""
+    shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(trees))
+    return jax.eval_shape(function, *trees) if shapes else function(*trees)
+
+
+def filled(tree):
+    """Zeros, and a key, in place of shapes; arrays stay."""
+
+    def zeros(x):
+        if isinstance(x, jax.Array):
+            return x
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(jax.random.key(0), x.shape)
+        return jnp.zeros(x.shape, x.dtype)
+
+    return jax.tree.map(zeros, tree)
+
+
 def state_of(trainable, optimizer) -> TrainState:
-    return TrainState(trainable, jax.eval_shape(optimizer.init, trainable), array(()))
+    own = evaluated(copied, trainable)  # which an update consumes
+    return TrainState(own, evaluated(optimizer.init, own), array(()))
 
 
 def array(shape: tuple[int, ...], dtype=np.int32) -> jax.ShapeDtypeStruct:

@@ -1,8 +1,8 @@
 """How much memory each stage takes on one device, said before anything is trained.
 
 A model of what the compiled programs hold at their peak, from the sizes of the decoder and the
-configurations alone, in float32. `benchmarks/bench_memory.py` compares it with what XLA plans for
-the real programs. Not counted: the process without a model, and what compiling takes for a while.
+configurations alone. `benchmarks/bench_memory.py` compares it with measured peaks. Not counted: the
+process without a model, what compiling takes for a while, and what the C library keeps.
 """
 
 import dataclasses
@@ -64,9 +64,17 @@ class Memory:
     def held(self, frozen: int, lora: LoRAConfig | None) -> Use:
         """A trained model, with so many frozen ones beside it, and what trains it."""
         trained = self.adapters(lora) if lora else self.parameters
-        weights = frozen * self.parameters + trained
-        parts = (weights, MOMENTS * trained, 0)
-        return Use(*(FLOAT * part / (self.data * self.model) for part in parts))
+        weights = self.weights(frozen, decoders=1) + self.share(trained)
+        return Use(weights=weights, optimizer=self.share(MOMENTS * trained))
+
+    def weights(self, models: int, *, decoders: int) -> float:
+        """Bytes of whole models, and of those decoders again that a program rounds for products."""
+        rounded = 0.0 if self.decoder.products == "float32" else decoders / 2
+        return self.share((models + rounded) * self.parameters)
+
+    def share(self, numbers: int | float) -> float:
+        """Bytes of one device's part of so many numbers."""
+        return FLOAT * numbers / (self.data * self.model)
 
     def activations(self, tokens: int, time: int) -> float:
         """Bytes that the gradient keeps of so many tokens in rows of `time`."""
@@ -86,8 +94,9 @@ class Memory:
         return FLOAT * copies * CHUNK / self.data * self.decoder.vocab_size / self.model
 
     def reward_update(self, cfg: RewardConfig) -> Use:
-        """Of the reward model; its gradients take the places of activations one by one."""
-        held = self.held(int(cfg.lora is not None), cfg.lora)
+        """Of the reward model beside the pretrained one; its gradients take the places of
+        activations one by one."""
+        held = self.held(1, cfg.lora)
         return held._replace(
             activations=self.activations(cfg.batch_rows * cfg.max_tokens, cfg.max_tokens)
         )
@@ -120,7 +129,7 @@ class Memory:
                 response_tokens=cfg.response_tokens or lengths.response_tokens,
             )
         )  # fmt: skip
-        weights = FLOAT * 4 * self.parameters / (self.data * self.model)
+        weights = self.weights(4, decoders=2)
         scored = Use(weights=weights, logits=self.logits(2))
         return max(sampled._replace(weights=weights, optimizer=0.0), scored, key=sum)
 

@@ -15,9 +15,10 @@ from rlhf_jax.reward_model.encoding import EncodedPost, subpost
 
 LOOKAHEAD = 64  # posts that a batch may reach ahead in the order to fill its rows
 # Another shape is compiled where it saves the tokens that train meanwhile, or where more than this
-# share is padding. An accelerator trains millions meanwhile.
+# share is padding. An accelerator trains millions meanwhile; on a CPU every shape also takes
+# memory of its own, which the C library does not give back between steps.
 SHAPES = {
-    "cpu": {"compilation": 2_000, "padding": 0.15},
+    "cpu": {"compilation": 8_000, "padding": 0.15},
     "accelerator": {"compilation": 2_000_000, "padding": 1.0},
 }
 
