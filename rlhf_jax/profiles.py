@@ -9,7 +9,6 @@ from experiment_runs.configuration import check_positive, check_types, made
 from experiment_runs.errors import UserError
 from experiment_runs.precision import resolved
 from rlhf_jax.config import (
-    LINEAR_LAYERS,
     SMOLLM2,
     DPOConfig,
     EvaluationConfig,
@@ -35,8 +34,7 @@ class Profile:
     ppo: PPOConfig
     lora: PPOConfig
     seeds: int = 1  # of both variants; the report shows the first in full, the others as numbers
-    lora_everywhere: PPOConfig | None = None  # one more run, with adapters on all linear layers
-    leave_one_out: PPOConfig | None = None  # and one each without a critic
+    leave_one_out: PPOConfig | None = None  # one run more each, without a critic
     group: PPOConfig | None = None
     dpo: DPOConfig | None = None  # the baseline that learns from the pairs directly
     evaluation: EvaluationConfig
@@ -65,11 +63,7 @@ class Profile:
         for number in range(1, self.seeds):
             for name, cfg in variants.items():
                 found[f"{name}-{number}"] = dataclasses.replace(cfg, seed=cfg.seed + number)
-        others = {
-            "ppo-lora-everywhere": self.lora_everywhere,
-            "ppo-leave-one-out": self.leave_one_out,
-            "ppo-group": self.group,
-        }
+        others = {"ppo-leave-one-out": self.leave_one_out, "ppo-group": self.group}
         return found | {name: cfg for name, cfg in others.items() if cfg}
 
 
@@ -160,9 +154,6 @@ def study() -> Profile:
         ppo=ppo,
         # At twice these rates the KL leaves its band within ten steps.
         lora=with_lora(ppo, learning_rate=1.2e-3),
-        lora_everywhere=dataclasses.replace(
-            ppo, lora=LoRAConfig(targets=LINEAR_LAYERS), learning_rate=6e-4
-        ),
         leave_one_out=critic_free(advantages="leave-one-out"),
         group=critic_free(advantages="group"),
         seeds=3,
