@@ -25,7 +25,7 @@ export RLHF_RUN := $(RUN)
 export RLHF_FORCE := $(FORCE)
 # On a Linux CPU large pages take a third off the time of a step, fewer arenas a tenth off the memory;
 # of what a step frees, pieces below 2 GiB are kept for the next one, until the stage ends
-# (runs.release_memory). Larger ones, of other sizes every time, would nearly double the memory.
+# (experiment_runs.process.release_memory). Larger ones, of other sizes every time, would nearly double the memory.
 KEPT := 2147483648
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=2:$\
 glibc.malloc.mmap_threshold=$(KEPT):glibc.malloc.trim_threshold=$(KEPT)
@@ -111,7 +111,7 @@ behind = cd $(1)/lib/python*/site-packages && printf "import site; site.addsited
 	.venv-transformers4/bin/python -m pip install --quiet --no-compile transformers==4.57.6
 	touch $@
 
-# The last TRL with PPO, and what it runs with.
+# A TRL that still has PPO (1.12 is the last), and what it runs with.
 .venv-trl/done:
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/python -m pip install --quiet --no-compile torch==2.13.0 transformers==5.5.4 trl==1.9.0 peft==0.21.2

@@ -244,7 +244,7 @@ def ensure(
             run = Run(path)
             if not run.finished:
                 with hosts.own_copy(path) as own:
-                    trained(Run(own, run.checkpoints), train, on_step)
+                    train_to_end(Run(own, run.checkpoints), train, on_step)
                 hosts.meet(f"end of {path}")
     except OSError as error:
         if not concerns(error, root):
@@ -280,7 +280,9 @@ def is_recorded(path: Path, identity: str) -> bool:
     return found == identity
 
 
-def trained(run: Run, train: Callable[[Run], None], on_step: StepCallback | None = None) -> None:
+def train_to_end(
+    run: Run, train: Callable[[Run], None], on_step: StepCallback | None = None
+) -> None:
     """Has a run trained to its end.
 
     Raises:

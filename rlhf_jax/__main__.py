@@ -64,7 +64,7 @@ class Command:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class All(Command):
-    """Everything: both reward models, all PPO runs, evaluation.
+    """Everything: both reward models, all policies, DPO where the profile has it, evaluation.
 
     Finished runs are loaded, a run that was cut off goes on where it stopped:
 
@@ -103,7 +103,7 @@ class PPO(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(Command):
-    """The three policies on unseen prompts, and what they need.
+    """All policies of the profile on unseen prompts, and what they need.
 
     python -m rlhf_jax evaluate --evaluation.prompts 200
     """

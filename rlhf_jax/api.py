@@ -47,19 +47,20 @@ from rlhf_jax.trained import (
 FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}  # of the posts
 
 
-def load(model: str | Path, *, dtype: str = "auto") -> Pretrained:
+def load(model: str | Path, *, precision: str = "auto") -> Pretrained:
     """A decoder with its weights and tokenizer.
 
     Args:
       model: a folder in the layout of Hugging Face (config.json, safetensors, tokenizer.json), an
-        id on the hub, or "random" for two small layers on bytes. Llama, Qwen2 and Qwen3.
-      dtype: precision of matrix products, "float32", "mixed" or "bfloat16", or what the machine is
+        id on the hub, a GGUF file, or "random" for two small layers on bytes. Llama, Mistral,
+        Qwen2, Qwen3, SmolLM3 and Gemma 3 (texts).
+      precision: of matrix products: "float32", "mixed" or "bfloat16", or what the machine is
         fast in; see `experiment_runs.precision`. What is trained is kept in float32.
 
     Raises:
       UserError: there is no such model, or its files do not fit together.
     """
-    return loading.load(hub.find(str(model)), name=str(model), dtype=dtype)
+    return loading.load(hub.find(str(model)), name=str(model), dtype=precision)
 
 
 def train_reward_model(

@@ -139,11 +139,9 @@ class Experiment:
         Raises:
           UserError: one of them cannot be used.
         """
-        _ = self.pretrained
+        _ = self.pretrained, self.prompts
         for stage in REWARD_MODELS:
             self._parts(stage)
-        for which in (0, 1):
-            self._texts(which)
 
     def run(self, stage: str) -> Run:
         """The finished run of a stage; trains it, and what it depends on, where there is none."""
@@ -154,7 +152,7 @@ class Experiment:
         inputs = {"model": self.model_identity}
         if stage in REWARD_MODELS:
             cfg = getattr(self.profile, stage)
-            parts, prompts = self._parts(stage), self._texts(0)[: cfg.reference_samples]
+            parts, prompts = self._parts(stage), self.training_texts[: cfg.reference_samples]
             inputs["posts"] = posts_fingerprint(parts)
             inputs["prompts"] = fingerprint(prompts)
             train = functools.partial(self._reward, cfg=cfg, parts=parts, prompts=prompts)
@@ -166,7 +164,7 @@ class Experiment:
             return self._ensure(stage, cfg, train, inputs)
         inputs["reward"] = self.run("reward").identity
         if cfg := self.profile.policies.get(stage):
-            prompts = self._texts(0)[: cfg.prompts]
+            prompts = self.training_texts[: cfg.prompts]
             inputs["prompts"] = fingerprint(prompts)
             train = functools.partial(self._ppo, cfg=cfg, prompts=prompts)
             return self._ensure(stage, cfg, train, inputs)
@@ -219,9 +217,10 @@ class Experiment:
         limits = {"train": cfg.train_pairs, "validation": cfg.validation_pairs}
         return {name: first_pairs(parts[name], limit) for name, limit in limits.items()}
 
-    def _texts(self, which: int) -> list[Conversation]:
-        """The prompts to train on (0), or the unseen ones (1)."""
-        return [prompt.turns or prompt.text for prompt in self.prompts[which]]
+    @property
+    def training_texts(self) -> list[Conversation]:
+        """The prompts to train on."""
+        return texts(self.prompts[0])
 
     def _reward(self, run: Run, *, cfg: RewardConfig, parts, prompts: list[Conversation]) -> None:
         reward_training.train_on_posts(run, cfg, self.pretrained, parts, prompts)
@@ -238,9 +237,14 @@ class Experiment:
             run, self.profile.evaluation, self.profile.ppo, self.pretrained,
             {name: self.reward_model(name) for name in REWARD_MODELS},
             {stage: functools.partial(self.tuned, stage) for stage in stages},
-            [prompt.turns or prompt.text for prompt in prompts],
+            texts(prompts),
             [prompt.tree_id for prompt in prompts],
         )  # fmt: skip
+
+
+def texts(prompts: list[Prompt]) -> list[Conversation]:
+    """What the policies are asked."""
+    return [prompt.turns or prompt.text for prompt in prompts]
 
 
 @functools.cache

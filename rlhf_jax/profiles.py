@@ -67,7 +67,7 @@ class Profile:
         return found | {name: cfg for name, cfg in others.items() if cfg}
 
 
-def other(cfg: RewardConfig, **changes) -> RewardConfig:
+def second_reward_config(cfg: RewardConfig, **changes) -> RewardConfig:
     """The configuration of the reward model that only evaluates."""
     return dataclasses.replace(cfg, seed=cfg.seed + 1, **changes)
 
@@ -89,7 +89,7 @@ def tiny() -> Profile:
         model="random",
         precision="float32",  # its products are too small to gain anything
         reward=reward,
-        second_reward=other(reward, train_pairs=24),
+        second_reward=second_reward_config(reward, train_pairs=24),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=2.5e-2),
         dpo=DPOConfig(learning_rate=1e-4, train_pairs=24, validation_pairs=12, max_tokens=1024),
@@ -120,7 +120,7 @@ def cpu() -> Profile:
         ),
         time="14 minutes (twice that with posts of a forum, which are longer)",
         reward=reward,
-        second_reward=other(reward, train_pairs=300, evaluations_per_epoch=1),
+        second_reward=second_reward_config(reward, train_pairs=300, evaluations_per_epoch=1),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=2.5e-3),
         evaluation=EvaluationConfig(prompts=96, responses_per_prompt=2, best_of=8, batch=64),
@@ -148,7 +148,7 @@ def study() -> Profile:
         promise="the smallest run whose claims deserve belief, given real votes and prompts",
         time="several hours",
         reward=reward,
-        second_reward=other(
+        second_reward=second_reward_config(
             reward, train_pairs=1250, validation_pairs=200, test_pairs=400, evaluations_per_epoch=1
         ),
         ppo=ppo,
@@ -176,7 +176,7 @@ def assignment() -> Profile:
         promise="the protocol to the letter",
         time="several days",
         reward=reward,
-        second_reward=other(reward),
+        second_reward=second_reward_config(reward),
         ppo=ppo,
         lora=dataclasses.replace(ppo, lora=lora),
         dpo=DPOConfig(),

@@ -225,7 +225,7 @@ class Runs:
 
     python -m rlhf_jax runs list
     python -m rlhf_jax runs show results/local/ppo-lora-0123456789
-    python -m rlhf_jax runs compare results/local/gan-0123456789 results/reference/gan-addc2aed77
+    python -m rlhf_jax runs compare results/local/gan-0123456789 results/assignment/gan-49682805b1
     python -m rlhf_jax runs remove results/local/gan-0123456789 --yes
     """
 

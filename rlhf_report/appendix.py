@@ -1,6 +1,7 @@
 """The appendix: protocol and departures, invariants, models, and where every number comes from."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,6 +109,8 @@ def protocol_table(reward: Run, full: Run, lora: Run, evaluation: Run) -> pd.Dat
     """The protocol's values (assignment.toml), the values of these runs, and why they differ."""
     r, f, a, e = reward.config, full.config, lora.config, evaluation.config
     budget = "budget of the profile"
+    enough = reward.summary["pairs"]["train"] >= (r["train_pairs"] or math.inf)
+    pairs = budget if enough else "the data hold no more"
     small = "so few updates move nothing at the protocol's rate"
     data = assignment.PROTOCOL["data"]
     parts = {"reward": r | {"train_pairs": reward.summary["pairs"]["train"]}, "evaluation": e}
@@ -118,7 +121,7 @@ def protocol_table(reward: Run, full: Run, lora: Run, evaluation: Run) -> pd.Dat
          "what was at hand"),
         ("prompts (prompter's)", data["prompts"], full.about["prompts"]["name"],
          "what was at hand"),
-        compared("training pairs", parts, "reward", "train_pairs", budget),
+        compared("training pairs", parts, "reward", "train_pairs", pairs),
         compared("reward loss", parts, "reward", "loss"),
         compared("reward learning rate", parts, "reward", "learning_rate", small),
         compared("reward batch (pairs)", parts, "reward", "batch_pairs", "whole posts in one pass"),

@@ -4,6 +4,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from experiment_runs.run import Run
+from rlhf_report.tables import escape
 
 
 def sources_table(run: Run, gan: Run) -> pd.DataFrame:
@@ -47,14 +48,16 @@ def preferred_reading(run: Run) -> str:
     """What it means in these data that a reply is preferred."""
     if run.about["preferences"]["kind"] == "stand-in":
         return "here by construction, the documentation of what was asked about and no other."
-    return "here by the votes of readers."
+    return "here as the data label it."
 
 
 def prompts_reading(run: Run) -> Markdown:
     """What the prompts for PPO are."""
     if run.about["prompts"]["kind"] == "stand-in":
         return Markdown("questions about the installed packages, made by a program")
-    return Markdown("messages by prompters of OpenAssistant conversations [@kopf2023openassistant]")
+    own = run.about["prompts"]
+    cited = " [@kopf2023openassistant]" if "oasst" in own["name"].lower() else ""
+    return Markdown(f"those of {escape(own['name'])}{cited}")
 
 
 def truncation_table(run: Run) -> pd.DataFrame:

@@ -231,7 +231,7 @@ def second_model_reading(second_reward: Run) -> str:
         )
     )
     return (
-        f"The second reward model orders {own} of its own held-out pairs as they were voted; "
+        f"The second reward model orders {own} of its own held-out pairs as the data have them; "
         f"naming the longer answer, {longer}. It has the same base, loss and kind of posts as the "
         "first, so that it is no independent judge."
     )
@@ -338,4 +338,4 @@ def uncertain_runs_reading(runs: Mapping[str, Run], gains: Mapping[str, Mapping[
         )
         text += ": the penalty outweighs the reward." if price > spread else "."
         texts.append(text)
-    return "\n".join(f"* {text}" for text in texts) or "None did."
+    return "\n".join(f"* {text}" for text in texts) or "There are none."

@@ -5,11 +5,9 @@ between them are planted defects, among which the two collapses are known by the
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
-from experiment_runs import settings
 from experiment_runs.run import Run
 from rlhf_report.style import BLUE, GREY, ORANGE, listed, mean_with_interval, panels, short
 
@@ -27,64 +25,11 @@ COLLAPSED = ("repeated", "collapsed")  # words in the names of the planted colla
 REAL, GENERATED = "real", "generated"
 AGAIN = "other"  # a word in the name of the control: real images again
 COPIES, NOISE, BLURRED = "copies", "noise", "blurred"  # in the names of other planted defects
-MOST = 0.5  # share of images with a twin above which a training counts as collapsed
 BY_CLASS = {
     "labels": "real, by label",
     "held_out": "real, by classifier",
     "generated": "generated, by classifier",
 }
-
-
-def long_runs() -> dict[str, Run]:
-    """The committed trainings of the assignment's length and of attempts at a cure, by name."""
-    results = settings.PROJECT / "results"
-    paths = sorted([*results.glob("assignment/gan-*"), *results.glob("collapse/gan-*")])
-    return {options_in_words(run): run for run in map(Run, paths)}
-
-
-def options_in_words(run: Run) -> str:
-    """What of a training is not plain, and how long it took."""
-    cfg = run.config
-    options = [
-        "label smoothing" if cfg["label_smoothing"] else "",
-        "augmentation" if cfg["augmentation"] else "",
-        "spectral norm" if cfg["spectral_norm"] else "",
-    ]
-    return f"{' and '.join(filter(None, options)) or 'plain'}, {cfg['epochs']:,} epochs"
-
-
-def long_runs_table(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Detectors of the long trainings' images beside those of real ones, with 95 % intervals."""
-    rows = [long_run_row("real images", next(iter(runs.values())), REAL)]
-    rows += [long_run_row(name, run, GENERATED) for name, run in runs.items()]
-    return pd.DataFrame(rows)
-
-
-def long_runs_reading(runs: Mapping[str, Run]) -> str:
-    """Which long trainings have collapsed: most of their images have a twin."""
-    twins = {name: by_detector(run, GENERATED)["twins"]["mean"] for name, run in runs.items()}
-    sentences = [
-        f"Of the images of “{name}” {share:.0%} have a twin: "
-        + ("the training has collapsed" if share > MOST else "most of them stand alone")
-        for name, share in twins.items()
-    ]
-    return "; ".join(sentences).replace("; Of", "; of") + "."
-
-
-def by_detector(run: Run, scenario: str) -> dict[str, Mapping[str, Any]]:
-    """What every detector found in one scenario."""
-    return {row["detector"]: row for row in run.summary["detectors"] if row["scenario"] == scenario}
-
-
-def long_run_row(name: str, run: Run, scenario: str) -> dict[str, str]:
-    found = by_detector(run, scenario)
-    (birthday,) = (row for row in run.summary["birthday"] if row["scenario"] == scenario)
-    support = {name: round(value, -1) for name, value in birthday["support"].items()}
-    shown = {name: mean_with_interval(found[name]) for name in ("twins", "recall", "coverage")}
-    return {
-        "images": name, **shown, "FID": mean_with_interval(found["fid"]),
-        "support": "{mean:,.0f} [{low:,.0f}, {high:,.0f}]".format(**support),
-    }  # fmt: skip
 
 
 def detector_figure(rows: pd.DataFrame) -> None:
@@ -241,7 +186,7 @@ def collapse_reading(run: Run) -> str:
     if not own and not any(BLURRED in name for name in reactions(run)):
         return (
             "Blurred real images are not among the controls of this run, and blur alone makes "
-            "twins: nothing can be said of collapse."
+            "twins: by this rule nothing can be said of collapse."
         )
     if not own:
         return "No detector tells collapse from the other defects here: there is no verdict."

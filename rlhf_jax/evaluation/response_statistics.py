@@ -10,6 +10,7 @@ from rlhf_jax.config import EvaluationConfig
 from rlhf_jax.intervals import Interval, bootstrap, bootstrap_crossed
 
 STRATA = 5  # classes of length
+LOOPED_RESAMPLES = 2000  # at most, of statistics that are no means: a Python loop draws them
 
 # "reward", "second_reward", "kl", "tokens", "ended", "surprise" of every response
 Columns = Mapping[str, Shaped[np.ndarray, "prompts samples"]]
@@ -110,7 +111,7 @@ def paired(
         return statistic(rewards[:, prompts].reshape(2, -1), tokens[:, prompts].reshape(2, -1))
 
     found = []
-    for _ in range(min(resamples, 2000)):  # in a Python loop: fewer than for means
+    for _ in range(min(resamples, LOOPED_RESAMPLES)):
         drawn = rng.integers(0, len(members), len(members))
         found.append(of(np.concatenate([members[label] for label in drawn])))
     comparable = [value for value in found if not np.isnan(value)] or [np.nan]

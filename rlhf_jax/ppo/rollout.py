@@ -69,11 +69,13 @@ def draw(tuned: Policy, batch, keys: Array, cfg, tokenizer) -> Responses:
     )  # fmt: skip
 
 
-def score(trainable, frozen, prompts, prompt_mask, responses, given, *, static) -> Episodes:
+def score(
+    trainable, frozen, prompts, prompt_mask, responses, function_terms, *, static
+) -> Episodes:
     """What policy, reference, critic and reward models say of the episodes, before any update.
 
-    Works on `forward_batch` episodes at a time, so that activations of no more exist. `given` are
-    the terms of the reward that are known already.
+    Works on `forward_batch` episodes at a time, so that activations of no more exist.
+    `function_terms` are the terms of the reward that are known already.
     """
     cfg = static.cfg
     model = nnx.merge(static.policy, trainable, frozen.policy)
@@ -85,7 +87,7 @@ def score(trainable, frozen, prompts, prompt_mask, responses, given, *, static) 
     width = prompts.shape[1]
 
     def some(part):
-        tokens, token_mask, mask, given = part
+        tokens, token_mask, mask, from_functions = part
         states, values = model.states_and_values(tokens, token_mask, width)
         others = logprobs.response_states(reference, tokens, token_mask, width)
         compared = logprobs.compare(
@@ -96,11 +98,11 @@ def score(trainable, frozen, prompts, prompt_mask, responses, given, *, static) 
             * reward_model(*with_end(tokens, token_mask, static.end, reward_model.tail))
             for name, (weight, reward_model) in reward_models.items()
         }
-        return Episodes(tokens, token_mask, mask, *compared, values, {**terms, **given})
+        return Episodes(tokens, token_mask, mask, *compared, values, {**terms, **from_functions})
 
     tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
     token_mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
-    return in_parts(some, (tokens, token_mask, responses.mask, given), cfg.forward_batch)
+    return in_parts(some, (tokens, token_mask, responses.mask, function_terms), cfg.forward_batch)
 
 
 def episode_metrics(episodes: Episodes, responses: Responses, returns, cut_off) -> dict[str, Array]:

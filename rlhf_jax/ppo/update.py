@@ -27,7 +27,7 @@ def update(
     prompts: Int[Array, "batch prompt"],
     prompt_mask: Bool[Array, "batch prompt"],
     responses: Responses,
-    given: Mapping[str, Float[Array, "batch"]],
+    function_terms: Mapping[str, Float[Array, "batch"]],
     kl_weight: float | Float[Array, ""],
     key: Array,
     *,
@@ -41,8 +41,8 @@ def update(
       prompts: one a response, padded on the left.
       prompt_mask: True on the prompts' tokens.
       responses: what the policy of `state` sampled.
-      given: the terms of the reward that Python functions made of the texts, times their weights;
-        those of reward models are computed here.
+      function_terms: the terms of the reward that Python functions made of the texts, times their
+        weights; those of reward models are computed here.
       kl_weight: of the penalty, reward per nat.
       key: for the dropout of adapters.
       static: configuration, optimizer and the models' static halves.
@@ -51,19 +51,21 @@ def update(
       The next state, metrics of the step, and the scored episodes.
     """
     cfg = static.cfg
-    episodes = score(state.trainable, frozen, prompts, prompt_mask, responses, given, static=static)
+    episodes = score(
+        state.trainable, frozen, prompts, prompt_mask, responses, function_terms, static=static
+    )
     ended = ends_response(responses.tokens, static.end)
     cut_off = ~(ended & responses.mask).any(axis=1)
     token_rewards = objectives.token_rewards(
         episodes.reward - cfg.missing_end_penalty * cut_off,
         episodes.logprobs, episodes.reference_logprobs, episodes.mask, kl_weight=kl_weight,
     )  # fmt: skip
-    advantages, returns = estimated(token_rewards, episodes, cfg)
+    advantages, returns = advantages_and_returns(token_rewards, episodes, cfg)
     state, inner = optimise(state, frozen, episodes, advantages, returns, key, static=static)
     return state, inner | episode_metrics(episodes, responses, returns, cut_off), episodes
 
 
-def estimated(
+def advantages_and_returns(
     token_rewards: Float[Array, "batch response"], episodes: Episodes, cfg: PPOConfig
 ) -> tuple[Float[Array, "batch response"], Float[Array, "batch response"] | None]:
     """Advantages of the tokens, and what the critic should have said, where there is one.

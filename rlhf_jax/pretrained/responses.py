@@ -39,7 +39,7 @@ def respond(
       samples: responses to each prompt; the first one is the same, however many there are.
     """
     numbers = np.arange(first, first + len(prompts))[:, None]
-    numbers = (numbers | np.arange(samples)[None] << SAMPLE_BIT).ravel()
+    numbers = (numbers | (np.arange(samples)[None] << SAMPLE_BIT)).ravel()
     return sample(
         decoder[1], prompts, prompt_mask, draw_keys(jax.random.key(seed), numbers), temperature,
         decoder_def=decoder[0], length=length, end=tokenizer.ends, pad=tokenizer.pad,

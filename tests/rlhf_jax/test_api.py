@@ -22,7 +22,7 @@ from rlhf_jax.reward_model import model as reward_models
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIGNATURES = {
-    "load": "model, *, dtype='auto'",
+    "load": "model, *, precision='auto'",
     "train_reward_model": "model, pairs, *, config=None, out=None, on_step=None",
     "train_policy": "model, prompts, *, reward, config=None, out=None, on_step=None, "
     "reward_name=''",

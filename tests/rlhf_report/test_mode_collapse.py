@@ -6,7 +6,7 @@ import types
 import pytest
 
 from experiment_runs.run import Run
-from rlhf_report import mode_collapse
+from rlhf_report import long_trainings, mode_collapse
 
 RECORD = {"stage": "stage", "identity": "0", "config": {}, "inputs": {}, "about": {}}
 
@@ -139,22 +139,32 @@ def test_only_intervals_that_lie_apart_are_read_as_a_difference(told):
     assert "no labels" in mode_collapse.class_table(told(MOVED, x=[]), "x").to_string()
 
 
-def with_twins(share):
-    """A finished training of whose images this share has a twin."""
-    row = {"scenario": mode_collapse.GENERATED, "detector": "twins", "mean": share}
-    return types.SimpleNamespace(summary={"detectors": [row]})
+def with_twins(share, **others):
+    """A finished training of whose images this share has a twin; shares of other scenarios."""
+    shares = {mode_collapse.GENERATED: share, **others}
+    rows = [
+        {"scenario": name, "detector": "twins", "mean": x, "low": x - 0.01, "high": x + 0.01}
+        for name, x in shares.items()
+    ]
+    return types.SimpleNamespace(summary={"detectors": rows})
 
 
-def test_a_long_training_has_collapsed_exactly_where_most_of_its_images_have_a_twin():
-    runs = {"plain": with_twins(0.69), "augmentation": with_twins(0.21)}
-    assert mode_collapse.long_runs_reading(runs) == (
-        "Of the images of “plain” 69% have a twin: the training has collapsed; "
-        "of the images of “augmentation” 21% have a twin: most of them stand alone."
+def test_a_long_training_has_collapsed_where_most_of_its_images_have_a_twin_beyond_blur():
+    few = with_twins(0.09, **{long_trainings.BLURRED: 0.13})
+    runs = {"plain": with_twins(0.69), "augmentation": with_twins(0.21), "spectral norm": few}
+    assert long_trainings.reading(runs) == (
+        "Of real images that are merely blurred 13% have a twin; of “plain” 69%, the training has "
+        "collapsed; of “augmentation” 21%, variety is lost; of “spectral norm” 9%, no more than "
+        "blur makes."
+    )
+    few = with_twins(0.09, **{long_trainings.BLURRED: 0.68})
+    assert "“plain” 69%, no more than blur makes" in long_trainings.reading(
+        runs | {"spectral norm": few}
     )
 
 
 def test_the_committed_long_trainings_stand_beside_real_images():
-    runs = mode_collapse.long_runs()
-    table = mode_collapse.long_runs_table(runs)
-    assert list(table["images"]) == ["real images", *runs]
+    runs = long_trainings.committed()
+    table = long_trainings.table(runs)
+    assert list(table["images"]) == ["real images", "real images, blurred", *runs]
     assert next(iter(runs)) == "plain, 1,000 epochs"

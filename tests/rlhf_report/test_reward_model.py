@@ -96,11 +96,21 @@ def test_groups_are_explained_where_grades_were_planted(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["hub", "local", "stand-in"])
-def test_votes_and_prompters_are_named_only_where_the_data_are_theirs(tmp_path, kind):
-    run = finished(tmp_path, {"preferences": {"kind": kind}, "prompts": {"kind": kind}})
+def test_a_stand_in_is_told_from_what_data_label(tmp_path, kind):
+    run = finished(tmp_path, {"preferences": {"kind": kind}})
     real = kind != "stand-in"
-    assert ("votes" in data.preferred_reading(run)) == real
-    assert ("OpenAssistant" in data.prompts_reading(run).data) == real
+    assert ("label it" in data.preferred_reading(run)) == real
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "cited"),
+    [("hub", "OpenAssistant/oasst1", True), ("local", "oasst2 messages", True),
+     ("hub", "alpaca", False), ("stand-in", "documentation", False)],
+)  # fmt: skip
+def test_openassistant_is_named_only_where_the_prompts_are_its(tmp_path, kind, name, cited):
+    text = data.prompts_reading(finished(tmp_path, {"prompts": {"kind": kind, "name": name}})).data
+    assert ("@kopf2023openassistant" in text) == cited
+    assert (tables.escape(name) in text) == (kind != "stand-in")
 
 
 def finished(path, about, **summary):

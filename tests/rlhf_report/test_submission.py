@@ -170,7 +170,7 @@ def test_a_submission_leaves_out_what_others_have_trained(environment, tmp_path)
     assert text() == ["# A", "a", "## D", "e"]
     report = "\n".join(line.text for line in read(PROJECT / "report.qmd").lines)
     assert "sec-long-gan" not in report and "sec-exercises" not in report
-    assert "long_runs" not in report
+    assert "long_trainings" not in report
     used = {label for pair in REFERENCE.findall(report) for label in pair[1:] if label}
     assert used <= set(re.findall(r"(?:\{#|#\| label: )([\w-]+)", report))
 
