@@ -1,7 +1,7 @@
 """The report as a notebook for Google Colab: `python -m rlhf_report.quarto.colab`.
 
 It installs, trains with progress bars, keeps results on the user's drive, where the next session
-goes on, and then shows the chapters cell by cell. Made from report.qmd, and executed nowhere yet.
+goes on, and then shows the chapters cell by cell. Made from report.qmd, without outputs.
 """
 
 import argparse
