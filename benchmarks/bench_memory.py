@@ -43,9 +43,21 @@ class Case(NamedTuple):
     estimate: Callable[[Memory], Use]
 
 
+def sampled(memory: Memory) -> Use:
+    """Sampling alone: without what the update needs."""
+    return memory.sampling(WIDE)._replace(weights=memory.weights(1, decoders=1), optimizer=0.0)
+
+
+def scored(memory: Memory) -> Use:
+    """The KL between two models alone."""
+    return memory.evaluation(EVALUATION, SHORT)._replace(
+        weights=memory.weights(2, decoders=2), cache=0.0, logits=memory.logits(2)
+    )
+
+
 CASES = {
     "sampling 64 x (128 + 128)": Case(
-        "135M", functools.partial(programs.sampling, cfg=WIDE), lambda model: sampled(model)
+        "135M", functools.partial(programs.sampling, cfg=WIDE), sampled
     ),
     "PPO LoRA": Case(
         "135M", functools.partial(programs.ppo, cfg=LORA), lambda model: model.ppo_update(LORA)
@@ -59,24 +71,12 @@ CASES = {
     ),
     "evaluation, KL of 32 x (128 + 128)": Case(
         "135M", functools.partial(programs.evaluation, cfg=EVALUATION, lengths=LONG),
-        lambda model: scored(model),
+        scored,
     ),
     "PPO LoRA, 0.6B": Case(
         "0.6B", functools.partial(programs.ppo, cfg=LORA), lambda model: model.ppo_update(LORA)
     ),
 }  # fmt: skip
-
-
-def sampled(memory: Memory) -> Use:
-    """Sampling alone: without what the update needs."""
-    return memory.sampling(WIDE)._replace(weights=memory.weights(1, decoders=1), optimizer=0.0)
-
-
-def scored(memory: Memory) -> Use:
-    """The KL between two models alone."""
-    return memory.evaluation(EVALUATION, SHORT)._replace(
-        weights=memory.weights(2, decoders=2), cache=0.0, logits=memory.logits(2)
-    )
 
 
 def measured(name: str, dtype: str) -> float:

@@ -78,7 +78,9 @@ class All(Command):
 class Check(Command):
     """Read and check all inputs - data, prompts, model - and train nothing.
 
-    python -m rlhf_jax check --profile assignment --data-dir data
+    For instance:
+
+      python -m rlhf_jax check --profile assignment --data-dir data
     """
 
 
@@ -86,8 +88,10 @@ class Check(Command):
 class Reward(Command):
     """The reward model alone.
 
-    python -m rlhf_jax reward --profile cpu --reward.loss logistic
-    python -m rlhf_jax reward --reward-lora-rank 8 --reward.learning-rate 1e-3
+    For instance:
+
+      python -m rlhf_jax reward --profile cpu --reward.loss logistic
+      python -m rlhf_jax reward --reward-lora-rank 8 --reward.learning-rate 1e-3
     """
 
 
@@ -95,7 +99,9 @@ class Reward(Command):
 class PPO(Command):
     """One PPO variant, and the reward model that it needs.
 
-    python -m rlhf_jax ppo --variant lora --lora.lora.rank 16
+    For instance:
+
+      python -m rlhf_jax ppo --variant lora --lora.lora.rank 16
     """
 
     variant: Literal["full", "lora"] = "full"
@@ -105,7 +111,9 @@ class PPO(Command):
 class Evaluate(Command):
     """All policies of the profile on unseen prompts, and what they need.
 
-    python -m rlhf_jax evaluate --evaluation.prompts 200
+    For instance:
+
+      python -m rlhf_jax evaluate --evaluation.prompts 200
     """
 
 

@@ -42,8 +42,10 @@ class UseModel:
 class Generate(UseModel):
     """Answers of a tuned policy, and of the model that it started from, to your prompts.
 
-    python -m rlhf_jax generate results/local/ppo-lora-0123456789 --prompt "Why is the sky blue?"
-    python -m rlhf_jax generate RUN_DIR --file prompts.txt --samples 4 --out answers.jsonl
+    For instance:
+
+      python -m rlhf_jax generate results/local/ppo-lora-0123456789 --prompt "Why is the sky blue?"
+      python -m rlhf_jax generate RUN_DIR --file prompts.txt --samples 4 --out answers.jsonl
     """
 
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # may be given several times
@@ -163,7 +165,9 @@ class Rate:
 class Export(UseModel):
     """Write a trained model in the Hugging Face layouts: policy, reward model or PEFT adapter.
 
-    python -m rlhf_jax export results/local/ppo-lora-0123456789 --out exported
+    For instance:
+
+      python -m rlhf_jax export results/local/ppo-lora-0123456789 --out exported
     """
 
     out: Path = Path("exported")  # a new directory
@@ -223,10 +227,12 @@ class Remove:
 class Runs:
     """List, show, compare or remove runs, of language models and of GANs.
 
-    python -m rlhf_jax runs list
-    python -m rlhf_jax runs show results/local/ppo-lora-0123456789
-    python -m rlhf_jax runs compare results/local/gan-0123456789 results/assignment/gan-49682805b1
-    python -m rlhf_jax runs remove results/local/gan-0123456789 --yes
+    For instance:
+
+      python -m rlhf_jax runs list
+      python -m rlhf_jax runs show results/local/ppo-lora-0123456789
+      python -m rlhf_jax runs compare results/local/gan-0123456789 results/assignment/gan-49682805b1
+      python -m rlhf_jax runs remove results/local/gan-0123456789 --yes
     """
 
     action: Annotated[

@@ -58,16 +58,16 @@ def start(request, local_data, tmp_path):
 
 
 @pytest.fixture
-def pair(start):
-    """A function that starts the two processes of a job, with one device each."""
+def several(start):
+    """A function that starts the processes of a job, two or more, with one device each."""
 
-    def run(results, *arguments):
+    def run(results, *arguments, count=2):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         return [
-            start(results, *RLHF, *arguments, devices=1, RLHF_HOSTS=f"{address}/2/{number}")
-            for number in range(2)
+            start(results, *RLHF, *arguments, devices=1, RLHF_HOSTS=f"{address}/{count}/{number}")
+            for number in range(count)
         ]
 
     return run
@@ -116,24 +116,27 @@ def test_what_the_script_for_slurm_starts_trains_what_one_process_trains(start, 
 
 
 @pytest.mark.exhaustive
-def test_two_processes_train_what_one_trains(start, pair, tmp_path):
-    finished(*pair("two", "run"))
-    finished(start("one", *RLHF, "run", devices=2))
-    assert same(tmp_path / "two", tmp_path / "one") > 4
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_what_one_trains(start, several, tmp_path, count):
+    finished(*several("several", "run", count=count))
+    finished(start("one", *RLHF, "run", devices=count))
+    assert same(tmp_path / "several", tmp_path / "one") > 4
 
 
 @pytest.mark.exhaustive
-def test_when_one_process_is_killed_the_other_ends_and_the_job_goes_on(pair, tmp_path, monkeypatch):
+def test_when_one_process_is_killed_the_other_ends_and_the_job_goes_on(
+    several, tmp_path, monkeypatch
+):
     monkeypatch.setenv("RLHF_CHECKPOINT_SECONDS", "0")
     arguments = ["reward", "--reward.epochs", "40", "--reward.reference-samples", "8"]
-    jobs = pair("two", *arguments)
+    jobs = several("two", *arguments)
     while not [*(tmp_path / "two").glob("reward-*/metrics.jsonl")]:
         assert [job.poll() for job in jobs] == [None, None], said(jobs[0])
         time.sleep(0.1)
     jobs[1].kill()
     assert jobs[0].wait(120) > 0
     assert said(jobs[0]).count("error: another process of this job has ended") == 1, said(jobs[0])
-    finished(*pair("two", *arguments))
+    finished(*several("two", *arguments))
     (path,) = (tmp_path / "two").iterdir()
     assert Run(path).finished
 
