@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
+from experiment_runs import devices
 from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
 from rlhf_jax.evaluation.policies import sequence_kl
 from rlhf_jax.language_model.decoder import for_products
 from rlhf_jax.language_model.decoder_config import DecoderConfig
 from rlhf_jax.language_model.sampling import Responses, sample
+from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.optimization.state import TrainState
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.ppo.actor_critic import build
@@ -170,6 +173,16 @@ def filled(tree):
 def state_of(trainable, optimizer) -> TrainState:
     own = evaluated(copied, trainable)  # which an update consumes
     return TrainState(own, evaluated(optimizer.init, own), array(()))
+
+
+def placed(tree, axes: PartitionSpec | None = None):
+    """Shapes on the mesh: divided by the table of rules, or all by these axes."""
+
+    def place(path, x):
+        own = devices.kept_axes(path, x, RULES) if axes is None else axes
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(devices.mesh(), own))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def array(shape: tuple[int, ...], dtype=np.int32) -> jax.ShapeDtypeStruct:

@@ -2,7 +2,7 @@
 
 A process of its own, because the number of virtual devices is fixed when JAX starts:
 
-    python mesh_programs.py [--looped] [--only reward] data=4,model=2 ...
+    PYTHONPATH=benchmarks python mesh_programs.py [--looped] [--only reward] data=4,model=2 ...
 
 Every mesh is compared with one device, in float32 and with the responses given, since rounding
 would flip samples. With --looped the blocks are passed in one loop, as on accelerators.

@@ -30,7 +30,7 @@ def found(request):
     """A function: what the script found of the programs on some meshes."""
     root = request.config.rootpath
     own = {
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": os.pathsep.join((str(root), str(root / "benchmarks"))),
         "JAX_COMPILATION_CACHE_DIR": str(request.config.cache.mkdir("jax")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }

@@ -1,6 +1,10 @@
 """What a compiled program computes and sends, read from its text."""
 
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
 
 SIZES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1, "f64": 8}
 COLLECTIVES = (
@@ -9,6 +13,16 @@ COLLECTIVES = (
 SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 CALLED = re.compile(r"(?<=[={ ]%)[\w.-]+(?=[,} ]|$)")
 RESULT = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\(")
+IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+
+
+class Collective(NamedTuple):
+    """An instruction that sends."""
+
+    kind: str
+    count: float  # how often it runs
+    result: str  # the type that comes out
+    line: str
 
 
 def computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -25,10 +39,10 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def with_trips(text: str) -> list[tuple[float, list[str]]]:
+def with_trips(text: str, early: int = 1) -> list[tuple[float, list[str]]]:
     """How often each computation runs, and its lines.
 
-    A loop without a known number of trips, one that may stop early, counts as one trip.
+    A loop without a known number of trips, one that may stop early, makes `early` of them.
     """
     parts, entry = computations(text)
     times = dict.fromkeys(parts, 0.0)
@@ -37,7 +51,8 @@ def with_trips(text: str) -> list[tuple[float, list[str]]]:
         times[name] += count
         for line in parts[name]:
             known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            inner = count * float(known[1]) if known else count
+            trips = float(known[1]) if known else early if " while(" in line else 1
+            inner = count * trips
             for called in set(CALLED.findall(line)) & parts.keys():
                 visit(called, inner)
 
@@ -71,11 +86,11 @@ def bytes_of(kind: str) -> int:
     )
 
 
-def flops(text: str) -> float:
+def flops(text: str, early: int = 1) -> float:
     """Of the matrix products and convolutions, loop bodies times their trips."""
     return sum(
         count * operation_flops(line, kinds)
-        for count, lines in with_trips(text)
+        for count, lines in with_trips(text, early)
         for kinds in [shapes(lines)]
         for line in lines
     )
@@ -98,20 +113,62 @@ def operation_flops(line: str, kinds: dict[str, str]) -> float:
     return 2.0 * out * spatial
 
 
+def sending(text: str, early: int = 1) -> Iterator[Collective]:
+    """The instructions that send."""
+    for count, lines in with_trips(text, early):
+        for line in lines:
+            match = RESULT.match(line)
+            if match and (kind := match[3].removesuffix("-start")) in COLLECTIVES:
+                yield Collective(kind, count, match[2], line)
+
+
 def collectives(text: str) -> dict[str, dict[str, float]]:
     """By kind: how many, the bytes that come out of all, and of the largest array; trips counted.
 
     Of several that XLA has combined every array counts as one.
     """
     found: dict[str, dict[str, float]] = {}
-    for count, lines in with_trips(text):
-        for line in lines:
-            match = RESULT.match(line)
-            kind = match and match[3].removesuffix("-start")
-            for array in SHAPE.finditer(match[2]) if kind in COLLECTIVES else ():
-                own = found.setdefault(kind, {"count": 0, "bytes": 0, "largest": 0})
-                size = bytes_of(array[0])
-                own["count"] += count
-                own["bytes"] += count * size
-                own["largest"] = max(own["largest"], size)
+    for kind, count, result, _ in sending(text):
+        for array in SHAPE.finditer(result):
+            own = found.setdefault(kind, {"count": 0, "bytes": 0, "largest": 0})
+            size = bytes_of(array[0])
+            own["count"] += count
+            own["bytes"] += count * size
+            own["largest"] = max(own["largest"], size)
     return found
+
+
+def sent(kind: str, size: float, group: int) -> float:
+    """Bytes that each of a ring of cards sends for a collective of which `size` bytes come out."""
+    others = (group - 1) / group
+    ring = {"all-reduce": 2 * others, "reduce-scatter": group - 1, "collective-permute": 1}
+    return size * ring.get(kind, others)
+
+
+def first_group(line: str) -> list[int]:
+    """The devices that take part with the first one, in each of the ways that XLA writes them."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
+        return sorted({int(n) for n in re.findall(r"\d+", pairs[1])})
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return [int(n) for n in listed[1].split(",")]
+    if found := re.search(rf"replica_groups=\[\d+,(\d+)\]<={IOTA}", line):
+        return numbered(found[2], found[3]).reshape(-1, int(found[1]))[0].tolist()
+    axes = re.search(
+        rf"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\({IOTA}\))? \{{(['\w, ]+)\}}", line
+    )
+    if not axes:
+        raise ValueError(f"which devices take part? {line}")
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+    named = re.findall(r"'(\w+)'", axes[4])
+    order = [name for name in sizes if name not in named] + named
+    ids = numbered(axes[2] or ",".join(sizes.values()), axes[3]).reshape(
+        [*map(int, sizes.values())]
+    )
+    ids = ids.transpose([list(sizes).index(name) for name in order])
+    return ids.reshape(-1, product(int(sizes[name]) for name in named))[0].tolist()
+
+
+def numbered(sizes: str, order: str | None) -> np.ndarray:
+    """The devices in an array of these sizes, its axes in another order where one is given."""
+    ids = np.arange(product(map(int, sizes.split(",")))).reshape([*map(int, sizes.split(","))])
+    return ids.transpose([*map(int, order.split(","))]) if order else ids
