@@ -13,7 +13,7 @@ from rlhf_report.style import BLUE, GREY, ORANGE, listed, mean_with_interval, pa
 
 DETECTOR_NAMES = {
     "birthday": "birthday size",
-    "class_divergence": "class divergence",
+    "class_divergence": "class KL",
     "class_ms_ssim": "MS-SSIM in class",
     "fid": "FID",
     "kid": "KID",
