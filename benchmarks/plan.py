@@ -2,8 +2,7 @@
 
     python benchmarks/plan.py --output results/measured/plan.txt
 
-The real programs are compiled for virtual CPU devices, from shapes, and their text is read. Seconds
-follow from a card's published figures.
+The real programs are compiled for virtual devices, from shapes alone, and their text is read.
 """
 
 import argparse
@@ -31,10 +30,9 @@ COMPUTES, REACHES = 0.4, 0.8  # assumed shares of these: of products, of every b
 LATENCY = 10e-6  # assumed seconds that a collective takes whatever it sends
 
 PPO = PPOConfig(batch=64, forward_batch=64, prompt_tokens=256, response_tokens=128)
+TIME = PPO.prompt_tokens + PPO.response_tokens
 REWARD = RewardConfig(batch_rows=64, batch_pairs=64, max_tokens=512)
 DEPTHS = 2, 4  # layers that are compiled; all is linear in them, which a third depth shows
-# What is compiled is never run.
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 class Case(NamedTuple):
@@ -58,7 +56,6 @@ CASES = EIGHT, Case("8B", "data=8,model=8", 6), Case("8B", "data=64,model=1", 6)
 ALONE = Case("1.7B", "data=1,model=1", 2)  # the control: sends nothing, computes all
 
 
-# What one card sends, and how long things take.
 def bandwidth(group: list[int]) -> float:
     """Bytes a second that each card sends to the next one of a ring of cards, by their numbers.
 
@@ -78,7 +75,6 @@ def decoding_bytes(decoder: DecoderConfig, rows: int, tokens: int, data: int, mo
     return 2 * (weights + cache) / (data * model)
 
 
-# What is compiled.
 def compiled(model: str, layers: int) -> dict[str, dict[str, float]]:
     """Of every program, on one card. In this process, which must be a new one."""
     jax.default_backend = lambda: "gpu"  # programs are laid out as for accelerators
@@ -107,7 +103,8 @@ def read(function, arguments, static, early: int = 1) -> dict[str, float]:
     for kind, count, result, line in hlo.sending(text, early):
         group = hlo.first_group(line)
         if len(group) > 1:
-            out, array = count * hlo.bytes_of(result), f"{kind} of {hlo.SHAPE.search(result)[0]}"
+            largest = max((own[0] for own in hlo.SHAPE.finditer(result)), key=hlo.bytes_of)
+            out, array = count * hlo.bytes_of(result), f"{kind} of {largest}"
             own = hlo.sent(kind, out, len(group))
             found["between" if bandwidth(group) < NVLINK else "in a node"] += own
             found["seconds"] += own / bandwidth(group)
@@ -121,7 +118,8 @@ def read(function, arguments, static, early: int = 1) -> dict[str, float]:
 def child(case: Case, layers: int) -> dict[str, dict[str, float]]:
     """What `compiled` finds in a process of its own."""
     command = [sys.executable, __file__, "--one", case.model, str(layers)]
-    flags = f"--xla_force_host_platform_device_count={case.cards} {QUICKLY}"
+    quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = f"--xla_force_host_platform_device_count={case.cards} {quickly}"  # nothing is run
     own = {"XLA_FLAGS": flags, "RLHF_MESH": case.mesh, "RLHF_REMAT": "1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=os.environ | own, check=True, stdout=subprocess.PIPE)
     print(f"{case.model} {case.mesh}: {layers} layers compiled", file=sys.stderr, flush=True)
@@ -136,10 +134,9 @@ def at(layers: int, few, more):
     return more if isinstance(more, str) else few + share * (more - few)
 
 
-# What is told.
 def row(name: str, *cells: str | float) -> str:
     shown = (cell if isinstance(cell, str) else f"{cell:.2f}" for cell in cells)
-    return f"{name:15}" + "".join(f"{cell:>12}" for cell in shown)
+    return f"{name:15}" + "".join(f"{cell:>14}" for cell in shown)
 
 
 def seconds(found: dict[str, float], reading: float, *, computes=COMPUTES, reaches=REACHES):
@@ -152,12 +149,14 @@ def told(case: Case) -> list[str]:
     decoder = programs.model(case.model).config
     few, more, third = (child(case, layers) for layers in (*DEPTHS, case.third))
     whole, line = (at(layers, few, more) for layers in (decoder.num_layers, case.third))
-    every = [(name, what) for name in few for what in ("flops", "memory", "seconds")]
-    apart = max(abs(third[name][what] / line[name][what] - 1) for name, what in every)
+    apart = [
+        max(abs(third[name][what] / line[name][what] - 1) for name in few)
+        for what in ("flops", "memory", "seconds")
+    ]
     title = f"\n{case.model}, {decoder.num_layers} layers, on {case.cards} cards, {case.mesh}"
-    line = f"{case.third} layers, compiled, are {apart:.1%} off the line at most"
-    tables = sizes(case, decoder, whole), times(case, decoder, whole)
-    return [title, *tables[0], line, checked(few, more, case), *tables[1]]
+    off = "{} layers, compiled, are off the line by {:.1%} (FLOPs), {:.1%} (memory), {:.1%} (links)"
+    checks = off.format(case.third, *apart), checked(few, more, case)
+    return [title, *sizes(case, decoder, whole), *checks, *times(case, decoder, whole)]
 
 
 def sizes(case: Case, decoder: DecoderConfig, whole) -> list[str]:
@@ -177,8 +176,7 @@ def sizes(case: Case, decoder: DecoderConfig, whole) -> list[str]:
 
 def times(case: Case, decoder: DecoderConfig, whole) -> list[str]:
     """How long each program takes, and how that would change."""
-    tokens = PPO.prompt_tokens + PPO.response_tokens
-    reading = decoding_bytes(decoder, PPO.batch, tokens, **case.sizes) * PPO.response_tokens
+    reading = decoding_bytes(decoder, PPO.batch, TIME, **case.sizes) * PPO.response_tokens
     names = "products", "HBM", "links", "latency", "sum", "1/2 products", "1/2 bytes/s"
     lines, steps = [row("seconds", *names, "all at once")], []
     for name, own in whole.items():
@@ -198,9 +196,8 @@ def checked(few, more, case: Case) -> str:
     cfg, epochs = programs.model(case.model).config, PPO.inner_epochs
     query, down = cfg.num_heads * cfg.head_dim, cfg.mlp_dim * cfg.embed_dim
     matrices = 2 * cfg.embed_dim * (query + cfg.num_kv_heads * cfg.head_dim) + 3 * down
-    time = PPO.prompt_tokens + PPO.response_tokens
-    passes = (3 + 4 * epochs) * (matrices + 2 * time * query) - epochs * down
-    flops = 2 * PPO.batch * time * passes / case.cards
+    passes = (3 + 4 * epochs) * (matrices + 2 * TIME * query) - epochs * down
+    flops = 2 * PPO.batch * TIME * passes / case.cards
     gathered = 4 * matrices / case.sizes["model"] * (3 + 2 * epochs)
     few, more, layers = few["PPO update"], more["PPO update"], DEPTHS[1] - DEPTHS[0]
     flops = (more["flops"] - few["flops"]) / layers / flops
@@ -214,8 +211,7 @@ def control() -> list[str]:
     title = f"\ncontrol: {ALONE.model}, {DEPTHS[0]} layers, one card instead of {EIGHT.cards}"
     lines = [title, row("of a card", "collectives", "FLOPs times")]
     for name, own in one.items():
-        times = own["flops"] / eight[name]["flops"]
-        lines.append(row(name, f"{own['collectives']:.0f}", times))
+        lines.append(row(name, f"{own['collectives']:.0f}", own["flops"] / eight[name]["flops"]))
     return lines
 
 
@@ -237,11 +233,11 @@ ASSUMED = f"""A plan on paper; nothing of it was run.
 PPO on all weights: {PPO.batch} episodes of {PPO.prompt_tokens} + {PPO.response_tokens} tokens in one forward batch, {PPO.inner_epochs} inner epochs;
 the reward model: {REWARD.batch_rows} rows of {REWARD.max_tokens} tokens. No response ends early. Blocks are rematerialised,
 and in one loop as on accelerators.
-Compiled by XLA for CPUs, in float32, at {DEPTHS[0]} and {DEPTHS[1]} layers; the line through both gives the
-whole depth. GB held: arguments, results and temporaries; beside it the memory model's. Other than on
-a GPU: in bfloat16 activations, frozen models and what sampling gathers and keeps are half as large;
-gradients are all-reduced, where a reduce-scatter would send half; sums inside of loops stay there.
-So what links carry is an upper bound.
+Compiled by XLA for CPUs (jax {jax.__version__}), in float32, at {DEPTHS[0]} and {DEPTHS[1]} layers; the line through both
+gives the whole depth. GB held: arguments, results and temporaries; beside it the memory model's.
+Other than on a GPU: in bfloat16 activations, frozen models and what sampling gathers and keeps are
+half as large; gradients are all-reduced, where XLA for GPUs makes reduce-scatters, which send half,
+and takes sums out of loops where it can. So what links carry is an upper bound.
 Published, of an H100 SXM: {FLOPS / 1e12:.0f} TFLOP/s (bfloat16, dense), 80 GB of HBM3 at {HBM / 1e12:.2f} TB/s, NVLink
 {NVLINK / 1e9:.0f} GB/s each way; InfiniBand {INFINIBAND / 1e9:.0f} GB/s a card, {NODE} cards a node. Assumed: {COMPUTES:.0%} of the FLOPs
 and {REACHES:.0%} of every bandwidth are reached; a collective takes {LATENCY * 1e6:.0f} us besides; rings, between
