@@ -179,6 +179,11 @@ def parted() -> bool:
     return jax.sharding.get_abstract_mesh().size > 1
 
 
+def rows_parted() -> int:
+    """Over how many devices the program that is being traced divides its rows."""
+    return jax.sharding.get_abstract_mesh().shape.get("data", 1)
+
+
 def constrained(x: jax.Array, *axes: Any) -> jax.Array:
     """An array whose dimensions are divided over these axes, whole (None), or as it suits (ANY)."""
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes)) if parted() else x

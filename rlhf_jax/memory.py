@@ -91,7 +91,7 @@ class Memory:
 
     def logits(self, copies: int) -> float:
         """Bytes of the logits of one chunk of tokens."""
-        return FLOAT * copies * CHUNK / self.data * self.decoder.vocab_size / self.model
+        return FLOAT * copies * CHUNK * self.decoder.vocab_size / self.model
 
     def reward_update(self, cfg: RewardConfig) -> Use:
         """Of the reward model beside the pretrained one; its gradients take the places of

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from experiment_runs import devices
 from experiment_runs.products import product
 from rlhf_jax.language_model.attention import block_mask
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.language_model.layers import logits
 
-CHUNK = 256  # tokens whose logits exist at the same time
+CHUNK = 256  # tokens whose logits exist at the same time, on each device
 
 
 def response_states(
@@ -118,9 +119,11 @@ def over_chunks(function, *arrays):
     """Applies a function of rows to [batch time ...] arrays, a few hundred rows at a time.
 
     A chunk is a few columns of every row, so that of rows on several devices each works on its own.
+    It is as large on each of them as on one: the gradient of the output matrix, which is summed
+    over devices for every chunk, is as large for few tokens as for many.
     """
     batch, time = arrays[0].shape[:2]
-    count = min(-(-batch * time // CHUNK), time)
+    count = min(-(-batch * time // (CHUNK * devices.rows_parted())), time)
     columns = -(-time // count)
 
     def divide(x):

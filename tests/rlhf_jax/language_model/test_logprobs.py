@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiment_runs import devices
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.language_model import logprobs
 from rlhf_jax.language_model.logprobs import token_logprobs
@@ -138,3 +139,17 @@ def test_lora_trains_its_factors_and_the_value_head_and_nothing_else(toy, target
 def test_the_critic_starts_at_zero(toy, states):
     built = actor_critic.build(toy, None, seed=0)
     assert not nnx.merge(*built).value(states[0]).any()
+
+
+def test_a_chunk_is_as_large_on_every_device_as_on_one():
+    """For every chunk the gradient of the whole output matrix is summed over the devices."""
+    rows = jnp.zeros((8, logprobs.CHUNK, 4))
+
+    def chunks():
+        program = jax.make_jaxpr(lambda x: logprobs.over_chunks(lambda own: own[0].sum(-1), x))
+        (loop,) = (step for step in program(rows).eqns if step.primitive.name == "scan")
+        return loop.params["length"]
+
+    assert chunks() == 8
+    with devices.placement():
+        assert chunks() == 8 // devices.data_size() < 8
