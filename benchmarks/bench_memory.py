@@ -120,7 +120,7 @@ def table() -> list[str]:
             for data, model in meshes:
                 cfg = PPOConfig(lora=lora, batch=64, forward_batch=data)
                 decoder = programs.model(name).config
-                memory = Memory(decoder=decoder, data=data, model=model, remat=True)
+                memory = Memory(decoder=decoder, data=data, model=model, remat=True, looped=True)
                 row.append(f"{memory.ppo_update(cfg).total / 1e9:10.1f}")
         lines.append(f"{name:8}" + "".join(row))
     return lines

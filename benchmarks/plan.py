@@ -161,7 +161,7 @@ def told(case: Case) -> list[str]:
 
 def sizes(case: Case, decoder: DecoderConfig, whole) -> list[str]:
     """What a card computes, holds and sends in each program."""
-    memory = Memory(decoder=decoder, **case.sizes, remat=True)
+    memory = Memory(decoder=decoder, **case.sizes, remat=True, looped=True)
     alone = memory.sampling(PPO)._replace(weights=memory.weights(1, decoders=1), optimizer=0.0)
     uses = alone, memory.ppo_update(PPO), memory.reward_update(REWARD)
     names = "TFLOP", "GB held", "model's GB", "GB NVLink", "InfiniBand", "collectives"

@@ -15,6 +15,7 @@ from flax import nnx
 
 from experiment_runs import devices, settings
 from rlhf_jax.config import LINEAR_LAYERS, EvaluationConfig, LoRAConfig, PPOConfig, RewardConfig
+from rlhf_jax.language_model import layer_loop
 from rlhf_jax.language_model.decoder_config import DecoderConfig
 from rlhf_jax.language_model.logprobs import CHUNK
 from rlhf_jax.pretrained.tensor_names import abstract
@@ -32,7 +33,7 @@ class Use(NamedTuple):
     gradients: float = 0.0  # summed over forward batches
     activations: float = 0.0  # and the matrices of one layer, gathered
     cache: float = 0.0  # keys and values
-    logits: float = 0.0
+    logits: float = 0.0  # and the matrix that they are made with, gathered
 
     @property
     def total(self) -> float:
@@ -47,6 +48,7 @@ class Memory:
     data: int = 1
     model: int = 1
     remat: bool = False
+    looped: bool = False  # all blocks in one loop, as on accelerators: their weights are stacked
 
     @property
     def parameters(self) -> int:
@@ -68,9 +70,10 @@ class Memory:
         return Use(weights=weights, optimizer=self.share(MOMENTS * trained))
 
     def weights(self, models: int, *, decoders: int) -> float:
-        """Bytes of whole models, and of those decoders again that a program rounds for products."""
+        """Bytes of whole models, and of those decoders again that a program rounds for products, or
+        of one that it stacks."""
         rounded = 0.0 if self.decoder.products == "float32" else decoders / 2
-        return self.share((models + rounded) * self.parameters)
+        return self.share((models + max(rounded, self.looped)) * self.parameters)
 
     def share(self, numbers: int | float) -> float:
         """Bytes of one device's part of so many numbers."""
@@ -88,6 +91,11 @@ class Memory:
         )
         matrices = self.parameters / cfg.num_layers / model if self.data > 1 else 0
         return FLOAT * (tokens / self.data * kept + 2 * matrices)
+
+    def gathered(self, copies: int) -> float:
+        """Bytes of the matrix of embeddings or of logits, which `data` divides, as it is used."""
+        matrix = self.decoder.vocab_size * self.decoder.embed_dim / self.model
+        return FLOAT * copies * matrix if self.data > 1 else 0.0
 
     def logits(self, copies: int) -> float:
         """Bytes of the logits of one chunk of tokens."""
@@ -107,7 +115,7 @@ class Memory:
         return held._replace(
             gradients=held.optimizer / MOMENTS,
             activations=self.activations(cfg.forward_batch * time, time),
-            logits=self.logits(3),
+            logits=self.logits(3) + self.gathered(4),  # both matrices and their gradients
         )
 
     def sampling(self, cfg: PPOConfig) -> Use:
@@ -117,7 +125,7 @@ class Memory:
         rows = cfg.batch / self.data
         return self.held(2, cfg.lora)._replace(
             cache=FLOAT * rows * numbers / self.model,
-            logits=FLOAT * 3 * rows * decoder.vocab_size,
+            logits=FLOAT * 3 * rows * decoder.vocab_size + self.gathered(2),
         )
 
     def evaluation(self, cfg: EvaluationConfig, lengths: PPOConfig) -> Use:
@@ -159,7 +167,9 @@ def dry_run(decoder: DecoderConfig, profile: Profile) -> str:
     """A table of what each stage takes on the mesh as it is, and what to change where it is more
     than there is."""
     sizes = dict(devices.mesh().shape)
-    memory = Memory(decoder=decoder, **sizes, remat=settings.rematerialized())
+    memory = Memory(
+        decoder=decoder, **sizes, remat=settings.rematerialized(), looped=layer_loop.looped()
+    )
     lines = [
         f"{'GB on each device':20}" + "".join(f"{name:>12}" for name in (*Use._fields, "total"))
     ]

@@ -25,7 +25,9 @@ def test_devices_share_what_is_trained_and_what_it_is_trained_with(one):
         shared = dataclasses.replace(one, data=data, model=model).ppo_update(TINY.ppo)
         for part in ("weights", "optimizer", "gradients"):
             assert getattr(shared, part) == pytest.approx(getattr(use, part) / data / model)
-        assert shared.logits == pytest.approx(use.logits / model)  # of as many tokens on each
+        matrix = 4 * one.decoder.vocab_size * one.decoder.embed_dim  # bytes; two and gradients
+        expected = (use.logits + 4 * matrix) / model  # of as many tokens on each
+        assert shared.logits == pytest.approx(expected)
         assert shared.total < use.total
 
 
