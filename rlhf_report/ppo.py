@@ -9,6 +9,7 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.axes import Axes
 
+from experiment_runs import settings
 from experiment_runs.assignment import KL_BAND
 from experiment_runs.run import Run
 from rlhf_jax import objectives
@@ -23,6 +24,12 @@ from rlhf_report.style import (
     panels,
     policy_name,
 )
+
+ESTIMATORS = {  # of advantages, and the stages whose style they share
+    "gae": "ppo-full",
+    "leave-one-out": "ppo-leave-one-out",
+    "group": "ppo-group",
+}
 
 
 def kl_figure(runs: Mapping[str, Run]) -> None:
@@ -39,6 +46,38 @@ def kl_figure(runs: Mapping[str, Run]) -> None:
         count_axis(ax)
     log_axis(axes[1])
     legend_above(figure, axes[0])
+
+
+def known_optimum_runs() -> dict[str, Run]:
+    """The committed runs of examples/known_optimum.py by the stage whose style they share."""
+    found = map(Run, sorted((settings.PROJECT / "results" / "known-optimum").glob("ppo-*")))
+    by_estimator = {run.config["advantages"]: run for run in found}
+    return {stage: by_estimator[name] for name, stage in ESTIMATORS.items()}
+
+
+def known_optimum_figure(runs: Mapping[str, Run]) -> None:
+    """Reward of each step's episodes under every estimator, and the largest that there is."""
+    _, (ax,) = panels(1, width=5.0)
+    for name, run in runs.items():
+        metrics = run.metrics()
+        ax.plot(metrics["step"], metrics["reward"], **line_style(name, len(metrics)))
+    ax.axhline(1, color=GREY, linestyle=":", label="the largest there is")
+    ax.set(xlabel="step", ylabel="share of listed words", ylim=(0, 1.05))
+    count_axis(ax)
+    ax.legend(loc="lower right")
+
+
+def known_optimum_reading(runs: Mapping[str, Run]) -> str:
+    """Where every estimator begins and ends: means over a tenth of its steps."""
+    told = []
+    for name, run in runs.items():
+        rewards = run.metrics()["reward"]
+        few = max(len(rewards) // 10, 1)
+        told.append(
+            f"{policy_name(name)} from {rewards[:few].mean():.2f} to {rewards[-few:].mean():.2f} "
+            f"in {len(rewards)} steps"
+        )
+    return f"{'; '.join(told)}."
 
 
 def draw_kl(ax: Axes, runs: Mapping[str, Run]) -> None:

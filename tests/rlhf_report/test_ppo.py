@@ -111,6 +111,19 @@ def test_a_policy_without_a_critic_is_left_out_of_the_critics_panel_alone(traine
     plt.close("all")
 
 
+def test_every_estimator_is_told_from_where_to_where_it_gets(trained):
+    runs = {name: trained(stage=name) for name in ppo.ESTIMATORS.values()}
+    for run in runs.values():
+        for step in range(1, 21):
+            run.log(step=step, reward=step / 25)
+    told = ppo.known_optimum_reading(runs)
+    assert "group (GRPO) from 0.06 to 0.78 in 20 steps" in told and told.count(" to ") == 3
+    ppo.known_optimum_figure(runs)
+    *curves, largest = plt.gca().lines
+    assert len(curves) == 3 and set(largest.get_ydata()) == {1}
+    plt.close("all")
+
+
 @pytest.mark.parametrize(("penalty", "words"), [(0.0, "pays nothing"), (0.5, "cut by 0.5")])
 def test_what_a_cut_response_pays_is_said_as_mathematics(penalty, words):
     """A bare string with dollars would be mathematics to Quarto alone, so it is refused."""
