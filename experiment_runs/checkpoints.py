@@ -1,6 +1,7 @@
 """Checkpoints of a training and whole trees of weights, by orbax, each with its checksums."""
 
 import contextlib
+import logging
 import shutil
 import signal
 import sys
@@ -21,6 +22,10 @@ from experiment_runs.settings import checkpoint_seconds
 from experiment_runs.signals import ASKED
 
 CHECKSUMS = "checksums.json"  # beside the files of saved weights
+# What orbax raises becomes one message; its threads would also print it with their tracebacks.
+logging.getLogger("absl").addFilter(
+    lambda record: not (record.exc_info and "orbax" in record.pathname)
+)
 
 
 class Checkpoints:

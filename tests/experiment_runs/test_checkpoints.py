@@ -1,8 +1,11 @@
 """What is saved comes back bit by bit, or is refused: never anything else."""
 
 import gc
+import itertools
 import json
+import os
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +69,13 @@ def flip(path, bit):
 def test_the_two_latest_states_are_kept(tmp_path):
     folder = saved(tmp_path, 1, 2, 3)
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    assert is_that_of(restored(tmp_path), 3)
+
+
+def test_the_latest_state_is_that_of_the_most_steps_whatever_the_clock_says(tmp_path, monkeypatch):
+    clock = itertools.count(2e9, -1e6)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    os.utime(saved(tmp_path, 1, 2, 3) / "3", (0, 0))
     assert is_that_of(restored(tmp_path), 3)
 
 

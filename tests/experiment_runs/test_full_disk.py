@@ -16,6 +16,7 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 TRAINING = """
 import dataclasses, resource, sys
 from pathlib import Path
+import jax
 import jax.numpy as jnp
 from experiment_runs.checkpoints import Checkpoints
 from experiment_runs.command import concluded
@@ -27,12 +28,12 @@ class Config:
 
 def train(run):
     keeper = Checkpoints(run.checkpoints)
-    found = keeper.restore({"w": jnp.zeros(999)})
+    found = keeper.restore({"w": jnp.zeros(9999)})
     start = found[0] if found else 0
     run.rewind(start)
     for step in range(start + 1, 5):
         run.log(step=step, text="x" * 100)
-        keeper.maybe_save(step, {"w": jnp.full(999, float(step))}, {})
+        keeper.maybe_save(step, {"w": jax.random.uniform(jax.random.key(step), (9999,))}, {})
     keeper.close()
     run.finish(steps=step)
 
@@ -56,7 +57,7 @@ def train(*arguments):
 
 @pytest.mark.slow
 def test_a_file_that_cannot_grow_is_one_message_and_the_run_goes_on_when_it_can(tmp_path):
-    for largest in (0, 300):  # at once, in the log
+    for largest in (0, 300, 20_000):  # at once, in the log, in a checkpoint
         stopped = train(tmp_path, largest)
         assert stopped.returncode == 2, stopped.stderr
         assert "Traceback" not in stopped.stderr and "cannot be written" in stopped.stderr
