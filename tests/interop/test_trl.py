@@ -25,7 +25,7 @@ from rlhf_jax.language_model.sampling import Responses
 from rlhf_jax.optimization.state import TrainState
 from rlhf_jax.ppo import actor_critic
 from rlhf_jax.ppo.rollout import Frozen, Static
-from rlhf_jax.ppo.update import estimated, update
+from rlhf_jax.ppo.update import advantages_and_returns, update
 from rlhf_jax.pretrained.model import random_model
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tensor_names import huggingface_tensors
@@ -106,7 +106,7 @@ def our_step(models, given, cfg):
         scored.reward - cfg.missing_end_penalty * cut_off, scored.logprobs,
         scored.reference_logprobs, scored.mask, kl_weight=KL_WEIGHT,
     )  # fmt: skip
-    whitened, returns = estimated(rewards, scored, cfg)
+    whitened, returns = advantages_and_returns(rewards, scored, cfg)
     trained = nnx.merge(policy.definition, after.trainable, policy.frozen)
     return {
         "logprobs": scored.logprobs, "ref_logprobs": scored.reference_logprobs,

@@ -18,7 +18,7 @@ from rlhf_jax.optimization.state import TrainState
 from rlhf_jax.ppo import actor_critic, rollout
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.ppo.rollout import Frozen, Static
-from rlhf_jax.ppo.update import estimated, update
+from rlhf_jax.ppo.update import advantages_and_returns, update
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tensor_names import leaf_name
 from rlhf_jax.reward_model import model as reward_models
@@ -437,7 +437,7 @@ def test_advantages_without_a_critic_are_equal_within_a_response_and_sum_to_zero
     _, metrics, scored = run_update(toy, toy_reward_model, episodes, cfg)
     assert scored.values is None and "value_loss" not in metrics
     rewards = jnp.where(scored.mask, 1.0, 0.0) * jnp.arange(8.0)[:, None]
-    advantages, returns = estimated(rewards, scored, cfg)
+    advantages, returns = advantages_and_returns(rewards, scored, cfg)
     assert returns is None
     mask, found = np.asarray(scored.mask), np.asarray(advantages)
     totals = np.asarray(rewards).sum(axis=1)
