@@ -5,6 +5,7 @@ import fcntl
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def train(run):
     run.rewind(0)
     for step in range(1, 21):
         run.log(step=step, loss=1 / step)
-        time.sleep(0.02)
+        while not Path(sys.argv[1]).with_name("others-wait").exists():
+            time.sleep(0.02)
     run.finish(steps=len(run.metrics()), last=float(run.metrics()["loss"].iloc[-1]))
 
 ensure("stage", Config(), train, inputs={}, root=Path(sys.argv[1]))
@@ -60,11 +62,18 @@ def held(tmp_path):
 
 
 def test_two_trainings_of_one_run_are_one_training(tmp_path):
-    processes = [start(TRAINING, tmp_path) for _ in range(3)]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], errors
-    assert sum("waiting for process" in said for said in errors) >= 1
-    (found,) = tmp_path.iterdir()
+    results = tmp_path / "results"
+    first = start(TRAINING, results)
+    while not [*results.glob("*/metrics.jsonl")]:
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.02)
+    others = [start(TRAINING, results) for _ in range(2)]
+    for process in others:
+        assert any("waiting for process" in line for line in process.stderr)
+    (tmp_path / "others-wait").touch()
+    errors = [process.communicate(timeout=120)[1] for process in (first, *others)]
+    assert [process.returncode for process in (first, *others)] == [0, 0, 0], errors
+    (found,) = results.iterdir()
     rows = [json.loads(line) for line in (found / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 21))
     assert run.Run(found).summary == {"steps": 20, "last": 1 / 20}
