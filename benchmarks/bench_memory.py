@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import programs
 
-from experiment_runs.process import forget_peak_memory, peak_memory_gb, release_memory
+from experiment_runs.process import forget_peak_memory, peak_memory_gb
 from rlhf_jax.config import EvaluationConfig, LoRAConfig, PPOConfig, RewardConfig
 from rlhf_jax.memory import Memory, Use
+from rlhf_jax.optimization.state import compiled
 
 SHORT = PPOConfig(
     batch=16, forward_batch=8, prompt_tokens=48, response_tokens=32, prompts=192, inner_epochs=2
@@ -87,10 +88,9 @@ def measured(name: str, dtype: str) -> float:
     model = programs.model(case.model, dtype, zeros=True)
     function, arguments, static = case.program(model)
     arguments = programs.filled(arguments)
-    compiled = function.lower(*arguments, **static).compile()
-    release_memory()
+    program = compiled(function, *arguments, **static)
     forget_peak_memory()
-    jax.block_until_ready(compiled(*arguments))
+    jax.block_until_ready(program(*arguments))
     return peak_memory_gb() - idle
 
 

@@ -170,7 +170,7 @@ class Experiment:
             return self._ensure(stage, cfg, train, inputs)
         prompts = self.prompts[1]
         inputs["prompts"] = fingerprint(
-            [(prompt.turns or prompt.text, prompt.tree_id) for prompt in prompts]
+            [*zip(texts(prompts), (prompt.tree_id for prompt in prompts), strict=True)]
         )
         needed = ("second_reward", *self.policies, *self.baselines)
         inputs |= {name: self.run(name).identity for name in needed}

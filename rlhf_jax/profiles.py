@@ -1,7 +1,6 @@
 """All that a report is made with, under a name: how much is trained, and how."""
 
 import dataclasses
-import functools
 from typing import Literal
 
 from experiment_runs import assignment as protocol
@@ -135,8 +134,8 @@ def study() -> Profile:
         missing_end_penalty=0.0,  # many answers are longer
     )  # fmt: skip
     # As many episodes and steps as with a critic, of fewer prompts.
-    critic_free = functools.partial(
-        dataclasses.replace, ppo, responses_per_prompt=4, prompts=ppo.prompts // 4
+    leave_one_out = dataclasses.replace(
+        ppo, advantages="leave-one-out", responses_per_prompt=4, prompts=ppo.prompts // 4
     )
     reward = RewardConfig(
         epochs=1, batch_pairs=16, batch_rows=3, train_pairs=3250, validation_pairs=400,
@@ -154,8 +153,8 @@ def study() -> Profile:
         ppo=ppo,
         # At twice these rates the KL leaves its band within ten steps.
         lora=with_lora(ppo, learning_rate=1.2e-3),
-        leave_one_out=critic_free(advantages="leave-one-out"),
-        group=critic_free(advantages="group"),
+        leave_one_out=leave_one_out,
+        group=dataclasses.replace(leave_one_out, advantages="group"),
         seeds=3,
         dpo=DPOConfig(train_pairs=400, max_tokens=384),
         evaluation=EvaluationConfig(prompts=100, response_tokens=128),

@@ -39,11 +39,7 @@ def kl_figure(runs: Mapping[str, Run]) -> None:
     axes[0].get_legend().remove()
     shown = {"kl_weight": "coefficient (reward per nat)", "reward": "reward of the episodes"}
     for ax, (column, label) in zip(axes[1:], shown.items(), strict=True):
-        for name, run in runs.items():
-            metrics = run.metrics()
-            ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
-        ax.set(xlabel="step", ylabel=label)
-        count_axis(ax)
+        draw_column(ax, runs, column, label)
     log_axis(axes[1])
     legend_above(figure, axes[0])
 
@@ -58,12 +54,9 @@ def known_optimum_runs() -> dict[str, Run]:
 def known_optimum_figure(runs: Mapping[str, Run]) -> None:
     """Reward of each step's episodes under every estimator, and the largest that there is."""
     _, (ax,) = panels(1, width=5.0)
-    for name, run in runs.items():
-        metrics = run.metrics()
-        ax.plot(metrics["step"], metrics["reward"], **line_style(name, len(metrics)))
+    draw_column(ax, runs, "reward", "share of listed words")
     ax.axhline(1, color=GREY, linestyle=":", label="the largest there is")
-    ax.set(xlabel="step", ylabel="share of listed words", ylim=(0, 1.05))
-    count_axis(ax)
+    ax.set_ylim(0, 1.05)
     ax.legend(loc="lower right")
 
 
@@ -80,14 +73,20 @@ def known_optimum_reading(runs: Mapping[str, Run]) -> str:
     return f"{'; '.join(told)}."
 
 
+def draw_column(ax: Axes, runs: Mapping[str, Run], column: str, label: str) -> None:
+    """A logged quantity against training steps, a line for each run that logged it."""
+    for name, run in runs.items():
+        metrics = run.metrics()
+        if column in metrics:  # not everyone has a critic
+            ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
+    ax.set(xlabel="step", ylabel=label)
+    count_axis(ax)
+
+
 def draw_kl(ax: Axes, runs: Mapping[str, Run]) -> None:
     """KL to the reference against training steps, and the protocol's band."""
     ax.axhspan(*KL_BAND, color=GREY, alpha=0.15, label="band {} to {}".format(*KL_BAND))
-    for name, run in runs.items():
-        metrics = run.metrics()
-        ax.plot(metrics["step"], metrics["kl"], **line_style(name, len(metrics)))
-    ax.set(xlabel="step", ylabel="KL (nats per token)")
-    count_axis(ax)
+    draw_column(ax, runs, "kl", "KL (nats per token)")
     from_zero(ax)
     ax.legend(
         loc="lower center",
@@ -122,12 +121,7 @@ def step_figure(runs: Mapping[str, Run], shown: Mapping[str, str]) -> Sequence[A
     """A panel for each logged column, a line for each variant."""
     figure, axes = panels(len(shown))
     for ax, (column, label) in zip(axes, shown.items(), strict=True):
-        for name, run in runs.items():
-            metrics = run.metrics()
-            if column in metrics:  # not everyone has a critic
-                ax.plot(metrics["step"], metrics[column], **line_style(name, len(metrics)))
-        ax.set(xlabel="step", ylabel=label)
-        count_axis(ax)
+        draw_column(ax, runs, column, label)
     legend_above(figure, axes[0])
     return axes
 

@@ -1,20 +1,13 @@
 """The protocol in pieces: what starts when, what is stopped, what is taken along."""
 
-import importlib.util
 import json
 import os
 import sys
 import tarfile
-from pathlib import Path
 
+import accelerator
 import pytest
-
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "accelerator.py"
-spec = importlib.util.spec_from_file_location("accelerator", PATH)
-accelerator = importlib.util.module_from_spec(spec)
-sys.modules["accelerator"] = accelerator
-spec.loader.exec_module(accelerator)
-Stage = accelerator.Stage
+from accelerator import Stage
 
 
 def python(code: str, *after: str):

@@ -1,21 +1,11 @@
 """The table of all benchmarks, of answers that are made up."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+import bench
+import turns
 
-
-def loaded(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-turns, bench = loaded("turns"), loaded("bench")
+FOLDER = Path(bench.__file__).parent
 
 
 def test_ours_is_compared_turn_by_turn_with_the_faster_of_the_peer_s_sides():

@@ -1,28 +1,13 @@
 """The arithmetic of the plan: rings step by step, and what a tiny model's arrays hold."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import hlo
 import jax
 import jax.numpy as jnp
+import plan
 import pytest
 from flax import nnx
 
 from rlhf_jax.pretrained.model import random_model
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def loaded(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-hlo, programs, plan = loaded("hlo"), loaded("programs"), loaded("plan")
 
 
 def gathering(cards):
