@@ -128,6 +128,29 @@ def sharded(tree: Any, rules: Rules, *, own: bool = False) -> Any:
     )
 
 
+def read_onto(like: Any, read: Callable[[tuple], np.ndarray], rules: Rules) -> Any:
+    """A tree read leaf by leaf, each placed as `sharded` does before the next is read; on one
+    device bound to none, as an array that was just made.
+
+    Args:
+      like: a tree of the same shapes.
+      read: gives the array of a leaf's path.
+      rules: as for `sharded`.
+
+    Raises:
+      UserError: an array does not divide; the message says which meshes would.
+    """
+    check_mesh(like, rules)
+
+    def place(path, leaf):
+        values = read(path)
+        return (
+            placed(values, kept_axes(path, leaf, rules)) if mesh().size > 1 else jnp.asarray(values)
+        )
+
+    return jax.tree_util.tree_map_with_path(place, like)
+
+
 def on_host(tree: Any) -> Any:
     """All of every array as NumPy's; every process gets all."""
 

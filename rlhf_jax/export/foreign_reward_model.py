@@ -9,7 +9,7 @@ from experiment_runs.errors import UserError
 from experiment_runs.foreign import readable
 from rlhf_jax.language_model.decoder import DecoderConfig
 from rlhf_jax.pretrained.hub import model_files
-from rlhf_jax.pretrained.loading import check_finite, read_config, read_tensors
+from rlhf_jax.pretrained.loading import check_finite, read_config, stored_tensors
 from rlhf_jax.pretrained.tensor_names import abstract, decoder_state
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model.model import FrozenRewardModel, RewardModel
@@ -38,7 +38,7 @@ def load_reward_model(
 
 
 def read_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str) -> FrozenRewardModel:
-    config, tensors = read_config(path), read_tensors(path)
+    config, tensors = read_config(path), stored_tensors(path)
     architecture = (config.get("architectures") or ["nothing"])[0]
     weight = tensors.pop("score.weight", None)
     if not architecture.endswith("ForSequenceClassification") or weight is None:
@@ -59,7 +59,7 @@ def read_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str) -> Frozen
     state = decoder_state(cfg, tensors, source=str(path))
     check_finite(state, path)
     model = RewardModel(nnx.merge(nnx.split(abstract(cfg))[0], state), rngs=nnx.Rngs(0))
-    model.score.kernel[...] = jnp.asarray(weight, jnp.float32)
+    model.score.kernel[...] = jnp.asarray(weight.read(), jnp.float32)
     if "reward_offset" in config:  # one of ours, which reads the end itself
         model.offset[...] = jnp.float32(config["reward_offset"])
     else:

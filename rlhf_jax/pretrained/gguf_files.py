@@ -1,5 +1,6 @@
 """GGUF files: their configuration, tensors and tokenizer."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ from rlhf_jax.language_model.decoder import DecoderConfig
 from rlhf_jax.language_model.rope import rope_frequencies
 from rlhf_jax.pretrained.gguf_tokenizer import gguf_tokenizer
 from rlhf_jax.pretrained.model import Pretrained
-from rlhf_jax.pretrained.tensor_names import decoder_state, norm_offset, tensor_table
+from rlhf_jax.pretrained.tensor_names import (
+    StoredTensor,
+    decoder_state,
+    norm_offset,
+    tensor_table,
+)
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 
 # by general.architecture: the family, and whether its files interleave the halves of heads
@@ -67,17 +73,23 @@ def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
     config = huggingface_config(fields, tensors, factors, source=str(path))
     decoder = DecoderConfig.from_huggingface(config, dtype=dtype)
     table = {theirs: (ours, hf) for ours, hf, theirs in tensor_table(decoder)}
-    converted = {}
-    for key, tensor in tensors.items():
-        values = read_tensor(tensor, path)
-        ours, hf = table.get(key, ("", key))
-        if ARCHITECTURES[architecture][1] and ".q_proj." in ours:
+    interleaved = ARCHITECTURES[architecture][1]
+
+    def converted(key: str, ours: str) -> np.ndarray:
+        values = read_tensor(tensors[key], path)
+        if interleaved and ".q_proj." in ours:
             values = undo_permutation(values, decoder.num_heads)
-        if ARCHITECTURES[architecture][1] and ".k_proj." in ours:
+        if interleaved and ".k_proj." in ours:
             values = undo_permutation(values, decoder.num_kv_heads)
         if offset := norm_offset(decoder, ours):  # their files have it added
             values = values - np.float32(offset)
-        converted[hf] = values
+        return values
+
+    stored = {}
+    for key, tensor in tensors.items():
+        ours, hf = table.get(key, ("", key))
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        stored[hf] = StoredTensor(shape, functools.partial(converted, key, ours))
     ends = [
         fields[key]
         for role in ("eos", "eot")
@@ -88,7 +100,7 @@ def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
         origin=f"{path.name} from {path.parent.name} (quantized weights, read as float32)",
         config=decoder,
         huggingface_config=config,
-        state=decoder_state(decoder, converted, source=str(path)),
+        state=decoder_state(decoder, stored, source=str(path)),
         tokenizer=Tokenizer.of(tokenizer, ends=ends, embeddings=decoder.vocab_size),
     )
 

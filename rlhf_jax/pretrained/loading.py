@@ -4,6 +4,7 @@ Every source ends as one table of tensors under Hugging Face names, checked whol
 decoder that its configuration describes. Nothing here reads a pickle or runs a model's code.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from safetensors import safe_open
-from safetensors.flax import load_file
 
 from experiment_runs.errors import UserError, brief, first_line
 from experiment_runs.foreign import readable
@@ -23,7 +23,7 @@ from rlhf_jax.language_model.decoder import DecoderConfig
 from rlhf_jax.pretrained.gguf_files import load_gguf
 from rlhf_jax.pretrained.hub import model_files
 from rlhf_jax.pretrained.model import Pretrained, random_model
-from rlhf_jax.pretrained.tensor_names import decoder_state, leaf_name
+from rlhf_jax.pretrained.tensor_names import StoredTensor, decoder_state, leaf_name
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -76,7 +76,7 @@ def load_directory(path: Path, *, name: str, dtype: str = "float32") -> Pretrain
         origin=f"safetensors in {path.name}",
         config=decoder,
         huggingface_config=config,
-        state=decoder_state(decoder, read_tensors(path), source=str(path)),
+        state=decoder_state(decoder, stored_tensors(path), source=str(path)),
         tokenizer=tokenizer,
     )
 
@@ -98,8 +98,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_tensors(path: Path) -> dict[str, jax.Array]:
-    """All tensors of a model directory, from the files that its index names, where it has one.
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a model directory, in the files that its index names, where it has one.
 
     Raises:
       UserError: a file is missing or broken, holds numbers that are no floats, or holds a tensor
@@ -113,15 +113,18 @@ def read_tensors(path: Path) -> dict[str, jax.Array]:
         raise UserError(f"{path}: no *.safetensors; pickled weights (*.bin) are not read")
     if missing := set(files) - found:
         raise UserError(f"{path}: lacks {sorted(missing)}, which its index names; fetch them again")
-    tensors: dict[str, jax.Array] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         with readable(path / file, "a whole safetensors file"):
-            with safe_open(path / file, framework="numpy") as opened:
-                names = opened.keys()
-                kinds = {name: opened.get_slice(name).get_dtype() for name in names}
-            check_kinds(path / file, kinds)
-            own = load_file(path / file)
-        own = {name: values for name, values in own.items() if place.get(name, file) == file}
+            opened = safe_open(path / file, framework="numpy")
+            names = opened.keys()
+            parts = {name: opened.get_slice(name) for name in names}
+            check_kinds(path / file, {name: part.get_dtype() for name, part in parts.items()})
+        own = {
+            name: StoredTensor(tuple(part.get_shape()), functools.partial(opened.get_tensor, name))
+            for name, part in parts.items()
+            if place.get(name, file) == file
+        }
         if twice := sorted(own.keys() & tensors.keys()):
             raise UserError(
                 f"{path / file}: {twice[0]} is in another file, too, and there is no index to say "

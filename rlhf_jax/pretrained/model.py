@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
+from experiment_runs import devices
 from experiment_runs.files import fingerprint
 from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
 from rlhf_jax.pretrained.tensor_names import abstract
@@ -54,7 +54,7 @@ def random_model(dtype: str = "float32", *, seed: int = 0) -> Pretrained:
 
 def model_fingerprint(model: Pretrained) -> str:
     """Of weights, configuration and tokenizer, wherever they come from."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(model.state)]
+    leaves = [devices.on_host(leaf) for leaf in jax.tree.leaves(model.state)]
     config = dataclasses.asdict(model.config) | {"dtype": str(model.config.dtype)}
     return fingerprint(config, tokenizer_fingerprint(model), *leaves)
 

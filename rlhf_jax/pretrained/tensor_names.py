@@ -1,15 +1,16 @@
 """The names of tensors: ours, Hugging Face's and GGUF's; a decoder filled and emptied by them."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiment_runs import devices
 from experiment_runs.errors import UserError
 from rlhf_jax.language_model.decoder import Decoder, DecoderConfig
+from rlhf_jax.language_model.sharding import RULES
 
 # our path inside a block, its Hugging Face name, its GGUF name
 NORMS = (
@@ -67,38 +68,59 @@ def leaf_name(path: tuple) -> str:
                     if str(part) != ".value")  # fmt: skip
 
 
-def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str) -> nnx.State:
-    """Fills a decoder with tensors under Hugging Face names.
+class StoredTensor(NamedTuple):
+    """A tensor in a file, read when it is asked for."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def decoder_state(
+    cfg: DecoderConfig, tensors: Mapping[str, StoredTensor], *, source: str
+) -> nnx.State:
+    """Fills a decoder with tensors under Hugging Face names, in float32.
+
+    Each goes to its devices before the next is read, so that neither host nor device ever holds
+    a second model beside the one that is made.
 
     Raises:
       UserError: tensors are missing, left over or of another shape; all are listed at once.
     """
     names = {ours: hf for ours, hf, _ in tensor_table(cfg)}
     state = nnx.state(abstract(cfg))
+    check_tensors(cfg, state, names, tensors, source)
+
+    def read(path: tuple) -> np.ndarray:
+        ours = leaf_name(path)
+        values, offset = tensors[names[ours]].read(), np.float32(norm_offset(cfg, ours))
+        values = np.asarray(values, np.float32)
+        return values + offset if offset else values
+
+    return devices.read_onto(state, read, RULES)
+
+
+def check_tensors(
+    cfg: DecoderConfig, state: nnx.State, names: Mapping[str, str],
+    tensors: Mapping[str, StoredTensor], source: str,
+) -> None:  # fmt: skip
+    """Stops where tensors are not those of a decoder, before any is read as a whole."""
     left, problems = dict(tensors), []
     if cfg.tied_embeddings:
         output, embedding = left.pop("lm_head.weight", None), left.get("model.embed_tokens.weight")
-        if output is not None and embedding is not None and not np.array_equal(output, embedding):
+        if output and embedding and not np.array_equal(output.read(), embedding.read()):
             problems.append(
                 "lm_head.weight differs from model.embed_tokens.weight, but config.json has "
                 "tie_word_embeddings; set that to false"
             )
-
-    def fill(path, leaf):
-        ours = leaf_name(path)
-        name = names[ours]
-        values = left.pop(name, None)
-        if values is None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = names[leaf_name(path)]
+        stored = left.pop(name, None)
+        if stored is None:
             problems.append(f"{name} is missing, expected {tuple(leaf.shape)}")
-            return leaf
-        if values.shape != leaf.shape:
+        elif stored.shape != leaf.shape:
             problems.append(
-                f"{name} has another shape: {tuple(values.shape)}, expected {tuple(leaf.shape)}"
+                f"{name} has another shape: {stored.shape}, expected {tuple(leaf.shape)}"
             )
-        values, offset = jnp.asarray(values, jnp.float32), norm_offset(cfg, ours)
-        return values + offset if offset else values
-
-    filled = jax.tree_util.tree_map_with_path(fill, state)
     problems += [f"{name} is not part of this model" for name in left if "rotary" not in name]
     if problems:
         shown = "\n  ".join(problems[:20]) + ("\n  ..." if len(problems) > 20 else "")
@@ -106,7 +128,6 @@ def decoder_state(cfg: DecoderConfig, tensors: Mapping[str, Any], *, source: str
             f"{source}: {len(problems)} tensors do not fit config.json; use the weights that "
             f"belong to it:\n  {shown}"
         )
-    return filled
 
 
 def huggingface_tensors(state: nnx.State, cfg: DecoderConfig) -> dict[str, np.ndarray]:
@@ -115,6 +136,7 @@ def huggingface_tensors(state: nnx.State, cfg: DecoderConfig) -> dict[str, np.nd
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if (ours := leaf_name(path)) in names:
-            values, offset = np.asarray(leaf, np.float32), np.float32(norm_offset(cfg, ours))
+            values = np.asarray(devices.on_host(leaf), np.float32)
+            offset = np.float32(norm_offset(cfg, ours))
             tensors[names[ours]] = values - offset if offset else values
     return tensors

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiment_runs import hosts
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
+from rlhf_jax.export.huggingface import export_policy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RLHF = [sys.executable, "-m", "rlhf_jax"]
@@ -25,9 +27,10 @@ wait -n && wait -n
 
 
 @pytest.fixture
-def start(request, local_data, tmp_path):
+def start(request, local_data, model, tmp_path):
     """A function that starts a command with results of its own, and writes down what it says."""
-    data, started = local_data(), []
+    data, started, weights = local_data(), [], tmp_path / "model"
+    export_policy(nnx.merge(model.definition, model.state), model, weights, {})
 
     def run(results, *command, devices, **environment):
         own = {
@@ -38,6 +41,7 @@ def start(request, local_data, tmp_path):
             "HF_HUB_OFFLINE": "1",
             "RLHF_PROFILE": "tiny",
             "RLHF_DATA_DIR": str(data),
+            "RLHF_MODEL": str(weights),
             "RLHF_RESULTS": str(tmp_path / results),
         }
         file = (tmp_path / f"{results}-{len(started)}.txt").open("a+")

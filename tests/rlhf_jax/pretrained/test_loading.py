@@ -1,5 +1,6 @@
 import json
 import os
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,15 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from experiment_runs import devices
 from experiment_runs.errors import UserError
 from rlhf_jax import config
 from rlhf_jax.language_model import logprobs
+from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.pretrained import chat_template, gguf_files, hub, loading, tensor_names
 from rlhf_jax.pretrained import model as pretrained_model
 
+DATA_3 = {"data": 3, "model": 1}
 REMOTE = "somebody/a-model-that-is-nowhere"
 
 
@@ -42,6 +46,44 @@ def test_a_directory_gives_back_the_weights_and_the_tokenizer(model, folder):
         assert getattr(loaded.tokenizer, field) == getattr(model.tokenizer, field)
     text = "naïve <|im_end|> 東京"
     assert loaded.tokenizer.encode([text]) == model.tokenizer.encode([text])
+
+
+def test_each_tensor_is_on_its_devices_before_the_next_is_read(folder, monkeypatch):
+    steps, stored, placed = [], loading.stored_tensors, devices.placed
+
+    def told(name, tensor):
+        def read():
+            steps.append(f"read {name}")
+            return tensor.read()
+
+        return tensor._replace(read=read)
+
+    def place(values, axes):
+        steps.append("placed")
+        return placed(values, axes)
+
+    monkeypatch.setattr(
+        loading, "stored_tensors",
+        lambda path: {name: told(name, tensor) for name, tensor in stored(path).items()},
+    )  # fmt: skip
+    monkeypatch.setattr(devices, "placed", place)
+    leaves = jax.tree_util.tree_leaves_with_path(load(str(folder)).state)
+    assert len(steps) == 2 * len(leaves) and set(steps[1::2]) == {"placed"}
+    for path, leaf in leaves:
+        parts = 2 if "data" in str(devices.kept_axes(path, leaf, RULES)) else 1
+        assert leaf.addressable_shards[0].data.size == leaf.size // parts, path
+
+
+def test_on_one_device_weights_are_bound_to_none(folder, monkeypatch):
+    monkeypatch.setenv("RLHF_MESH", "data=1")
+    leaves = jax.tree.leaves(load(str(folder)).state)
+    assert leaves and not any(leaf.committed for leaf in leaves)
+
+
+def test_a_model_that_does_not_divide_is_refused_with_the_meshes_that_would(folder, monkeypatch):
+    monkeypatch.setattr(devices, "mesh", lambda: SimpleNamespace(shape=DATA_3, size=3))
+    with pytest.raises(UserError, match=r"data=3,model=1 does not divide.*of 2 devices these do"):
+        load(str(folder))
 
 
 def test_weights_may_be_divided_over_several_files(model, folder):
