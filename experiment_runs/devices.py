@@ -133,7 +133,7 @@ def read_onto(like: Any, read: Callable[[tuple], np.ndarray], rules: Rules) -> A
     device bound to none, as an array that was just made.
 
     Args:
-      like: a tree of the same shapes.
+      like: a tree of the same shapes and, in the end, kinds of numbers.
       read: gives the array of a leaf's path.
       rules: as for `sharded`.
 
@@ -143,10 +143,9 @@ def read_onto(like: Any, read: Callable[[tuple], np.ndarray], rules: Rules) -> A
     check_mesh(like, rules)
 
     def place(path, leaf):
-        values = read(path)
-        return (
-            placed(values, kept_axes(path, leaf, rules)) if mesh().size > 1 else jnp.asarray(values)
-        )
+        values, axes = read(path), kept_axes(path, leaf, rules)
+        found = jnp.asarray(values) if mesh().size == 1 else placed(values, axes)
+        return found.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(place, like)
 

@@ -92,9 +92,8 @@ def decoder_state(
 
     def read(path: tuple) -> np.ndarray:
         ours = leaf_name(path)
-        values, offset = tensors[names[ours]].read(), np.float32(norm_offset(cfg, ours))
-        values = np.asarray(values, np.float32)
-        return values + offset if offset else values
+        values, offset = tensors[names[ours]].read(), norm_offset(cfg, ours)
+        return np.asarray(values, np.float32) + np.float32(offset) if offset else values
 
     return devices.read_onto(state, read, RULES)
 
