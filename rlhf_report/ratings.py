@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from jaxtyping import Float
 
 from experiment_runs import settings
 from experiment_runs.run import Run, find
 from experiment_runs.settings import PROJECT
+from rlhf_jax.config import RATED_PROMPTS
+from rlhf_jax.intervals import bootstrap
 from rlhf_jax.ratings.plain_text import read_until
-from rlhf_jax.ratings.rater_agreement import mean_scores, rater_agreement
+from rlhf_jax.ratings.rater_agreement import CHANCE, coin, mean_scores, rater_agreement
 from rlhf_jax.ratings.store import (
     CRITERIA,
     RATINGS,
@@ -41,7 +44,7 @@ MOVED = {
     (-1, 0): "The fall in reward shows in no rating.",
     (0, 1): "The rating rose at the same reward.",
     (0, -1): "The rating fell at the same reward.",
-    (0, 0): "Neither moved.",
+    (0, 0): "Neither moved measurably.",
 }
 
 
@@ -73,6 +76,25 @@ def people_ratings(run: Run) -> list[Rating]:
     """The ratings that people gave."""
     every = load_ratings(run.path / RATINGS, rated_responses(run))
     return [rating for rating in every if rating.rater_kind == "person"]
+
+
+def in_tables(responses: Sequence[Response]) -> list[Response]:
+    """Those to as many prompts as the assignment asks for; more would fill pages."""
+    first = list(dict.fromkeys(row["prompt_id"] for row in responses))[:RATED_PROMPTS]
+    return [row for row in responses if row["prompt_id"] in first]
+
+
+def scope_reading(responses: Sequence[Response]) -> str:
+    """Which of the prompts the tables show."""
+    every, shown = (
+        len({row["prompt_id"] for row in own}) for own in (responses, in_tables(responses))
+    )
+    if shown == every:
+        return "The tables show all of them."
+    return (
+        f"The tables show the first {shown}; every mean and comparison counts all {every}, whose "
+        "texts are in samples.jsonl, beside the ratings."
+    )
 
 
 def prompts_block(responses: Sequence[Response]) -> Markdown:
@@ -124,33 +146,39 @@ def best(means: pd.Series) -> str:
     return listed(means.index[means == means.max()])
 
 
-def reward_table(responses: Sequence[Response], given: Sequence[Rating]) -> pd.DataFrame:
-    """Reward and rating of the same responses: a row for each model, means over what is rated."""
-    scored = pd.DataFrame(
-        [
-            {"model": row["model"], "reward": row["reward"], "rating": score}
-            for row, score in mean_scores(responses, given)
-        ],
-        columns=["model", "reward", "rating"],
-    )
-    return scored.groupby("model", sort=False).mean().reset_index()
-
-
 def over_optimisation_reading(responses: Sequence[Response], given: Sequence[Rating]) -> str:
-    """For each tuned model, whether reward and rating moved together; the first is the baseline."""
-    rows = reward_table(responses, given).to_dict("records")
+    """For each tuned model, whether reward and rating moved together; the first is the baseline.
+
+    With so few prompts that all on one side would be no surprise, these responses are described;
+    with more, what moved by less than its interval did not move.
+    """
+    by_model: dict[str, dict[int, tuple[float, float]]] = {}
+    for row, score in mean_scores(responses, given):
+        by_model.setdefault(row["model"], {})[row["prompt_id"]] = row["reward"], score
     base = responses[0]["model"]
-    if not rows or rows[0]["model"] != base or len(rows) < 2:
+    own, texts = by_model.pop(base, {}), []
+    for name, theirs in by_model.items():
+        if both := sorted(own.keys() & theirs.keys()):
+            pairs = np.array([[own[prompt], theirs[prompt]] for prompt in both])
+            told = [movement(*pairs[:, :, column].T) for column in (0, 1)]
+            (reward, up), (rating, liked) = told
+            texts.append(f"{name}: mean reward {reward}, mean rating {rating}. {MOVED[up, liked]}")
+    if not texts:
         return f"Until responses of {base} and of a tuned policy are rated, nothing can be said."
-    texts = []
-    for row in rows[1:]:
-        reward, rating = (row[x] - rows[0][x] for x in ("reward", "rating"))
-        texts.append(
-            f"{row['model']}: mean reward {rows[0]['reward']:.2f} to {row['reward']:.2f} "
-            f"({reward:+.2f}), mean rating {rows[0]['rating']:.2f} to {row['rating']:.2f} "
-            f"({rating:+.2f}). {MOVED[np.sign(reward), np.sign(round(rating, 6))]}"
-        )
     return "\n".join(f"* {text}" for text in texts)
+
+
+def movement(
+    before: Float[np.ndarray, "prompts"], after: Float[np.ndarray, "prompts"]
+) -> tuple[str, int]:
+    """Two means and their difference in words, and its sign."""
+    difference, interval = round(float((after - before).mean()), 6), ""
+    if coin(len(before)) <= CHANCE:
+        found = bootstrap(after - before)
+        interval = f" [{found.low:+.2f}, {found.high:+.2f}]"
+        difference = 0.0 if found.low <= 0 <= found.high else difference
+    change = f"{(after - before).mean():+.2f}{interval}"
+    return f"{before.mean():.2f} to {after.mean():.2f} ({change})", int(np.sign(difference))
 
 
 def telling_example(responses: Sequence[Response], given: Sequence[Rating]) -> str:
@@ -191,13 +219,15 @@ def reference_section(run: Run | None) -> list[str]:
     responses = rated_responses(run)
     given = load_ratings(run.path / RATINGS, responses)
     profile, started = run.about["profile"]["name"], run.record["started"]
+    shown = in_tables(responses)
     blocks = [
         f"**The responses of the committed reference run** (profile *{profile}*, made on "
-        f"{escape(started)}). {escape(rating_state(responses, given))}",
-        prompts_block(responses).data,
+        f"{escape(started)}). {escape(rating_state(responses, given))} "
+        f"{escape(scope_reading(responses))}",
+        prompts_block(shown).data,
     ]
     for model in dict.fromkeys(row["model"] for row in responses):
-        rows = table(model_table(responses, given, model), digits=1).data
+        rows = table(model_table(shown, given, model), digits=1).data
         blocks += [f"*{model}*", rows]
     blocks += ["All prompts together:", table(criteria_table(responses, given), digits=2).data]
     return [*blocks, over_optimisation_reading(responses, given), agreement_table(given).data]

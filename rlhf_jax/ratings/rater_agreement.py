@@ -114,12 +114,17 @@ def against_baseline(scored: Scored) -> str:
         return ""
     prompts = len(own)
     text = f"Of {prompts} prompt{'s' * (prompts > 1)}, {'; '.join(sentences)}."
-    if (chance := min(1, 2 * 0.5**prompts)) > CHANCE:
+    if (chance := coin(prompts)) > CHANCE:
         text += (
             f" All {prompts} on one side would happen to a fair coin in {chance:.0%} of cases: "
             "these numbers describe these responses and rank no model."
         )
     return text
+
+
+def coin(prompts: int) -> float:
+    """How probable it is that a fair coin falls on one side for all of so many prompts."""
+    return min(1.0, 2 * 0.5**prompts)
 
 
 def reward_order(scored: Scored) -> str:

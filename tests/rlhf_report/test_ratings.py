@@ -14,8 +14,8 @@ HOSTILE = "{{< include x >}} <script>alert(1)</script> **bold** | a | b |"
 MODELS = {"pretrained": 0.0, "ppo-full": 0.5, "ppo-lora": -0.5}
 
 
-def evaluated(folder, name="evaluate", text="an answer"):
-    """A finished evaluation whose first two prompts are there to be rated."""
+def evaluated(folder, name="evaluate", text="an answer", rated=2):
+    """A finished evaluation of one prompt more than are there to be rated."""
     path = folder / name
     path.mkdir(parents=True)
     record = {
@@ -25,13 +25,13 @@ def evaluated(folder, name="evaluate", text="an answer"):
     }  # fmt: skip
     write_text(path / "config.json", json.dumps(record))
     run = Run(path)
-    for i in range(3):
+    for i in range(rated + 1):
         for model, reward in MODELS.items():
             run.sample(
                 step=0, prompt_id=i, model=model, prompt=f"question {i}", reward=reward,
-                response=f"{model}: {text}", rated=i < 2,
+                response=f"{model}: {text}", rated=i < rated,
             )  # fmt: skip
-    run.finish(prompts=3)
+    run.finish(prompts=rated + 1)
     return run
 
 
@@ -120,6 +120,31 @@ def test_reward_and_rating_are_read_together_whichever_way_they_moved(tmp_path, 
     own = scored(evaluated(tmp_path), pretrained=3, ppo_full=full, ppo_lora=lora)
     for line, word in zip(ratings.over_optimisation_reading(*own).split("\n"), words, strict=True):
         assert word in line
+
+
+@pytest.mark.parametrize(("above", "words"), [(6, "shows in no rating"), (1, "over-optimisation")])
+def test_with_many_prompts_a_rating_moved_only_beyond_its_interval(tmp_path, above, words):
+    """Of 12 responses of full PPO so many are rated a point above the pretrained one's."""
+    run = evaluated(tmp_path, rated=12)
+    for row in run.samples():
+        if row["rated"] and row["model"] != "ppo-lora":
+            tuned = 4 if row["prompt_id"] < above else 2
+            score = tuned if row["model"] == "ppo-full" else 3
+            key = response_hash(row["prompt"], row["response"])
+            save_rating(run.path / RATINGS, key, "A", "person", dict.fromkeys(CRITERIA, score))
+    rated = ratings.rated_responses(run)
+    given = load_ratings(run.path / RATINGS, rated)
+    (line,) = ratings.over_optimisation_reading(rated, given).split("\n")
+    assert words in line and line.count("[") == 2
+
+
+def test_of_many_rated_prompts_the_tables_show_as_many_as_the_assignment_asks_for(tmp_path):
+    rated = ratings.rated_responses(evaluated(tmp_path, rated=5))
+    shown = ratings.in_tables(rated)
+    assert {row["prompt_id"] for row in shown} == {0, 1, 2} and len(shown) == 9
+    assert "the first 3; every mean and comparison counts all 5" in ratings.scope_reading(rated)
+    few = ratings.rated_responses(evaluated(tmp_path / "few"))
+    assert ratings.in_tables(few) == few and ratings.scope_reading(few).endswith("all of them.")
 
 
 def test_unrated_responses_are_compared_with_nothing(tmp_path):
