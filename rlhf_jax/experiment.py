@@ -26,7 +26,7 @@ from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.profiles import Profile
 from rlhf_jax.reward_model import model as reward_models
 from rlhf_jax.reward_model import training as reward_training
-from rlhf_jax.reward_model.encoding import first_pairs
+from rlhf_jax.reward_model.encoding import encode_parts, first_pairs
 
 FRACTIONS = {"train": 0.73, "second_reward": 0.05, "validation": 0.09, "test": 0.13}  # of the posts
 REWARD_MODELS = {
@@ -134,14 +134,21 @@ class Experiment:
         return {"preferences": pairs, "prompts": self.prompts[2]}
 
     def check(self) -> None:
-        """Reads the inputs of all stages.
+        """Reads the inputs of all stages, as tokens too.
 
         Raises:
-          UserError: one of them cannot be used.
+          UserError: one of them cannot be used, or does not fit the settings.
         """
-        _ = self.pretrained, self.prompts
+        model = self.pretrained
         for stage in REWARD_MODELS:
-            self._parts(stage)
+            cfg, parts = getattr(self.profile, stage), self._parts(stage)
+            prompts = self.training_texts[: cfg.reference_samples]
+            reward_models.check_references(prompts, cfg)
+            encode_parts(parts, model.tokenizer, max_tokens=cfg.max_tokens)
+        for cfg in self.profile.policies.values():
+            ppo_training.check(cfg, model)
+        if self.profile.dpo:
+            dpo.encoded(self.profile.dpo, model, self._pairs())
 
     def run(self, stage: str) -> Run:
         """The finished run of a stage; trains it, and what it depends on, where there is none."""

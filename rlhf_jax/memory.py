@@ -120,26 +120,24 @@ class Memory:
 
     def sampling(self, cfg: PPOConfig) -> Use:
         """Of the policy beside all that is there for its update."""
-        decoder, time = self.decoder, cfg.prompt_tokens + cfg.response_tokens
+        time = cfg.prompt_tokens + cfg.response_tokens
+        return self.drawing(self.held(2, cfg.lora), cfg.batch, time)
+
+    def drawing(self, held: Use, rows: int, time: int) -> Use:
+        """Of so many rows of prompt and response at once, beside what is held."""
+        decoder, rows = self.decoder, rows / self.data
         numbers = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * time
-        rows = cfg.batch / self.data
-        return self.held(2, cfg.lora)._replace(
+        return held._replace(
             cache=FLOAT * rows * numbers / self.model,
             logits=FLOAT * 3 * rows * decoder.vocab_size + self.gathered(2),
         )
 
     def evaluation(self, cfg: EvaluationConfig, lengths: PPOConfig) -> Use:
         """Of a policy beside the pretrained one and two reward models: the larger part."""
-        sampled = self.sampling(
-            dataclasses.replace(
-                lengths, batch=max(cfg.batch, lengths.forward_batch), lora=None,
-                forward_batch=1, prompts=10**6, responses_per_prompt=1, advantages="gae",
-                response_tokens=cfg.response_tokens or lengths.response_tokens,
-            )
-        )  # fmt: skip
-        weights = self.weights(4, decoders=2)
-        scored = Use(weights=weights, logits=self.logits(2))
-        return max(sampled._replace(weights=weights, optimizer=0.0), scored, key=sum)
+        held = Use(weights=self.weights(4, decoders=2))
+        time = lengths.prompt_tokens + (cfg.response_tokens or lengths.response_tokens)
+        sampled = self.drawing(held, max(cfg.batch, lengths.forward_batch), time)
+        return max(sampled, held._replace(logits=self.logits(2)), key=sum)
 
     def stages(self, profile: Profile) -> dict[str, Use]:
         """By the name of stage and program, what each takes."""

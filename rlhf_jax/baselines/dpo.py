@@ -40,17 +40,10 @@ class PairRows(NamedTuple):
     reply: Bool[Array, "pairs 2 time"]  # those of the reply, its end included
 
 
-@on_mesh
-def train(
-    run: Run, cfg: DPOConfig, pretrained: Pretrained, parts: Mapping[str, Sequence[Post]]
-) -> None:
-    """Trains a policy on "train" pairs, and says how it orders those for "validation".
-
-    Args:
-      run: where to log; resumes from its checkpoints.
-      cfg: the configuration.
-      pretrained: the model to start from, and the reference.
-      parts: the posts.
+def encoded(
+    cfg: DPOConfig, pretrained: Pretrained, parts: Mapping[str, Sequence[Post]]
+) -> dict[str, list[tuple[tuple[int, ...], ...]]]:
+    """Prompt, chosen and rejected reply of the pairs of each part that fit, as tokens.
 
     Raises:
       UserError: no pair of a part fits, fewer than a batch are there to train on, or a batch cannot
@@ -65,8 +58,27 @@ def train(
         if len(pairs[name]) < needed:
             raise UserError(
                 f"{len(pairs[name])} {name} pairs fit into DPOConfig.max_tokens={cfg.max_tokens}; "
-                f"{needed} are needed"
+                f"{needed} are needed; give it more"
             )
+    return pairs
+
+
+@on_mesh
+def train(
+    run: Run, cfg: DPOConfig, pretrained: Pretrained, parts: Mapping[str, Sequence[Post]]
+) -> None:
+    """Trains a policy on "train" pairs, and says how it orders those for "validation".
+
+    Args:
+      run: where to log; resumes from its checkpoints.
+      cfg: the configuration.
+      pretrained: the model to start from, and the reference.
+      parts: the posts.
+
+    Raises:
+      UserError: as `encoded`.
+    """
+    pairs = encoded(cfg, pretrained, parts)
     plan = [
         order[start : start + cfg.batch_pairs]
         for epoch in range(cfg.epochs)

@@ -56,6 +56,17 @@ ROLLOUT, DROPOUT = 0, 1  # random streams
 CHECKED = ("policy_loss", "value_loss", "kl", "gradient_norm")  # metrics that must stay finite
 
 
+def check(cfg: PPOConfig, pretrained: Pretrained) -> None:
+    """Stops before anything is trained.
+
+    Raises:
+      UserError: a batch, a forward batch or the model cannot be divided over the devices.
+    """
+    for field in ("batch", "forward_batch", "prompts_per_step"):
+        check_divisible(f"PPOConfig.{field}", getattr(cfg, field))
+    sharding.check(pretrained.config)
+
+
 @on_mesh
 def train(
     run: Run,
@@ -75,12 +86,9 @@ def train(
       prompts: to train on; `cfg.prompts` of them.
 
     Raises:
-      UserError: a batch or a forward batch cannot be divided over the devices; the reward is none,
-        or a function of it returns what is none.
+      UserError: as `check`; the reward is none, or a function of it returns what is none.
     """
-    for field in ("batch", "forward_batch", "prompts_per_step"):
-        check_divisible(f"PPOConfig.{field}", getattr(cfg, field))
-    sharding.check(pretrained.config)
+    check(cfg, pretrained)
     terms = reward_terms(reward)
     models = models_of(terms)
     tokenizer = pretrained.tokenizer

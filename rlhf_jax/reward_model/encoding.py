@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from experiment_runs.errors import UserError
 from rlhf_jax.data.dialogues import Turn
 from rlhf_jax.data.preferences import Post
 from rlhf_jax.pretrained.prompt_rows import fit_dialogues
@@ -35,6 +36,29 @@ class Fit:
     replies_dropped: int  # longer than a row by themselves
     pairs_dropped: int
     near_duplicates: int = 0  # posts that nearly repeat what is trained on
+
+
+Parts = dict[str, tuple[list[EncodedPost], Fit]]  # by name: "train", "validation", "test"
+
+
+def encode_parts(
+    parts: Mapping[str, Sequence[Post]], tokenizer: Tokenizer, *, max_tokens: int
+) -> Parts:
+    """The posts of each part as tokens.
+
+    Raises:
+      UserError: no pair of a part fits.
+    """
+    encoded = {
+        name: encode_posts(posts, tokenizer, max_tokens=max_tokens) for name, posts in parts.items()
+    }
+    for name, (posts, _) in encoded.items():
+        if not posts:
+            raise UserError(
+                f"RewardConfig.max_tokens={max_tokens} is too short for both replies of any "
+                f"{name} pair; give it more"
+            )
+    return encoded
 
 
 def encode_posts(

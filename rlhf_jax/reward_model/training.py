@@ -24,7 +24,6 @@ from experiment_runs.devices import (
     replicated,
     sharded,
 )
-from experiment_runs.errors import UserError
 from experiment_runs.process import peak_memory_gb, progress
 from experiment_runs.run import Run
 from rlhf_jax import objectives
@@ -38,7 +37,7 @@ from rlhf_jax.optimization.optimizer import decayed_adam, linear_schedule, optim
 from rlhf_jax.optimization.state import TrainState, check_finite, initial_state, parameter_counts
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.tokenizer import Tokenizer
-from rlhf_jax.reward_model.encoding import EncodedPost, Fit, encode_posts
+from rlhf_jax.reward_model.encoding import EncodedPost, Parts, encode_parts
 from rlhf_jax.reward_model.held_out import assess_and_keep
 from rlhf_jax.reward_model.model import (
     FrozenRewardModel,
@@ -50,8 +49,6 @@ from rlhf_jax.reward_model.packing import SHAPES, PairBatch, groups, pack, row_s
 
 DROPOUT = 1  # the random stream of a run
 
-Parts = Mapping[str, tuple[list[EncodedPost], Fit]]
-
 
 def train_on_posts(
     run: Run,
@@ -61,15 +58,12 @@ def train_on_posts(
     reference_prompts: Sequence[Conversation],
 ) -> None:
     """`train` on the "train", "validation" and "test" posts as text."""
-    encoded = {
-        name: encode_posts(posts, pretrained.tokenizer, max_tokens=cfg.max_tokens)
-        for name, posts in parts.items()
-    }
+    read = encode_parts(parts, pretrained.tokenizer, max_tokens=cfg.max_tokens)
     for name in ("validation", "test"):
         same = near_duplicate_posts(parts[name], parts["train"])
-        fit = dataclasses.replace(encoded[name][1], near_duplicates=same)
-        encoded[name] = encoded[name][0], fit
-    train(run, cfg, pretrained, encoded, reference_prompts)
+        fit = dataclasses.replace(read[name][1], near_duplicates=same)
+        read[name] = read[name][0], fit
+    train(run, cfg, pretrained, read, reference_prompts)
 
 
 @on_mesh
@@ -90,16 +84,11 @@ def train(
       reference_prompts: the pretrained policy's responses to these centre and scale the reward.
 
     Raises:
-      UserError: no pair of a part fits, or there are too few prompts for the reward's scale.
+      UserError: there are too few prompts for the reward's scale, or the model cannot be divided
+        over the devices.
     """
     check_references(reference_prompts, cfg)
     sharding.check(pretrained.config)
-    for name, (posts, _) in parts.items():
-        if not posts:
-            raise UserError(
-                f"RewardConfig.max_tokens={cfg.max_tokens} is too short for both replies of any "
-                f"{name} pair; give it more"
-            )
     pad = pretrained.tokenizer.pad
     plan = batch_plan(parts["train"][0], cfg)
     shapes = shapes_of(plan, cfg)

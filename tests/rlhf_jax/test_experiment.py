@@ -121,6 +121,25 @@ def test_a_function_of_ones_own_is_called_with_every_step(data_dir):
     assert seen == [1, 1]  # of the reward model, and of the policy
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"reward": {"max_tokens": 40}}, "RewardConfig.max_tokens=40 is too short for both"),
+        ({"second_reward": {"max_tokens": 40}}, "RewardConfig.max_tokens=40 is too short for both"),
+        ({"reward": {"reference_samples": 1}}, "reference_samples"),
+        ({"ppo": {"batch": 9, "forward_batch": 9}}, "PPOConfig.batch=9 cannot be divided over 2"),
+        ({"lora": {"forward_batch": 1}}, "PPOConfig.forward_batch=1 cannot be divided over 2"),
+        ({"dpo": {"max_tokens": 40}}, "train pairs fit into DPOConfig.max_tokens=40"),
+        ({"dpo": {"forward_pairs": 1}}, "DPOConfig.forward_pairs=1 cannot be divided over 2"),
+    ],
+    ids=str,
+)
+def test_what_a_later_stage_would_refuse_is_told_before_the_first(data_dir, changes, told):
+    changed(data_dir).check()
+    with pytest.raises(UserError, match=told):
+        changed(data_dir, **changes).check()
+
+
 def test_an_unknown_stage_is_an_error(data_dir, tmp_path):
     with pytest.raises(
         UserError, match="'ppo-half': unknown; choose one of reward, second_reward, p"
