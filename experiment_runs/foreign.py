@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from experiment_runs.errors import UserError, first_line
 
@@ -31,3 +32,18 @@ def readable(what: object, kind: str) -> Iterator[None]:
             f"{what}: cannot be read as {kind} ({type(error).__name__}: {first_line(error)}); "
             "download it again or name another"
         ) from error
+
+
+def check_fetched(path: Path) -> None:
+    """Refuses the few lines that git leaves in the place of a large file without Git LFS.
+
+    Raises:
+      UserError: names the file and the command that fetches it.
+      OSError: it cannot be opened.
+    """
+    with path.open("rb") as file:
+        if file.read(100).startswith(b"version https://git-lfs.github.com/"):
+            raise UserError(
+                f"{path}: git has left a pointer in its place; fetch the file itself with "
+                "`git lfs install && git lfs pull` in its folder"
+            )

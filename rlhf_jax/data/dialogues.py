@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiment_runs.errors import UserError
 
@@ -21,7 +22,14 @@ ROLES = {
 }  # fmt: skip
 LABELS = {"user": "Human", "assistant": "Assistant"}
 MARKED = re.compile(r"\s*(Human|Assistant): ?")
-MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+MARK = re.compile(r"(?:\A\s*|\n\r?\n)(Human|Assistant):")
+SYSTEMS = ("system", "system_prompt")  # columns of a system message
+BESIDE = ("input", "context")  # columns of what an instruction or a question is about
+# Whole dialogues in one text: a printed list, or the marks of other chat formats.
+WRITTEN = re.compile(
+    r"\A\s*\[\s*[\"'{]|<\|im_(?:start|end)\|>|<\|(?:user|assistant|start_header_id)\|>"
+    r"|<start_of_turn>|\[/?INST\]|###\s*(?:Human|User|Instruction|Assistant|Response)\b"
+)
 
 
 def is_messages(value: Any) -> bool:
@@ -31,8 +39,9 @@ def is_messages(value: Any) -> bool:
 def turns(value: Any, where: str) -> list[Turn]:
     """The turns of a dialogue: a list of messages, or text as HH-RLHF writes it.
 
-    Messages are {"role", "content"} or {"from", "value"}; a content may be a list of text parts.
-    A text without marks is one turn of the user's.
+    Messages are {"role", "content"} or {"from", "value"}; a content may be a list of text parts,
+    and a message alone is a list of one. A text without marks is one turn of the user's. An
+    assistant's turn that is still empty at the end is none.
 
     Raises:
       UserError: it is neither.
@@ -41,12 +50,16 @@ def turns(value: Any, where: str) -> list[Turn]:
         if not MARKED.match(value):
             return [("user", value.strip())]
         _, *parts = MARK.split(value)
-        return [(ROLES[m.lower()], t.strip()) for m, t in zip(parts[::2], parts[1::2], strict=True)]
-    if is_messages(value):
-        return [message(item, where) for item in value]
-    raise UserError(
-        f"{where} is {value!r:.80}; it must be a text or a list of messages with role and content"
-    )
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        found = [(ROLES[mark.lower()], text.strip()) for mark, text in pairs]
+    elif is_messages(value) or isinstance(value, dict):
+        found = [message(item, where) for item in ([value] if isinstance(value, dict) else value)]
+    else:
+        raise UserError(
+            f"{where} is {value!r:.80}; it must be a text or a list of messages with role and "
+            "content; correct or remove the row"
+        )
+    return found[:-1] if found[-1:] == [("assistant", "")] else found
 
 
 def message(item: Any, where: str) -> Turn:
@@ -60,9 +73,43 @@ def message(item: Any, where: str) -> Turn:
     if role is None or not isinstance(content, str):
         raise UserError(
             f"{where} holds the message {item!r:.80}; a message is "
-            '{"role": "system", "user" or "assistant", "content": a text}'
+            '{"role": "system", "user" or "assistant", "content": a text}; correct or remove '
+            "the row"
         )
     return role, content.strip()
+
+
+def check_plain(where: str, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuses columns of texts most of which are dialogues, written as none that is read.
+
+    Raises:
+      UserError: names column and mark.
+    """
+    for column in columns:
+        texts = [value for value in frame[column] if isinstance(value, str)]
+        marks = [found.group() for text in texts if (found := WRITTEN.search(text))]
+        if len(marks) > len(texts) / 2:
+            raise UserError(
+                f"{where}: {marks[0]!r} in {len(marks)} of {len(texts)} texts of '{column}': "
+                "dialogues in a chat format, or printed lists. Save them as lists of messages with "
+                "role and content, in JSON or Parquet"
+            )
+
+
+def with_context(asked: list[Turn], row: Mapping[str, Any], column: str) -> list[Turn]:
+    """An instruction or a question of a row with what it is about, which stands in a column beside
+    it (Alpaca, Dolly, SQuAD)."""
+    texts = [row.get(name) for name in BESIDE if column in ("instruction", "question")]
+    more = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    return [("user", "\n\n".join([question(asked), *more]).strip())] if more else asked
+
+
+def with_system(asked: list[Turn], row: Mapping[str, Any]) -> list[Turn]:
+    """The turns behind the system message of their row, unless they have one."""
+    texts = [row[name].strip() for name in SYSTEMS if isinstance(row.get(name), str)]
+    if not any(texts) or not asked or asked[0][0] == "system":
+        return asked
+    return [("system", next(filter(None, texts))), *asked]
 
 
 def conversation_of(asked: Sequence[Turn]) -> Conversation:

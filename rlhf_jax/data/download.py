@@ -26,11 +26,11 @@ class Last(logging.Handler):
     said = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said = first_line(record.getMessage())
+        self.said = one_line(record.getMessage())
 
 
-def first_line(text: str) -> str:
-    return (text.splitlines() or [""])[0][:300]
+def one_line(text: str) -> str:
+    return " ".join(text.split())[:1000]
 
 
 def download(kind: str, repository: str, more: Sequence[str]) -> str:
@@ -41,7 +41,7 @@ def download(kind: str, repository: str, more: Sequence[str]) -> str:
         else:
             datasets.load_dataset(repository, *more)
     except Exception as error:  # of httpx, json, Arrow and both libraries, however an answer fails
-        return first_line(str(error)) or type(error).__name__
+        return one_line(str(error)) or type(error).__name__
     return ""
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from experiment_runs import settings
 from experiment_runs.errors import UserError, first_line
 from experiment_runs.process import progress
-from rlhf_jax.data.tables import whole_frame
+from rlhf_jax.data.formats import whole_frame
 
 PROGRAM = Path(__file__).with_name("download.py")
 LARGEST = 10**11  # bytes of a download
@@ -174,8 +174,9 @@ def hub_frame(repository: str, columns: Sequence[str]) -> pd.DataFrame:
     except Exception as error:  # of datasets and Arrow, which share no class of errors
         raise UserError(
             f"{repository}: cannot be loaded from the hub ({failed or 'no rows'}) nor from an "
-            f"earlier download ({first_line(error)}); try again, give a local copy as the data "
-            "directory, or set HF_HUB_OFFLINE=1 to use the stand-in"
+            f"earlier download ({first_line(error)}); try again (one configuration of several is "
+            "OWNER/NAME:CONFIGURATION), give a local copy as the data directory, or set "
+            "HF_HUB_OFFLINE=1 to use the stand-in"
         ) from error
     if failed not in ("", UNREACHABLE):
         print(f"{repository}: the hub failed ({failed}); read as it was before", file=sys.stderr)

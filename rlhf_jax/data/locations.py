@@ -51,8 +51,8 @@ def rows(kind: str, location: str, columns: Sequence[str]) -> list[tuple[str, pd
     """The frames at a location, each with where it is from, those of the training split first.
 
     Column `split` says which official split a row belongs to, where the names of the files, or of
-    the hub's splits, tell one. Where the frames have any of `columns`, at least these
-    are there.
+    the hub's splits, tell one, or else a column of that name. Where the frames have any of
+    `columns`, at least these are there.
 
     Raises:
       UserError: they cannot be read.
@@ -71,9 +71,26 @@ def rows(kind: str, location: str, columns: Sequence[str]) -> list[tuple[str, pd
         ]
     named = [(where, frame, official_split(name)) for where, frame, name in frames]
     named.sort(key=lambda part: ("", *SPLITS).index(part[2]))
-    if any(split for *_, split in named):
-        return [(where, frame.assign(split=split)) for where, frame, split in named]
-    return [(where, frame) for where, frame, _ in named]
+    told = [
+        (where, frame.assign(split=split or own_splits(frame))) for where, frame, split in named
+    ]
+    if any((frame["split"] != "").any() for _, frame in told):
+        return told
+    return [(where, frame.drop(columns="split")) for where, frame in told]
+
+
+def own_splits(frame: pd.DataFrame) -> pd.Series | str:
+    """The official splits that a column of the rows tells, or ""."""
+    if "split" not in frame:
+        return ""
+    return (
+        frame["split"]
+        .map(
+            lambda value: official_split(value) if isinstance(value, str) else value,
+            na_action="ignore",
+        )
+        .fillna("")
+    )
 
 
 def official_split(name: str) -> str:

@@ -14,7 +14,19 @@ import pandas as pd
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from rlhf_jax.data import documentation, tables
-from rlhf_jax.data.dialogues import Turn, conversation_of, identifying, question, spoken, turns
+from rlhf_jax.data.dialogues import (
+    BESIDE,
+    SYSTEMS,
+    Turn,
+    check_plain,
+    conversation_of,
+    identifying,
+    question,
+    spoken,
+    turns,
+    with_context,
+    with_system,
+)
 from rlhf_jax.data.documentation import STANDIN_LICENCE, STANDIN_NAME, standin_note
 from rlhf_jax.data.locations import LICENCES, locate, rows
 from rlhf_jax.data.tables import Source, digest, file_names, is_text, is_text_or_empty, is_there
@@ -24,12 +36,12 @@ FOLDERS = ("shp", "preferences")  # of a local copy
 
 PAIR_TEXTS = ["post_id", "domain", "history", "human_ref_A", "human_ref_B"]
 PAIR_COLUMNS = [*PAIR_TEXTS, "score_A", "score_B", "labels"]
-KEPT = [*PAIR_COLUMNS, "score_ratio", "split", "grade", "turns"]
+KEPT = [*PAIR_COLUMNS, "score_ratio", "split"]
 QUESTION_AND_REPLIES = ("history", "human_ref_A", "human_ref_B")
-PROMPT_COLUMNS = ("prompt", "question", "instruction")
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "conversations", "input")
 FEWEST_DECIDED = 20  # rows whose replies differ in votes, from which on
 CONTRADICTION = 0.9  # of them with labels against the votes mean that the labels are turned around
-KNOWN_COLUMNS = [*KEPT, *PROMPT_COLUMNS, "system", "chosen", "rejected"]
+KNOWN_COLUMNS = [*KEPT, *PROMPT_COLUMNS, *BESIDE, *SYSTEMS, "chosen", "rejected"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +135,9 @@ def comparisons(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[pd.DataFrame
         notes["rows without a question or an answer left out"] += int((~whole).sum())
         frames.append(frame[whole])
     pairs = pd.concat(frames, ignore_index=True)
-    if pairs.empty:
+    same = pairs["human_ref_A"].str.strip() == pairs["human_ref_B"].str.strip()
+    notes["comparisons of a reply with itself, which say nothing"] += int(same.sum())
+    if same.all():
         raise UserError(
             f"{parts[0][0]}: no row has a question and two answers ({said(notes)}). Without a "
             "'prompt', 'chosen' and 'rejected' are whole dialogues: lists of messages, or texts "
@@ -146,8 +160,9 @@ def comparisons(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[pd.DataFrame
 
 def in_shp_columns(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFrame:
     """The comparisons of a frame, whatever columns they come in."""
+    kept = KEPT
     if {"chosen", "rejected"} <= {*frame.columns}:
-        frame = chosen_and_rejected(where, frame, notes)
+        frame, kept = chosen_and_rejected(where, frame, notes), [*KEPT, "turns"]
     lacking = [name for name in (*QUESTION_AND_REPLIES, "labels") if name not in frame]
     if lacking:
         raise UserError(
@@ -159,7 +174,7 @@ def in_shp_columns(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFr
         frame = frame.assign(post_id=frame["history"].map(digest))
     if "domain" not in frame:
         frame = frame.assign(domain="all")
-    return frame[[name for name in KEPT if name in frame]]
+    return frame[[name for name in kept if name in frame]]
 
 
 def chosen_and_rejected(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFrame:
@@ -169,22 +184,24 @@ def chosen_and_rejected(where: str, frame: pd.DataFrame, notes: Counter) -> pd.D
     before the last answer.
     """
     prompt = next((name for name in PROMPT_COLUMNS if name in frame), None)
+    check_plain(where, frame, [*filter(None, [prompt]), "chosen", "rejected"])
     texts, dialogues = [], []
     for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
         place = f"{where}, {frame.index.name} {number}"
         texts.append(("", "", ""))  # left out, unless there is a comparison
         dialogues.append("")
-        if not all(is_there(row[name]) for name in ("chosen", "rejected", prompt) if name):
+        if not (is_there(row["chosen"]) and is_there(row["rejected"])):
             continue
-        before = turns(row[prompt], f"{place}: '{prompt}'") if prompt else []
-        if prompt and isinstance(row.get("system"), str):
-            before = [("system", row["system"].strip()), *before]
+        before = []
+        if prompt and is_there(row[prompt]):
+            before = with_context(turns(row[prompt], f"{place}: '{prompt}'"), row, prompt)
         (asked, chosen), (other, rejected) = (
             answer(row[name], before, f"{place}: '{name}'") for name in ("chosen", "rejected")
         )
         if asked != other:
             notes["pairs of dialogues part before the last answer"] += bool(chosen and rejected)
-        elif chosen and rejected:
+        elif chosen and rejected and asked and asked[-1][0] == "user":
+            asked = with_system(asked, row)
             notes["questions are dialogues of several turns"] += len(spoken(asked)) > 1
             texts[-1] = (question(asked), chosen, rejected)
             if not isinstance(whole := conversation_of(asked), str):
@@ -198,9 +215,9 @@ def chosen_and_rejected(where: str, frame: pd.DataFrame, notes: Counter) -> pd.D
 
 def answer(value: Any, before: list[Turn], where: str) -> tuple[list[Turn], str]:
     """The turns before the answer, and the answer; it is empty where a dialogue has none."""
-    if isinstance(value, str) and before:
-        return before, value.strip()
     dialogue = turns(value, where)
+    if isinstance(value, str) and before and (not dialogue or dialogue[-1][0] != "assistant"):
+        return before, value.strip()
     if not dialogue or dialogue[-1][0] != "assistant":
         return before, ""
     return dialogue[:-1] or before, dialogue[-1][1]
@@ -221,7 +238,7 @@ def check_pairs(where: str, frame: pd.DataFrame) -> None:
         ),
         "a number of votes",
     )
-    rules = dict.fromkeys((*PAIR_TEXTS[1:], "split", "grade", "turns"), text)
+    rules = dict.fromkeys((*PAIR_TEXTS[1:], "split"), text)
     rules |= {"score_A": votes, "score_B": votes, "score_ratio": (is_ratio, "a number")}
     rules["post_id"] = (tables.is_identifier, "the identifier of the post")
     rules["labels"] = (

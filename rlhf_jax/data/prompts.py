@@ -12,12 +12,17 @@ from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from rlhf_jax.data import documentation, tables
 from rlhf_jax.data.dialogues import (
+    BESIDE,
+    SYSTEMS,
     Turn,
+    check_plain,
     conversation_of,
     first_question,
     identifying,
     question,
     turns,
+    with_context,
+    with_system,
 )
 from rlhf_jax.data.documentation import STANDIN_LICENCE, STANDIN_NAME, standin_note
 from rlhf_jax.data.locations import LICENCES, locate, rows
@@ -42,9 +47,9 @@ MESSAGE_RULES |= dict.fromkeys(REVIEW_COLUMNS, (tables.is_boolean_or_empty, "tru
 # Where other data sets have the question, as a text or as a dialogue; the first of these is read.
 QUESTION_COLUMNS = [
     "prompt", "question", "instruction", "query", "history", "messages", "conversations",
-    "conversation", "text", "chosen",
+    "conversation", "input", "text", "chosen",
 ]  # fmt: skip
-KNOWN_COLUMNS = [*MESSAGE_COLUMNS, *REVIEW_COLUMNS, *QUESTION_COLUMNS, "system", "input"]
+KNOWN_COLUMNS = [*MESSAGE_COLUMNS, *REVIEW_COLUMNS, *QUESTION_COLUMNS, *SYSTEMS, *BESIDE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,7 @@ def load_prompts(data_dir: Path | None, given: str = "") -> tuple[list[Prompt], 
         prompts, note = questions(parts)
     prompts = distinct(prompts)
     if not prompts:
-        raise UserError(f"{location}: no question in English is left ({note})")
+        raise UserError(f"{location}: no question is left ({note})")
     return prompts, Source(
         kind=kind, name=name, location=location, licence=licence, rows=len(prompts),
         fingerprint=prompts_fingerprint(prompts), note=note,
@@ -171,16 +176,15 @@ def tree_messages(where: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 def column_questions(where: str, frame: pd.DataFrame, column: str) -> list[Prompt]:
     """The questions of a column of texts or dialogues, with what belongs to them beside it."""
+    check_plain(where, frame, [column])
     found = []
     for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
         if not is_there(row[column]):
             continue
         dialogue = turns(row[column], f"{where}, {frame.index.name} {number}: '{column}'")
-        asked = first_question(dialogue)
-        if column == "instruction" and isinstance(row.get("input"), str):  # as Alpaca has them
-            asked = [("user", f"{question(asked)}\n\n{row['input'].strip()}".strip())]
-        if isinstance(row.get("system"), str):
-            asked = [("system", row["system"].strip()), *asked]
+        if column == "chosen" and dialogue[-1:] == [("user", str(row[column]).strip())]:
+            continue  # an answer whose question is not there
+        asked = with_system(with_context(first_question(dialogue), row, column), row)
         if text := question(asked):
             key, whole = digest(text), conversation_of(asked)
             found.append(

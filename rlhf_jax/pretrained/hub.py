@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from experiment_runs.errors import UserError, brief
 from experiment_runs.files import fingerprint
-from experiment_runs.foreign import readable
+from experiment_runs.foreign import check_fetched, readable
 from rlhf_jax.config import SMOLLM2
 from rlhf_jax.data.hub import UNREACHABLE, download
 
@@ -86,6 +86,7 @@ def identity(path: Path | None, *, dtype: str) -> str:
     if path.is_file():
         if (size := path.stat().st_size) > LARGEST_FILE:
             raise UserError(f"{path}: {size:,} bytes are no model; download it again")
+        check_fetched(path)
         return fingerprint(path, dtype)
     return fingerprint(dtype, *model_files(path))
 
@@ -106,6 +107,8 @@ def model_files(folder: Path) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}: not a regular file, or a link to nothing; remove it")
+        with readable(file, "a file of a model"):
+            check_fetched(file)
         if file.suffix == ".safetensors":
             with readable(file, "a whole safetensors file"), safe_open(file, framework="numpy"):
                 pass  # its header tells its size

@@ -27,7 +27,7 @@ def test_an_input_of_a_late_stage_is_told_at_once(
     data_dir = local_data()
     (data_dir / folder / "rows.jsonl").write_text("{")
     code, said = ended(capsys, "check", "--data-dir", str(data_dir))
-    assert code == 2 and f"{folder}/rows.jsonl, line 1: not JSON" in said
+    assert code == 2 and f"{folder}/rows.jsonl, line 1: not a JSON object" in said
 
 
 def test_a_folder_of_data_that_does_not_exist_is_told(capsys):

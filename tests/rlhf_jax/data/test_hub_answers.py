@@ -11,7 +11,7 @@ import huggingface_hub.constants
 import pytest
 
 from experiment_runs.errors import UserError
-from rlhf_jax.data import hub
+from rlhf_jax.data import download, hub
 
 
 @pytest.fixture
@@ -93,6 +93,18 @@ def test_earlier_download_is_used_when_the_hub_is_out_of_reach(port, tmp_path):
     assert hub.on_hub("owner/SomePairs")
     frame = hub.hub_frame("owner/SomePairs", ["b"])
     assert frame.to_dict("list") == {"b": ["x", "x"], "split": ["train", "test"]}
+
+
+def test_configurations_that_can_be_named_are_told(tmp_path):
+    card = "".join(
+        f"\n- config_name: {name}\n  data_files: {name}.csv" for name in ("one", "other")
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:{card}\n---\n")
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.csv").write_text("a\n1\n")
+    said = download.download("datasets", str(tmp_path), [])
+    assert "Config name is missing. Please pick one among the available configs:" in said
+    assert "'one'" in said and "'other'" in said and "\n" not in said
 
 
 def test_hub_that_cannot_deliver_is_one_message_with_the_remedy(port):

@@ -264,7 +264,7 @@ def test_prompts_are_english_prompter_messages_that_are_there(tmp_path):
 
 
 def test_messages_without_a_usable_prompt_are_an_error(tmp_path):
-    with pytest.raises(UserError, match="oasst: no question in English"):
+    with pytest.raises(UserError, match="oasst: no question is left .every English"):
         prompts_from(tmp_path, {"role": "assistant"})
 
 

@@ -31,6 +31,18 @@ HH = "\n\nHuman: Why does bread rise?\n\nAssistant: "
         {"prompt": HH, "chosen": " Yeast makes gas.", "rejected": " Magic."},
         {"prompt": SHAREGPT, "chosen": "Yeast makes gas.", "rejected": "Magic."},
         {"prompt": PARTS, "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": None, "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": HH, "chosen": HH + "Yeast makes gas.", "rejected": HH + "Magic."},
+        {"input": USER["content"], "chosen": "Yeast makes gas.", "rejected": "Magic."},
+        {
+            "chosen": (HH + "Yeast makes gas.").replace("\n", "\r\n"),
+            "rejected": (HH + "Magic.").replace("\n", "\r\n"),
+        },
+        {
+            "conversations": SHAREGPT,
+            "chosen": {"from": "gpt", "value": "Yeast makes gas."},
+            "rejected": {"from": "gpt", "value": "Magic."},
+        },
     ],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -88,6 +100,103 @@ def test_dialogues_that_cannot_be_compared_are_left_out_and_counted(tmp_path):
         "1 pairs of dialogues part before the last answer; "
         "3 rows without a question or an answer left out"
     )
+
+
+def post_of(row):
+    [post] = preferences.preference_posts([row])
+    return post
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+ANSWERS = {"chosen": "Yeast makes gas.", "rejected": "Magic."}
+WHOLE = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+@pytest.mark.parametrize("row", [
+    {"prompt": USER["content"], **ANSWERS}, {"prompt": USER["content"], **WHOLE}, WHOLE,
+    {"prompt": [SYSTEM, USER], **ANSWERS},
+    {"chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+])  # fmt: skip
+def test_a_system_message_is_read_once_wherever_it_stands(tmp_path, name, row):
+    post = post_of(row | {name: "Be brief."})
+    assert post.turns == (("system", "Be brief."), ("user", USER["content"]))
+    write_lines(tmp_path / "a.jsonl", [row | {name: "Be brief."}])
+    [prompt], _ = load_prompts(None, str(tmp_path))
+    assert (prompt.turns, prompt.text) == (post.turns, post.prompt)
+
+
+@pytest.mark.parametrize("column", ["instruction", "question"])
+@pytest.mark.parametrize("beside", ["input", "context"])
+def test_what_a_question_is_about_belongs_to_it(tmp_path, column, beside):
+    row = {column: "Who is it?", beside: "Bob came in.", **ANSWERS}
+    write_lines(tmp_path / "a.jsonl", [row, row | {column: "And now?", beside: ""}])
+    prompts, _ = load_prompts(None, str(tmp_path))
+    assert [prompt.text for prompt in prompts] == ["Who is it?\n\nBob came in.", "And now?"]
+    assert post_of(row).prompt == "Who is it?\n\nBob came in."
+
+
+def test_a_column_tells_the_split_where_no_name_does(tmp_path):
+    """HelpSteer2 and others keep their splits in one file."""
+    rows = [{"prompt": f"Why {split}?", "split": split, **ANSWERS} for split in
+            ("val", "train", "test_prefs", "other", None)]  # fmt: skip
+    write_lines(tmp_path / "pairs.jsonl", rows)
+    frame, _ = preferences.load_preferences(None, str(tmp_path))
+    assert [*frame["split"]] == ["validation", "train", "test", "", ""]
+    (tmp_path / "pairs.jsonl").rename(tmp_path / "test.jsonl")
+    frame, _ = preferences.load_preferences(None, str(tmp_path))
+    assert {*frame["split"]} == {"test"}
+
+
+@pytest.mark.parametrize(
+    "before", [[SYSTEM], [USER, GOOD], [{"role": "user", "content": " "}], [USER, GOOD, SYSTEM]]
+)
+def test_answers_to_nobody_are_left_out(before):
+    rows = [{"chosen": [*before, GOOD], "rejected": [*before, BAD]}, WHOLE]
+    frame, notes = preferences.comparisons([("pairs", pd.DataFrame(rows).rename_axis("row"))])
+    assert [*frame["history"]] == [USER["content"]]
+    assert preferences.said(notes) == "1 rows without a question or an answer left out"
+
+
+def test_comparisons_of_a_reply_with_itself_are_counted_and_alone_refused():
+    same = {"prompt": "Why?", "chosen": "So.", "rejected": " So."}
+    frame = pd.DataFrame([same, {"prompt": "Why?", **ANSWERS}]).rename_axis("row")
+    assert "1 comparisons of a reply with itself" in preferences.said(
+        preferences.comparisons([("pairs", frame)])[1]
+    )
+    with pytest.raises(UserError, match="two answers .1 comparisons of a reply with itself"):
+        preferences.preference_posts([same])
+
+
+WRITTEN = [
+    str([USER, GOOD]), json.dumps([USER, GOOD]), '["Why does bread rise?"]',
+    "### Human: Why?### Assistant: So.", "<|im_start|>user\nWhy?<|im_end|>", "[INST] Why? [/INST]",
+    "Below is a task.\n\n### Instruction:\nAdd.\n\n### Response:\n3",
+    "<|start_header_id|>user<|end_header_id|>", "<start_of_turn>user\nWhy?", "<|user|>\nWhy?",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_dialogues_that_are_written_into_texts_in_another_way_are_refused(tmp_path, text):
+    for column in ("prompt", "chosen"):
+        with pytest.raises(UserError, match=f"pairs: .* in 1 of 1 texts of '{column}'.*lists of"):
+            preferences.preference_posts([{"prompt": "Why?", **ANSWERS, column: text}])
+    write_lines(tmp_path / "a.jsonl", [{"text": text}, {"text": text}, {"text": "Why?"}])
+    with pytest.raises(UserError, match=r"a\.jsonl: .* in 2 of 3 texts of 'text'.*lists of"):
+        load_prompts(None, str(tmp_path))
+    write_lines(tmp_path / "a.jsonl", [{"text": text}, {"text": "How?"}, {"text": "Why?"}])
+    assert len(load_prompts(None, str(tmp_path))[0]) == 3  # somebody asks about such a text
+
+
+def test_an_answer_is_no_prompt(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [ANSWERS])
+    with pytest.raises(UserError, match="no question is left .column 'chosen'"):
+        load_prompts(None, str(tmp_path))
+
+
+def test_columns_that_are_made_here_are_not_taken_from_the_data():
+    row = shp_row("p", "askbaking", "train") | {"turns": "3", "grade": 5}
+    assert (post_of(row).turns, post_of(row).grades) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -293,6 +402,8 @@ def test_what_a_file_says_by_true_is_true(tmp_path, yes):
         ({"system": "Be brief.", "question": "Why?"}, "Be brief.\n\nWhy?"),
         ({"chosen": HH + "Yeast.", "rejected": HH + "Magic."}, USER["content"]),
         ({"text": "Why?"}, "Why?"),
+        ({"prompt": "\n\nHuman: A?\n\nAssistant: B.\n\nHuman: C?\n\nAssistant:"},
+         "Human: A?\n\nAssistant: B.\n\nHuman: C?"),
         ({"messages": [USER, GOOD, USER]}, (
             "Human: Why does bread rise?\n\nAssistant: Yeast makes gas.\n\n"
             "Human: Why does bread rise?"

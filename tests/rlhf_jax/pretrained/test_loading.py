@@ -359,6 +359,16 @@ def test_a_text_file_of_a_model_that_has_no_end_is_not_read(folder):
         hub.identity(folder, dtype="float32")
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_that_git_left_in_place_of_a_file_is_told(folder, file):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (folder / file).write_text(pointer)
+    (folder / "model.gguf").write_text(pointer)
+    for path, name in ((folder, file), (folder / "model.gguf", "model.gguf")):
+        with pytest.raises(UserError, match=f"{name}: git has left a pointer.*git lfs pull"):
+            hub.identity(path, dtype="float32")
+
+
 def test_what_is_no_regular_file_is_not_read(folder):
     (folder / "extra.json").symlink_to("nothing")
     with pytest.raises(UserError, match="extra.json: not a regular file"):

@@ -1,0 +1,116 @@
+"""Files as programs write them: which are read, and what is said of the others."""
+
+import codecs
+import json
+import lzma
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiment_runs.errors import UserError
+from rlhf_jax.data import formats, tables
+
+ROWS = [{"text": "Why, oh; why?", "votes": "3"}, {"text": "größer", "votes": "007"}]
+
+
+def read(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    [(_, frame)] = tables.tables(folder, ["text", "votes"])
+    return frame
+
+
+@pytest.mark.parametrize("name", ["a.json", "A.JSON", "a.jsonl"])
+@pytest.mark.parametrize("start", [b"", codecs.BOM_UTF8, b"\r\n "])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_of_objects_gives_its_rows(tmp_path, name, start, indent):
+    frame = read(tmp_path, name, start + json.dumps(ROWS, indent=indent).encode() + b"\r\n")
+    assert frame.to_dict("records") == ROWS
+    assert (frame.index.name, [*frame.index]) == ("row", [1, 2])
+
+
+def test_an_array_is_read_in_pieces(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = [{"text": "[{,ü" * rng.integers(9), "votes": [{}] * rng.integers(3)} for _ in "x" * 99]
+    monkeypatch.setattr(formats, "LONGEST_LINE", 120)
+    content = json.dumps(rows, ensure_ascii=False, indent=1)
+    assert read(tmp_path, "a.json", content).to_dict("records") == rows
+    with pytest.raises(UserError, match="a.json, row 1: not a JSON object .*longer than 120"):
+        read(tmp_path, "a.json", json.dumps([{"text": "x" * 150}]))
+    with pytest.raises(UserError, match="a.json, row 1: not a JSON object"):
+        read(tmp_path, "a.json", json.dumps([{"text": "x" * 500}]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "x"} {"text": "y"}]', "row 1: not a JSON object .no comma"),
+        ('[{"text": "x"}, 3]', "row 2: not a JSON object .a value of another kind"),
+        ('[{"text": "x"},', "row 2: not a JSON object .*objects, one a line or all in one array"),
+        ('[{"text": "x"}]\n{}', "more behind the end"),
+        ("[" * 10**5, "row 1: nested too deeply"),
+        ("[]", "the file has no rows"),
+        ('{\n "data": [{"text": "x"}]\n}', "line 1: not a JSON .*one a line or all in one array"),
+    ],
+)
+def test_a_wrong_array_is_told_by_its_row(tmp_path, content, message):
+    with pytest.raises(UserError, match=rf"a\.json.*{message}"):
+        read(tmp_path, "a.json", content)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("start", [b"", codecs.BOM_UTF8])
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
+def test_tables_of_spreadsheets_are_read(tmp_path, name, mark, start, end):
+    text = pd.DataFrame(ROWS).to_csv(index=False, sep=mark, lineterminator=end)
+    assert read(tmp_path, name, start + text.encode()).to_dict("records") == ROWS
+
+
+@pytest.mark.parametrize("names", ["text", "text,votes"])
+def test_values_that_are_not_quoted_are_refused(tmp_path, names):
+    row = "Why, oh why?" + ",3" * names.count(",")
+    with pytest.raises(UserError, match="a.csv: cannot be read .more values than names; quote"):
+        read(tmp_path, "a.csv", f"{names}\n{row}\n{row}\n")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_other_encodings_are_refused_with_the_right_one(tmp_path, encoding):
+    with pytest.raises(UserError, match="a.csv: cannot be read .*save it as UTF-8"):
+        read(tmp_path, "a.csv", "text,votes\ngrößer,3\n".encode(encoding))
+
+
+@pytest.mark.parametrize("name", ["b.jsonl.xz", "b.JSON.zst", "b.csv.zip", "b.parquet.bz2"])
+def test_a_packed_file_beside_others_is_not_passed_over(tmp_path, name):
+    (tmp_path / name).write_bytes(lzma.compress(b"{}"))
+    with pytest.raises(UserError, match=rf"{name}: packed in a way.*unpack it, or use gzip"):
+        list(tables.tables(tmp_path, []))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz"])
+def test_a_pointer_that_git_left_is_told(tmp_path, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    with pytest.raises(UserError, match=f"{name}: git has left a pointer.*git lfs pull"):
+        read(tmp_path, name, pointer)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    for folder in ("data", "elsewhere/deeper"):
+        (tmp_path / folder).mkdir(parents=True)
+    pd.DataFrame(ROWS).to_parquet(tmp_path / "elsewhere" / "deeper" / "b.parquet")
+    pd.DataFrame(ROWS).to_parquet(tmp_path / "data" / "a.parquet")
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    found = formats.data_files(tmp_path / "data")
+    assert [path.name for path in found] == ["a.parquet", "b.parquet"]
+
+
+def test_a_folder_of_parts_that_is_named_like_a_file_is_read(tmp_path):
+    """As Spark writes them."""
+    folder = tmp_path / "pairs.parquet"
+    folder.mkdir()
+    (folder / "_SUCCESS").touch()
+    (folder / ".part-0.snappy.parquet.crc").touch()
+    pd.DataFrame(ROWS).to_parquet(folder / "part-0.snappy.parquet")
+    [(_, frame)] = tables.tables(tmp_path, ["text"])
+    assert frame.to_dict("records") == ROWS
