@@ -157,7 +157,7 @@ def study() -> Profile:
         group=dataclasses.replace(leave_one_out, advantages="group"),
         seeds=3,
         dpo=DPOConfig(train_pairs=400, max_tokens=384),
-        evaluation=EvaluationConfig(prompts=64, rated_prompts=30, response_tokens=128),
+        evaluation=EvaluationConfig(prompts=50, rated_prompts=30, response_tokens=128),
     )
 
 
