@@ -24,10 +24,11 @@ def split_posts(
     """Parts that share no post and no text, each in random order, so that a prefix is a sample.
 
     Posts that share a text stay together, unless it is a reply of many; each domain is divided in
-    the same proportions. Official "validation" and "test" splits are kept as they are: the
-    remaining parts then divide the rest in proportion. A reply that two parts share after that is
-    left out of the later one with its pairs, in the order test, validation, the others; so is a
-    post whose identifier or question they share. `lost` counts them.
+    the same proportions, those that are too small for it as one. Official "validation" and "test"
+    splits are kept as they are: the remaining parts then divide the rest in proportion. A reply
+    that two parts share after that is left out of the later one with its pairs, in the order test,
+    validation, the others; so is a post whose identifier or question they share.
+    `lost` counts them.
 
     Args:
       posts: from `posts`.
@@ -51,6 +52,10 @@ def split_posts(
         by_domain.setdefault(group[0].domain, []).append(group)
     names = [name for name in fractions if name not in given]
     edges = np.cumsum([fractions[name] for name in names])
+    few = edges[-1] / min(fractions[name] for name in names) / 2  # groups: too small a share
+    small = sorted(domain for domain, groups in by_domain.items() if len(groups) < few)
+    if len(small) > 1:
+        by_domain[""] = [group for domain in small for group in by_domain.pop(domain)]
     for domain, groups in sorted(by_domain.items()):
         order = np.random.default_rng([seed, zlib.crc32(domain.encode())]).permutation(len(groups))
         sizes = np.array([len(groups[i]) for i in order])

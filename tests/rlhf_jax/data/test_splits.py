@@ -42,6 +42,14 @@ def test_parts_hold_every_post_once_in_proportion_in_every_domain():
             assert abs(count - fraction * total) <= 1
 
 
+@pytest.mark.parametrize("domains", [200, 67])
+def test_domains_of_few_posts_are_divided_as_one(domains):
+    posts = [dataclasses.replace(post(i), domain=f"d{i % domains}") for i in range(200)]
+    parts = divided(posts)
+    for name, fraction in FRACTIONS.items():
+        assert abs(len(parts[name]) - fraction * 200) <= 1
+
+
 def test_posts_that_share_a_text_stay_on_one_side():
     posts = [post(i) for i in range(40)]
     for n in range(10):
