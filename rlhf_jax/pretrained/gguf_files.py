@@ -30,12 +30,31 @@ ARCHITECTURES = {
     "gemma3": ("gemma3_text", False),
     "smollm3": ("smollm3", True),
 }
-# Fields of an architecture that change what is computed and have no counterpart here.
-REFUSED = (
-    "expert_count", "attn_logit_softcapping", "final_logit_softcapping", "attention.scale",
-    "logit_scale", "embedding_scale", "residual_scale", "attention.max_alibi_bias",
-    "attention.clamp_kqv",
-)  # fmt: skip
+# What is read of an architecture's fields, by all and by Gemma 3.
+READ = {
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length",
+    "attention.value_length", "attention.layer_norm_rms_epsilon", "rope.dimension_count",
+    "rope.freq_base", "rope.scaling.type",
+}  # fmt: skip
+WINDOWS = {"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"}
+# How a file says what config.json says of a stretched rotary embedding.
+SCALING = {
+    "rope.scaling.factor": "factor",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+}
+# The values at which fields that are not read change nothing; any other field is refused.
+NEUTRAL = {
+    "attention.causal": (True,), "attention.scale": (0,), "attention.max_alibi_bias": (0,),
+    "attention.clamp_kqv": (0,), "attention.sliding_window": (0,), "expert_count": (0,),
+    "expert_used_count": (0,), "attn_logit_softcapping": (0,), "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1), "embedding_scale": (0, 1), "residual_scale": (0, 1),
+    "rope.scaling.attn_factor": (1,), "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_ext_factor": (-1, 1), "rope.scaling.yarn_log_multiplier": (0,),
+    "rope.scaling.finetuned": (False, True), "tensor_data_layout": ("Meta AI original pth",),
+}  # fmt: skip
 ROPE_FACTORS = "rope_freqs.weight"
 
 MOST_VALUES = 5_000_000  # in the header of a file; a large vocabulary makes two million
@@ -58,10 +77,20 @@ def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
     """Reads a GGUF file whose numbers the library knows, as float32.
 
     Raises:
-      UserError: its architecture, tokenizer, rotary embedding or a kind of its numbers is not read.
+      UserError: it is a part of a model, or its architecture, tokenizer, rotary embedding, another
+        field or a kind of its numbers is not read.
     """
     reader = Reader(path)
     fields = {key: field.contents() for key, field in reader.fields.items()}
+    if (parts := fields.get("split.count", 1)) > 1:
+        raise UserError(
+            f"{path}: split.count={parts}: one of {parts} parts of a model; join them with "
+            "llama.cpp's `llama-gguf-split --merge`"
+        )
+    if (kind := fields.get("general.type", "model")) != "model":
+        raise UserError(
+            f"{path}: general.type={kind!r}, not a model; merge an adapter into its model first"
+        )
     if (architecture := fields["general.architecture"]) not in ARCHITECTURES:
         raise UserError(
             f"{path}: a GGUF file of architecture {architecture!r}; use one of "
@@ -143,7 +172,12 @@ def huggingface_config(
     family = ARCHITECTURES[architecture][0]
     width, heads = own["embedding_length"], own["attention.head_count"]
     head_dim = own.get("attention.key_length", width // heads)
-    problems = [f"{key}={own[key]}" for key in REFUSED if own.get(key)]
+    read = READ | SCALING.keys() | (WINDOWS if family == "gemma3_text" else set())
+    problems = [
+        f"{key}={value}"
+        for key, value in own.items()
+        if key not in read and value not in NEUTRAL.get(key, ())
+    ]
     for key in ("rope.dimension_count", "attention.value_length"):
         if own.get(key, head_dim) != head_dim:
             problems.append(f"{key}={own[key]} beside heads of {head_dim}")
@@ -202,13 +236,8 @@ def rope_scaling(
     """How a file stretches its rotary embedding, as a `config.json` says it."""
     kind = own.get("rope.scaling.type", "none")
     if kind != "none" and factors is None:
-        factor = own["rope.scaling.factor"]
-        scaling = {"rope_type": kind, "factor": float(factor)}
-        if kind == "yarn":
-            scaling["original_max_position_embeddings"] = own[
-                "rope.scaling.original_context_length"
-            ]
-        return scaling
+        given = {name: own[key] for key, name in SCALING.items() if key in own}
+        return {"rope_type": kind, **given}
     if factors is None:
         return None
     # Files of Llama 3 carry what each frequency is divided by. The other numbers are the same in

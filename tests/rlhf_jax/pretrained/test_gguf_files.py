@@ -35,8 +35,11 @@ def interleaved(rows, heads):
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def written(path, architecture, config, tensors, kind, **changes):
-    """A GGUF file of a model, its matrices in numbers of a kind; fields may be changed."""
+def written(path, architecture, config, tensors, kind, blocks=(), **changes):
+    """A GGUF file of a model, its matrices in numbers of a kind; fields may be changed.
+
+    Of tensors that are named in `blocks` the bytes are given, with the kind of their numbers.
+    """
     table = {hf: theirs for _, hf, theirs in tensor_table(DecoderConfig.from_huggingface(config))}
     tokenizer = random_model().tokenizer.huggingface
     tokens = tokenizer.convert_ids_to_tokens(range(config["vocab_size"]))
@@ -70,8 +73,9 @@ def written(path, architecture, config, tensors, kind, **changes):
             values = interleaved(values, heads if "q_proj" in name else kv_heads)
         if architecture == "gemma3" and "norm" in name:
             values = values + 1
-        own = kind if values.ndim == 2 else Q.F32
-        writer.add_tensor(table.get(name, name), gguf.quantize(values, own), raw_dtype=own)
+        own = blocks[name] if name in blocks else kind if values.ndim == 2 else Q.F32
+        data = values if name in blocks else gguf.quantize(values, own)
+        writer.add_tensor(table.get(name, name), data, raw_dtype=own)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -79,10 +83,10 @@ def written(path, architecture, config, tensors, kind, **changes):
     return path
 
 
-def random_tensors(architecture):
+def random_tensors(architecture, **sizes):
     """A configuration of an architecture, and tensors for it."""
     family = ARCHITECTURES[architecture]
-    config = dict(random_model().huggingface_config) | {"model_type": family}
+    config = dict(random_model().huggingface_config) | {"model_type": family, **sizes}
     architectures = [FAMILIES[family].architecture + "ForCausalLM"]
     config |= {"architectures": architectures, "rms_norm_eps": 2.0**-17}  # exact in float32
     config |= (
@@ -122,6 +126,78 @@ def test_a_gguf_file_is_the_model_whose_weights_it_has(architecture, kind, tmp_p
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours.state, theirs.state)
 
 
+def bits(byte, place, count):
+    return byte >> place & (1 << count) - 1
+
+
+def scale_and_least(packed, i):
+    """The six-bit numbers of a part of 32, of eight pairs in twelve bytes (Q4_K, Q5_K)."""
+    if i < 4:
+        return bits(packed[i], 0, 6), bits(packed[4 + i], 0, 6)
+    high = packed[i - 4] >> 6, packed[i] >> 6
+    return high[0] << 4 | bits(packed[4 + i], 0, 4), high[1] << 4 | packed[4 + i] >> 4
+
+
+def number(kind, block, i):
+    """One of the 256 numbers of a block, as llama.cpp's ggml-quants.c lays them out."""
+
+    def half(at):
+        return float(np.frombuffer(block[at : at + 2], np.float16)[0])
+
+    hundred, part, place = i // 128, i % 128 // 32, i % 32  # of 128, of 32 in it, in that
+    sixteen, thirty_two = i // 16, i // 32
+    if kind == Q.Q2_K:  # 16 bytes of scales, 64 of numbers, two halves
+        scale, value = block[sixteen], bits(block[16 + 32 * hundred + place], 2 * part, 2)
+        return half(80) * bits(scale, 0, 4) * value - half(82) * (scale >> 4)
+    if kind == Q.Q3_K:  # 32 bytes of high bits, 64 of low ones, 12 of scales, a half
+        high = bits(block[place], thirty_two, 1)
+        value = bits(block[32 + 32 * hundred + place], 2 * part, 2) + 4 * high - 4
+        low = bits(block[96 + sixteen % 8], 4 * (sixteen // 8), 4)
+        scale = low + 16 * bits(block[104 + sixteen % 4], 2 * (sixteen // 4), 2) - 32
+        return half(108) * scale * value
+    if kind == Q.Q6_K:  # 128 bytes of low bits, 64 of high ones, 16 of signed scales, a half
+        low = bits(block[64 * hundred + 32 * (part % 2) + place], 4 * (part // 2), 4)
+        value = low + 16 * bits(block[128 + 32 * hundred + place], 2 * part, 2) - 32
+        return half(208) * int(np.int8(np.uint8(block[192 + sixteen]))) * value
+    scale, least = scale_and_least(block[4:16], thirty_two)  # two halves, then these
+    start = 16 if kind == Q.Q4_K else 48  # 32 bytes of fifth bits between them
+    value = bits(block[start + 32 * (thirty_two // 2) + place], 4 * (thirty_two % 2), 4)
+    if kind == Q.Q5_K:
+        value += 16 * bits(block[16 + place], thirty_two, 1)
+    return half(0) * scale * value - half(2) * least
+
+
+HALVES = {Q.Q2_K: (80, 82), Q.Q3_K: (108,), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,)}
+
+
+def random_blocks(kind, rows, rng):
+    """Bytes of rows of one block, and the numbers that they stand for."""
+    size = gguf.GGML_QUANT_SIZES[kind][1]
+    blocks = rng.integers(0, 256, (rows, size), dtype=np.uint8)
+    for at in HALVES[kind]:
+        halves = rng.uniform(1e-4, 1e-3, rows).astype(np.float16)
+        blocks[:, at : at + 2] = halves[:, None].view(np.uint8)
+    read = [[number(kind, row.tobytes(), i) for i in range(256)] for row in blocks]
+    return blocks, np.array(read, np.float32)
+
+
+def test_blocks_of_256_numbers_are_read_as_llama_cpp_lays_them_out(tmp_path):
+    """As in files called Q4_K_M, whose tensors are of several kinds."""
+    sizes = {"hidden_size": 256, "intermediate_size": 32, "num_hidden_layers": 1}
+    config, tensors = random_tensors("llama", **sizes)
+    parts = ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up")
+    names = [f"model.layers.0.{part}_proj.weight" for part in parts]
+    kinds = dict(zip(names, (Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.Q2_K, Q.Q3_K), strict=True))
+    rng, expected = np.random.default_rng(0), {}
+    for name, kind in kinds.items():
+        tensors[name], expected[name] = random_blocks(kind, len(tensors[name]), rng)
+    path = written(tmp_path / "m-Q4_K_M.gguf", "llama", config, tensors, Q.F16, blocks=kinds)
+    model = load(path, name="x")
+    found = huggingface_tensors(model.state, model.config)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -130,6 +206,15 @@ def test_a_gguf_file_is_the_model_whose_weights_it_has(architecture, kind, tmp_p
         ({"final_logit_softcapping": (30.0,)}, "final_logit_softcapping=30"),
         ({"rope_scaling_type": (gguf.RopeScalingType.LONGROPE,), "rope_scaling_factor": (2.0,)},
          "rope_type 'longrope' is not supported"),
+        ({"rope_scaling_type": (gguf.RopeScalingType.LONGROPE,)}, "'longrope' is not supported"),
+        ({"rope_scaling_yarn_attn_factor": (1.5,)}, "rope.scaling.yarn_attn_factor=1.5"),
+        ({"rope_scaling_yarn_log_mul": (0.1,)}, "rope.scaling.yarn_log_multiplier=0.1"),
+        ({"rope_dimension_sections": ([1, 1, 2],)}, r"rope.dimension_sections=\[1, 1, 2\]"),
+        ({"sliding_window": (512,)}, "attention.sliding_window=512"),
+        ({"causal_attention": (False,)}, "attention.causal=False"),
+        ({"pooling_type": (gguf.PoolingType.MEAN,)}, "pooling_type=1"),
+        ({"uint16": ("split.count", 2)}, "split.count=2: .*llama-gguf-split --merge"),
+        ({"string": ("general.type", "adapter")}, "general.type='adapter', not a model"),
         ({"tokenizer_pre": ("deepseek-llm",)}, "tokenizer.ggml.pre='deepseek-llm'"),
         ({"tokenizer_model": ("t5",)}, "tokenizer.ggml.model='t5'"),
         ({"tensor": ("rope_freqs.weight", np.full(4, 1.5, np.float32))}, "not that of Llama 3.1"),
@@ -143,6 +228,28 @@ def test_what_a_gguf_file_says_beside_is_refused_by_name(changes, named, tmp_pat
     written(path, "llama", config, tensors, Q.F16, **changes)
     with pytest.raises(UserError, match=named):
         load(path, name="x")
+
+
+def test_fields_that_say_what_is_computed_anyway_are_read(tmp_path):
+    config, tensors = random_tensors("llama")
+    said = {
+        "causal_attention": (True,), "expert_count": (0,), "logit_scale": (1.0,),
+        "rope_scaling_finetuned": (False,), "vocab_size": (260,), "value_length": (8,),
+    }  # fmt: skip
+    path = written(tmp_path / "m.gguf", "llama", config, tensors, Q.F16, **said)
+    assert load(path, name="x").config == DecoderConfig.from_huggingface(config)
+
+
+def test_yarn_is_read_with_all_that_its_file_says(tmp_path):
+    config, tensors = random_tensors("llama")
+    own = {"factor": 4.0, "original_max_position_embeddings": 512, "beta_fast": 16.0}
+    changes = {
+        "rope_scaling_type": (gguf.RopeScalingType.YARN,), "rope_scaling_factor": (4.0,),
+        "rope_scaling_orig_ctx_len": (512,), "rope_scaling_yarn_beta_fast": (16.0,),
+    }  # fmt: skip
+    path = written(tmp_path / "m.gguf", "llama", config, tensors, Q.F16, **changes)
+    scaled = config | {"rope_scaling": {"rope_type": "yarn", **own}}
+    assert load(path, name="x").config == DecoderConfig.from_huggingface(scaled)
 
 
 def test_the_stretched_rope_of_llama_3_is_known_by_its_factors(tmp_path):
