@@ -79,7 +79,8 @@ def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = Fa
         export_policy(whole, pretrained, plain, generation_settings(cfg))
     if lora is not None:
         export_adapter(decoder, lora, pretrained, out, head=head)
-    write_text(out / "README.md", card(run, adapter=lora is not None))
+    text = card(run, pretrained.tokenizer, adapter=lora is not None)
+    write_text(out / "README.md", text)
 
 
 def merged_adapters(decoder: Decoder) -> Decoder:

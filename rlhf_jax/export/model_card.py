@@ -8,55 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from experiment_runs.run import Run
-
-MESSAGES = """\
-messages = [{"role": "system", "content": ""}, {"role": "user", "content": question}]
-prompt = tokenizer.apply_chat_template(
-    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-)"""
-
-USE_REWARD = f"""\
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForSequenceClassification.from_pretrained(path)
-{MESSAGES}
-text = prompt + answer + tokenizer.eos_token
-inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-reward = model(**inputs).logits[0, 0].item() - model.config.reward_offset"""
-
-USE_REWARD_ADAPTER = f"""\
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(path)
-base = AutoModelForSequenceClassification.from_pretrained(f"{{path}}/base")
-model = PeftModel.from_pretrained(base, path)
-{MESSAGES}
-text = prompt + answer + tokenizer.eos_token
-inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-reward = model(**inputs).logits[0, 0].item() - base.config.reward_offset"""
-
-GENERATE = f"""\
-{MESSAGES}
-inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-answer = model.generate(**inputs)"""
-
-USE_POLICY = f"""\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForCausalLM.from_pretrained(path)
-{GENERATE}"""
-
-USE_ADAPTER = f"""\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(path)
-base = AutoModelForCausalLM.from_pretrained(f"{{path}}/base")
-model = PeftModel.from_pretrained(base, path)
-{GENERATE}"""
+from rlhf_jax.pretrained.tokenizer import Tokenizer
 
 BASE_FOLDER = (
     " The folder `base` holds the very weights that it was trained on; adapter_config.json "
@@ -79,7 +31,7 @@ POLICY_LIMITS = (
 )
 
 
-def reward_card(run: Run, *, adapter: bool) -> str:
+def reward_card(run: Run, tokenizer: Tokenizer, *, adapter: bool) -> str:
     """The card of a reward model, or of its adapter and head."""
     name, summary = base_name(run), run.summary
     accuracy, longer = summary["accuracy"], summary["baselines"]["longer"]["accuracy"]
@@ -104,11 +56,17 @@ def reward_card(run: Run, *, adapter: bool) -> str:
     what = "Low-rank adapter and head of a reward model" if adapter else "Reward model"
     lead = f"{what} from {name}: one number for an answer, higher is better."
     lead += BASE_FOLDER if adapter else ""
-    use = USE_REWARD_ADAPTER if adapter else USE_REWARD
+    use = f"""\
+{loading_code("AutoModelForSequenceClassification", adapter)}
+{prompt_code(tokenizer)}
+{text_code(tokenizer)}
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+offset = {"base" if adapter else "model"}.config.reward_offset
+reward = model(**inputs).logits[0, 0].item() - offset"""
     return card(header, run, lead, use, results, (length, *REWARD_LIMITS))
 
 
-def policy_card(run: Run, *, adapter: bool) -> str:
+def policy_card(run: Run, tokenizer: Tokenizer, *, adapter: bool) -> str:
     """The card of a policy, or of its adapter."""
     name, summary = base_name(run), run.summary
     header = front_matter(
@@ -132,8 +90,44 @@ def policy_card(run: Run, *, adapter: bool) -> str:
     what = "Low-rank adapter of" if adapter else "Policy from"
     lead = f"{what} {name}, trained by proximal policy optimisation against a reward model."
     lead += BASE_FOLDER if adapter else ""
-    use = USE_ADAPTER if adapter else USE_POLICY
+    use = f"""\
+{loading_code("AutoModelForCausalLM", adapter)}
+{prompt_code(tokenizer)}
+inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+answer = model.generate(**inputs)"""
     return card(header, run, lead, use, results, POLICY_LIMITS)
+
+
+def loading_code(kind: str, adapter: bool) -> str:
+    """Lines that load an export's tokenizer and model."""
+    lines = f"""\
+from transformers import {kind}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(path)
+"""
+    if not adapter:
+        return f"{lines}model = {kind}.from_pretrained(path)"
+    return f"""\
+from peft import PeftModel
+{lines}base = {kind}.from_pretrained(f"{{path}}/base")
+model = PeftModel.from_pretrained(base, path)"""
+
+
+def prompt_code(tokenizer: Tokenizer) -> str:
+    """Lines that make of a `question` the `prompt` that the training used."""
+    system = '{"role": "system", "content": ""}, ' if tokenizer.template.system else ""
+    return f"""\
+messages = [{system}{{"role": "user", "content": question}}]
+prompt = tokenizer.apply_chat_template(
+    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+)"""
+
+
+def text_code(tokenizer: Tokenizer) -> str:
+    """The line that adds an `answer` to the `prompt`, up to its end."""
+    before, closing = tokenizer.around_reply
+    answer = "answer.strip()" if tokenizer.reply.trimmed else "answer"
+    return f"text = prompt + {f'{before!r} + ' if before else ''}{answer} + {closing!r}"
 
 
 def card(

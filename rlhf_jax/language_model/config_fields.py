@@ -60,6 +60,18 @@ USED = {
     "tie_word_embeddings", "attention_bias", "rope_theta", "rope_scaling", "rope_parameters",
     "max_position_embeddings", "original_max_position_embeddings",
 }  # fmt: skip
+# What the values of fields are: of those that must have one, and of those that may be null.
+VALUES = (
+    ("a whole number", {int},
+     {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+      "sliding_window_pattern", "max_window_layers", "no_rope_layer_interval"},
+     {"num_key_value_heads", "head_dim", "sliding_window"}),
+    ("a number", {int, float},
+     {"rms_norm_eps", "query_pre_attn_scalar", "rope_local_base_freq"}, {"rope_theta"}),
+    ("true or false", {bool}, {"tie_word_embeddings"}, {"attention_bias", "use_sliding_window"}),
+    ("a list", {list}, set(), {"layer_types", "no_rope_layers"}),
+    ("an object", {dict}, set(), {"rope_scaling", "rope_parameters"}),
+)  # fmt: skip
 # Fields that say nothing about what the decoder computes: names, tokens, training, other programs.
 HARMLESS = {
     "_name_or_path", "_attn_implementation_autoset", "_attn_implementation", "architectures",
@@ -124,7 +136,12 @@ def check_fields(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"config.json: model_type {name!r} is not supported; use one of {', '.join(FAMILIES)}"
         )
-    problems = []
+    problems = [
+        f"{field}={config[field]!r} is not {what}"
+        for what, kinds, needed, optional in VALUES
+        for field in sorted((needed | optional) & (USED | family.reads) & config.keys())
+        if type(config[field]) not in kinds and not (config[field] is None and field in optional)
+    ]
     for field, value in config.items():
         if field in USED | HARMLESS | family.ignores:
             continue
@@ -145,12 +162,11 @@ def check_fields(config: Mapping[str, Any]) -> None:
 
 def unrotated_layers(config: Mapping[str, Any]) -> tuple[int, ...]:
     """Numbers of the layers without rotary embedding (SmolLM3), of a config with its defaults."""
-    layers = range(config["num_hidden_layers"])
-    rotated, interval = config.get("no_rope_layers"), config.get("no_rope_layer_interval")
-    if interval is None:  # of another family
+    if "no_rope_layers" not in FAMILIES[config["model_type"]].reads:
         return ()
+    layers, rotated = range(config["num_hidden_layers"]), config.get("no_rope_layers")
     if rotated is None:
-        rotated = [(layer + 1) % interval for layer in layers]
+        rotated = [(layer + 1) % config["no_rope_layer_interval"] for layer in layers]
     if len(rotated) < len(layers):
         raise UserError(
             f"config.json: no_rope_layers has {len(rotated)} entries for {len(layers)} layers"

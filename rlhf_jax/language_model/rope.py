@@ -32,12 +32,14 @@ def rope_scaling(
       layer_type: of the layers that are asked for.
 
     Raises:
-      UserError: the kind is not supported, or a number is missing or not known.
+      UserError: the kind is not supported, or a number is missing, not known, or none.
     """
     rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     if rope.keys() & {"full_attention", "sliding_attention"}:
         rope = dict(rope.get(layer_type) or {})
-    theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or default)
+    theta = rope.pop("rope_theta", None) or config.get("rope_theta") or default
+    check_positive({"rope_theta": theta})
+    theta = float(theta)
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
     if rope.pop("partial_rotary_factor", None) not in (None, 1, 1.0):
@@ -54,10 +56,18 @@ def rope_scaling(
     needed = (*KINDS[kind], *(() if kind == "linear" else (LENGTH,)))
     if missing := [name for name in needed if rope.get(name) is None]:
         raise UserError(f"config.json: rope_type {kind!r} needs {missing}")
+    check_positive({name: rope[name] for name in needed})
     if unknown := sorted(set(rope) - {*needed, *OPTIONAL, LENGTH}):
         raise UserError(f"config.json: rope_type {kind!r} with {unknown} is not supported")
     kept = {name: value for name, value in rope.items() if value is not None}
     return theta, (("kind", kind), *sorted(kept.items()))
+
+
+def check_positive(numbers: Mapping[str, Any]) -> None:
+    """Refuses what is not a positive number, by name."""
+    for name, value in numbers.items():
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise UserError(f"config.json: {name}={value!r} must be a positive number")
 
 
 def local_rope_theta(config: Mapping[str, Any]) -> float:

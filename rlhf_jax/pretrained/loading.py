@@ -85,12 +85,22 @@ def read_config(path: Path) -> dict[str, Any]:
     """The config.json of a model directory.
 
     Raises:
-      UserError: it is missing or no JSON object.
+      UserError: it is missing or no JSON object, or the directory is that of an adapter.
     """
+    if (adapter := path / "adapter_config.json").exists():
+        raise UserError(
+            f"{adapter}: adapters are not read; merge this one into its model (PEFT's "
+            "merge_and_unload; `export --merged` for one of ours) and name the folder of that"
+        )
     try:
         config = json.loads((path / "config.json").read_text())
     except FileNotFoundError:
-        raise UserError(f"{path}/config.json: missing; name a Hugging Face model folder") from None
+        inside = [*path.glob("*/config.json"), *path.glob("*/*/config.json")]
+        near = sorted([*path.glob("*.gguf"), *(file.parent for file in inside)])
+        which = f", such as {near[0]}" if near else ""
+        raise UserError(
+            f"{path}/config.json: missing; name a Hugging Face model folder or a GGUF file{which}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}/config.json: not JSON ({first_line(error)})") from None
     if not isinstance(config, dict):
@@ -99,7 +109,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a model directory, in the files that its index names, where it has one.
+    """The tensors of a model directory: in the files that its index names, if it has one, else in
+    model.safetensors, else in all, which may be shards.
 
     Raises:
       UserError: a file is missing or broken, holds numbers that are no floats, or holds a tensor
@@ -108,7 +119,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     place = tensor_places(path)
     # macOS leaves files of this name beside others on foreign disks
     found = {file.name for file in path.glob("*.safetensors") if not file.name.startswith("._")}
-    files = sorted(set(place.values()) or found)
+    files = sorted(set(place.values()) or {"model.safetensors"} & found or found)
     if not files:
         raise UserError(f"{path}: no *.safetensors; pickled weights (*.bin) are not read")
     if missing := set(files) - found:

@@ -7,6 +7,7 @@ conversation its text, or {"error": what went wrong}. The template sees what tra
 but always the same day, with which the tokens of a run would change otherwise.
 """
 
+import datetime
 import json
 import resource
 import sys
@@ -65,7 +66,7 @@ def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     )
     made.filters["tojson"] = to_json
     made.globals |= {
-        "raise_exception": refuse, "strftime_now": lambda form: "26 Jul 2024",
+        "raise_exception": refuse, "strftime_now": datetime.date(2024, 7, 26).strftime,
         "namespace": Namespace, "dict": lambda *args, **kwargs: dict(*args, **kwargs),
     }  # fmt: skip
     return made

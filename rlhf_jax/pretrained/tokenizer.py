@@ -15,9 +15,9 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief, first_line
 from rlhf_jax.data.dialogues import Turn
-from rlhf_jax.pretrained.chat_template import ChatTemplate, Slot
+from rlhf_jax.pretrained.chat_template import MARK, ChatTemplate, Slot
 
 CHATML = (
     "{% for message in messages %}"
@@ -154,13 +154,19 @@ class Tokenizer:
           UserError: a file is missing or broken, or the tokenizer cannot be used; see `of`.
         """
         if not (path / "tokenizer.json").exists():
-            raise UserError(f"{path}/tokenizer.json: missing; only fast tokenizers are supported")
+            raise UserError(
+                f"{path}/tokenizer.json: missing; only fast tokenizers are supported, and "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes it"
+            )
         try:
             # The general class: those of single families build the tokenizer anew from vocabulary
             # and merges, with their own rules for splitting words in place of the file's.
             huggingface = PreTrainedTokenizerFast.from_pretrained(path)
         except Exception as error:  # nothing more special comes out of the Rust library
-            raise UserError(f"{path}/tokenizer.json: cannot be read ({error})") from None
+            raise UserError(
+                f"{path}/tokenizer.json: cannot be read with the tokenizer's other files "
+                f"({type(error).__name__}: {first_line(error)}); download them again"
+            ) from None
         return cls.of(huggingface, ends=generation_ends(path), embeddings=embeddings)
 
     @property
@@ -185,6 +191,14 @@ class Tokenizer:
     @functools.cached_property
     def template(self) -> ChatTemplate:
         return ChatTemplate(self.huggingface)
+
+    @functools.cached_property
+    def around_reply(self) -> tuple[str, str]:
+        """What the template writes between a prompt and its reply, and after it up to the end."""
+        before, after = self.template.response(MARK).split(MARK)
+        end = self.decode_exact([self.end])
+        closing = after[: after.index(end)] if end in after else ""
+        return before.removeprefix(self.template.prompt("a")), closing + end
 
     def encode_dialogues(self, dialogues: Sequence[Sequence[Turn]]) -> list[tuple[int, ...]]:
         """Tokens of dialogues in the template, up to where the assistant begins to write.
@@ -231,7 +245,12 @@ def generation_ends(path: Path) -> list[int]:
             except (ValueError, AttributeError) as error:
                 raise UserError(f"{file}: not a JSON object ({error}); write it anew") from None
             if ends is not None:
-                return ends if isinstance(ends, list) else [ends]
+                ends = ends if isinstance(ends, list) else [ends]
+                if any(type(end) is not int or end < 0 for end in ends):
+                    raise UserError(
+                        f"{file}: eos_token_id is {brief(ends)}; give numbers of tokens, 0 or more"
+                    )
+                return ends
     return []
 
 

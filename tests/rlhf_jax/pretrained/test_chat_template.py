@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from experiment_runs.errors import UserError
+from rlhf_jax.export import model_card
 from rlhf_jax.pretrained.tokenizer import CHATML, Tokenizer
 
 WORD = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -172,6 +173,17 @@ def test_prompt_and_reply_have_the_tokens_of_the_template_as_a_whole(huggingface
             assert tokenizer.decode(replied).strip() == answer.strip()
 
 
+def test_the_code_on_a_card_makes_the_tokens_of_the_training(huggingface):
+    tokenizer = Tokenizer.of(huggingface)
+    code = f"{model_card.prompt_code(tokenizer)}\n{model_card.text_code(tokenizer)}"
+    for question, answer in (("Why?", "two words"), ("ends.", "1. item\n")):
+        scope = {"tokenizer": huggingface, "question": question, "answer": answer}
+        exec(code, scope)
+        (asked,), (replied,) = tokenizer.encode([question]), tokenizer.encode([answer], reply=True)
+        expected = [*tokenizer.prefix, *asked, *tokenizer.suffix, *replied, *tokenizer.closing]
+        assert huggingface(scope["text"], add_special_tokens=False)["input_ids"] == expected
+
+
 def test_users_cannot_write_control_tokens(huggingface):
     tokenizer = Tokenizer.of(huggingface)
     huggingface("a call of the wrapped tokenizer changes nothing")
@@ -258,9 +270,9 @@ def test_a_template_that_has_variants_takes_the_default():
 
 
 def test_todays_date_in_a_template_does_not_change_the_prompt():
-    template = "{{ '<|im_start|>' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
+    template = "{{ '<|im_start|>' + strftime_now('%d %b %Y, %Y-%m-%d') + '\n' }}" + CHATML
     tokenizer = Tokenizer.of(byte_pairs(QWEN, template=template))
-    assert "26 Jul 2024" in tokenizer.decode_exact(tokenizer.prefix)
+    assert "26 Jul 2024, 2024-07-26" in tokenizer.decode_exact(tokenizer.prefix)
 
 
 MERGED = "{% for m in messages %}{{ m['content'] + '!' }}{% endfor %}"  # with "!" runs

@@ -73,7 +73,7 @@ def written(path, architecture, config, tensors, kind, blocks=(), **changes):
             values = interleaved(values, heads if "q_proj" in name else kv_heads)
         if architecture == "gemma3" and "norm" in name:
             values = values + 1
-        own = blocks[name] if name in blocks else kind if values.ndim == 2 else Q.F32
+        own = dict(blocks).get(name, kind if values.ndim == 2 else Q.F32)
         data = values if name in blocks else gguf.quantize(values, own)
         writer.add_tensor(table.get(name, name), data, raw_dtype=own)
     writer.write_header_to_file()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
 from experiment_runs import devices
@@ -131,6 +132,43 @@ def test_a_tensor_that_two_files_hold_is_refused_without_an_index(model, folder)
         load(str(folder))
 
 
+@pytest.mark.parametrize("name", ["consolidated", "model.fp16", "model-00001-of-00002"])
+def test_without_an_index_model_safetensors_alone_counts(model, folder, name):
+    save_file({"layers.0.wq": np.ones(2, np.float32)}, folder / f"{name}.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load(str(folder)).state, model.state)
+
+
+def test_an_adapter_is_refused_with_what_to_do_whatever_lies_beside_it(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "x/y"}')
+    for name in ("model.safetensors", "config.json"):
+        with pytest.raises(UserError, match=r"adapter_config\.json: .*merge_and_unload"):
+            load(str(folder))
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("place", ["checkpoint-500", "snapshots/3fa9", "m-Q4_K_M.gguf"])
+def test_a_folder_around_a_model_is_told_with_the_place_of_the_model(folder, tmp_path, place):
+    outside = tmp_path / "around"
+    (outside / place).parent.mkdir(parents=True)
+    if place.endswith(".gguf"):
+        (outside / place).touch()
+    else:
+        (outside / place).mkdir()
+        (folder / "config.json").rename(outside / place / "config.json")
+    with pytest.raises(UserError, match=f"config.json: missing; .*such as {outside / place}$"):
+        load(str(outside))
+
+
+def test_of_a_hub_model_no_second_set_of_weights_is_downloaded():
+    names = [
+        "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+        "consolidated.safetensors", "original/model.safetensors", "adapter_model.safetensors",
+        "adapter_config.json", "pytorch_model.bin", "tokenizer.json", "chat_template.jinja",
+    ]  # fmt: skip
+    kept = [*filter_repo_objects(names, allow_patterns=hub.FILES)]
+    assert kept == [*names[:3], "adapter_config.json", "tokenizer.json", "chat_template.jinja"]
+
+
 def test_files_that_macos_leaves_are_no_weights(model, folder):
     for name in ("._model.safetensors", "._config.json"):
         (folder / name).write_bytes(b"\x00\x05\x16\x07")
@@ -209,6 +247,15 @@ def test_a_configuration_that_cannot_be_used_is_named(folder, content, named):
 def test_a_missing_tokenizer_is_named(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="tokenizer.json: missing"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("ends", ["2", [2, None], [-1], True, [2, 3.0]])
+def test_ends_that_are_no_numbers_of_tokens_are_refused(folder, file, ends):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / file).write_text(json.dumps(config | {"eos_token_id": ends}))
+    with pytest.raises(UserError, match=f"{file}: eos_token_id is "):
         load(str(folder))
 
 
