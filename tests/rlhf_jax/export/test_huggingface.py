@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +103,16 @@ def test_exported_tokenizer_has_a_class_and_a_template_that_every_version_finds(
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert config["model_input_names"] == ["input_ids", "attention_mask"]
     assert config["chat_template"] == (folder / "chat_template.jinja").read_text()
+
+
+def test_the_reader_of_llama_cpps_converter_finds_the_special_tokens_and_the_template(
+    exported, model
+):
+    _, folder = exported
+    found = gguf.SpecialVocab(folder)
+    own = model.tokenizer
+    assert {"eos": own.end, "pad": own.pad}.items() <= found.special_token_ids.items()
+    assert found.chat_template == own.huggingface.chat_template
 
 
 def test_exported_tokenizer_pads_with_another_token_than_the_end(exported, model):
