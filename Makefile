@@ -61,9 +61,9 @@ invariants: .venv/done
 	$(PY) -m pytest tests/rlhf_jax/ppo/test_training.py tests/rlhf_jax/test_objectives.py \
 	  tests/rlhf_jax/language_model/test_sampling.py --record results/measured/invariants.json
 
-# A file in one process: what its tests share takes longest.
+# A file in one process, because what its tests share takes longest; in the order of collection.
 test-slow test-exhaustive: .venv/done
-	$(PY) $(PYTEST) --dist loadfile -m $(@:test-%=%)
+	$(PY) $(PYTEST) --dist loadfile --no-loadscope-reorder -m $(@:test-%=%)
 
 # Hundreds of malformed files: another seed makes others.
 test-hostile: .venv/done

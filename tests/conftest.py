@@ -26,6 +26,13 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float(least))
 
 
+LONGEST = "test_submission.py", "test_wheel.py"  # begun first, so that no process waits for them
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_addoption(parser):
     parser.addoption("--record", help="keep what was measured of the invariants in this file")
 
