@@ -44,6 +44,8 @@ def find(model: str) -> Path | None:
         return None
     if Path(model).is_dir() or (model.endswith(".gguf") and Path(model).is_file()):
         return Path(model)
+    if Path(model).is_file():
+        raise UserError(f"MODEL={model}: a file, and no GGUF; name the folder of config.json")
     if model.startswith((".", "/", "~")):
         raise UserError(f"MODEL={model}: no such directory; name a folder or a hub id")
     try:

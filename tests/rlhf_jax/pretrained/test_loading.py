@@ -264,6 +264,11 @@ def test_a_path_that_is_no_directory_is_an_error():
         load("./nowhere")
 
 
+def test_a_file_that_is_no_gguf_is_told_from_a_folder(folder):
+    with pytest.raises(UserError, match="model.safetensors: a file, and no GGUF; name the folder"):
+        load(str(folder / "model.safetensors"))
+
+
 def test_an_identity_that_is_neither_on_disk_nor_on_the_hub_is_an_error():
     with pytest.raises(UserError, match=f"MODEL={REMOTE}: neither on disk nor on the hub"):
         load(REMOTE)

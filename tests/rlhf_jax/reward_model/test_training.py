@@ -262,12 +262,11 @@ def finished(cfg, toy, parts, tmp_path_factory):
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-def test_a_part_in_which_no_pair_fits_is_named(toy, parts, part, tmp_path):
-    lacking = parts | {part: ([], parts[part][1])}
+def test_a_part_in_which_no_pair_fits_is_named(toy, random_posts, part):
+    posts = dict.fromkeys(("train", "validation", "test"), random_posts(3))
+    posts[part] = random_posts(3, reply=(TOKENS, TOKENS))
     with pytest.raises(errors.UserError, match=f"max_tokens=160 is too short .* {part} pair"):
-        runs.ensure(
-            "reward", CFG, lambda run: train(run, CFG, toy, lacking), inputs={}, root=tmp_path
-        )
+        encoding.encode_parts(posts, toy.tokenizer, max_tokens=TOKENS)
 
 
 def test_the_reward_model_learns_what_the_pairs_have_in_common(finished):
