@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from experiment_runs import devices
+from experiment_runs.files import encode, read_json, write_text
 from experiment_runs.process import progress
 from experiment_runs.run import Run
 from rlhf_jax.baselines.best_of_n import best_of_n, best_of_n_kl, powers_of_two
@@ -60,21 +61,32 @@ def evaluate(
       pretrained: the policy that the tuned ones are compared with.
       reward_models: "reward", the frozen one that the policies were tuned against, and
         "second_reward", trained on other posts, that no policy was tuned against.
-      tuned: the tuned policies; one of them is held at a time.
+      tuned: the tuned policies; one of them is held at a time. What a policy has answered is
+        kept, so that an evaluation that is cut off asks it no more.
       prompts: unseen ones.
       conversations: which prompts belong together, so that the intervals draw them together.
     """
     clusters = np.asarray(conversations)
-    base: Decoders = {BASE: lambda: (pretrained.definition, pretrained.state)}
     rewards = reward_terms({name: (model, 1.0) for name, model in reward_models.items()})
-    asked = functools.partial(
-        answered, tokenizer=pretrained.tokenizer, rewards=rewards, prompts=prompts, cfg=cfg,
-        lengths=lengths,
-    )  # fmt: skip
-    columns, texts = asked(
-        {**base, **tuned}, samples=cfg.responses_per_prompt, reference=base[BASE]()
-    )
-    samples = columns[BASE] if cfg.best_of == 1 else asked(base, samples=cfg.best_of)[0][BASE]
+
+    def ask(name: str, load: Callable[[], SplitDecoder], **options: Any):
+        columns, texts = answered(
+            {name: load}, tokenizer=pretrained.tokenizer, rewards=rewards, prompts=prompts,
+            cfg=cfg, lengths=lengths, **options,
+        )  # fmt: skip
+        return columns[name], texts[name]
+
+    reference = pretrained.definition, pretrained.state
+    loaders: Decoders = {BASE: lambda: reference, **tuned}
+    columns, texts = {}, {}
+    for name, load in loaders.items():
+        several = {"samples": cfg.responses_per_prompt, "reference": reference}
+        asked = functools.partial(ask, name, load, **several)
+        columns[name], texts[name] = kept_answers(run, name, asked)
+    samples = columns[BASE]
+    if cfg.best_of > 1:
+        asked = functools.partial(ask, BASE, loaders[BASE], samples=cfg.best_of)
+        samples, _ = kept_answers(run, "best-of-n", asked)
     chosen = {
         n: {name: best_of_n(samples["reward"], samples[name], n) for name in reward_models}
         for n in powers_of_two(samples["reward"].shape[1])
@@ -111,6 +123,22 @@ def evaluate(
         responses_per_prompt=cfg.responses_per_prompt,
         prompts_cut=sum(map(bool, read)),
     )
+    for file in run.path.glob("answers-*.json"):
+        file.unlink()
+
+
+def kept_answers(
+    run: Run, name: str, ask: Callable[[], tuple[Columns, list[str]]]
+) -> tuple[Columns, list[str]]:
+    """What a policy answers, from the run's folder where an attempt before has left it there."""
+    path = run.path / f"answers-{name}.json"
+    if not path.exists():
+        columns, texts = ask()
+        stored = {column: [str(own.dtype), own.tolist()] for column, own in columns.items()}
+        write_text(path, encode({"columns": stored, "texts": texts}))
+    kept = read_json(path)
+    columns = {column: np.asarray(own, kind) for column, (kind, own) in kept["columns"].items()}
+    return columns, kept["texts"]
 
 
 @devices.on_mesh
@@ -155,8 +183,8 @@ def answered(
         )
         for name, term in models_of(rewards).items()
     }
-    bar = progress(label="evaluation", total=len(decoders) * len(starts))
     for name, load in decoders.items():
+        bar = progress(label=f"evaluation of {name}", total=len(starts))
         decoder = load()
         parts, texts[name] = [], []
         decoder = decoder[0], devices.sharded(decoder[1], RULES)
@@ -190,7 +218,7 @@ def answered(
             for column in parts[0]
         }
         del decoder
-    bar.close()
+        bar.close()
     return columns, texts
 
 

@@ -271,6 +271,24 @@ def test_an_evaluation_that_was_cut_off_keeps_every_sample_once(evaluate, evalua
     assert again.summary == evaluated.summary
 
 
+def test_a_policy_that_has_answered_is_not_asked_again(evaluate, evaluated, tmp_path, monkeypatch):
+    asked, answered = [], evaluation.answered
+
+    def counted(decoders, **options):
+        asked.extend(decoders)
+        if asked[-1] == "ppo-lora" and asked.count("ppo-lora") == 1:
+            raise CutOff
+        return answered(decoders, **options)
+
+    monkeypatch.setattr(evaluation, "answered", counted)
+    with pytest.raises(CutOff):
+        evaluate(tmp_path)
+    again = evaluate(tmp_path)
+    assert asked == ["pretrained", "ppo-full", "ppo-lora", "ppo-lora", "ppo-full-1", "pretrained"]
+    assert again.samples() == evaluated.samples() and again.summary == evaluated.summary
+    assert not [*again.path.glob("answers-*")]
+
+
 @pytest.mark.parametrize("name", ["ppo-lora", "ppo-full-1"])
 def test_the_kl_of_a_response_is_that_of_the_whole_distributions_at_its_tokens(toy, tuned, name):
     """Computed again from unpadded episodes, in float64, with the softmax written out."""
