@@ -117,7 +117,7 @@ def cpu() -> Profile:
             "everything trained for real with small budgets and one seed: a reward model above "
             "chance, and intervals that say whether anything was gained"
         ),
-        time="14 minutes (twice that with posts of a forum, which are longer)",
+        time="21 minutes (more with posts of a forum, which are longer)",
         reward=reward,
         second_reward=second_reward_config(reward, train_pairs=300, evaluations_per_epoch=1),
         ppo=ppo,

@@ -12,6 +12,7 @@ from IPython.display import Markdown
 
 from rlhf_report.quarto.cells import visible
 
+BOLD = 1.15  # how much wider letters of a column's name may be than others
 LINE = 120  # characters of a table that stand side by side on a page
 
 
@@ -60,15 +61,19 @@ def table(frame: pd.DataFrame, *, digits: int = 3) -> Markdown:
 def column_widths(columns: Sequence[Sequence[str]]) -> list[int]:
     """Characters for each column, which share the page in their proportion, as dashes say it.
 
-    Each gets what its longest cell needs; where that is more than a line, its longest word, and of
-    what is left the more, the longer its cells are.
+    Each gets what its longest cell needs; where that is more than a line, its longest word, which
+    may stand in its bold name, and of what is left the more, the longer its cells are.
     """
     shown = [[re.sub(r"\\(.)", r"\1", cell) for cell in cells] for cells in columns]
     wanted = [max(3, *map(len, cells)) for cells in shown]
     if sum(wanted) <= LINE:
         return wanted
     longest = [max(len(x) for cell in cells for x in [*cell.split(), ""]) for cells in shown]
-    least = [max(3, 2 + min(length, 20)) for length in longest]
+    names = [max(len(x) for x in [*cells[0].split(), ""]) for cells in shown]
+    least = [
+        max(3, 2 + min(length, 20), 2 + math.ceil(BOLD * name))
+        for length, name in zip(longest, names, strict=True)
+    ]
     missing = [math.sqrt(max(0, w - x)) for w, x in zip(wanted, least, strict=True)]
     share = max(0, LINE - sum(least)) / (sum(missing) or 1)
     return [x + round(share * m) for x, m in zip(least, missing, strict=True)]
