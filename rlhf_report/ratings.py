@@ -228,7 +228,7 @@ def reference_section(run: Run | None) -> list[str]:
     ]
     for model in dict.fromkeys(row["model"] for row in responses):
         rows = table(model_table(shown, given, model), digits=1).data
-        blocks += [f"*{model}*", rows]
+        blocks.append(f"{rows}\n\n: {escape(model)}")  # a caption, which stays with its table
     blocks += ["All prompts together:", table(criteria_table(responses, given), digits=2).data]
     return [*blocks, over_optimisation_reading(responses, given), agreement_table(given).data]
 
