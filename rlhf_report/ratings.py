@@ -172,13 +172,14 @@ def movement(
     before: Float[np.ndarray, "prompts"], after: Float[np.ndarray, "prompts"]
 ) -> tuple[str, int]:
     """Two means and their difference in words, and its sign."""
-    difference, interval = round(float((after - before).mean()), 6), ""
-    if coin(len(before)) <= CHANCE:
-        found = bootstrap(after - before)
+    change = after - before
+    sign, interval = np.sign(round(float(change.mean()), 6)), ""
+    if coin(len(change)) <= CHANCE:
+        found = bootstrap(change)
         interval = f" [{found.low:+.2f}, {found.high:+.2f}]"
-        difference = 0.0 if found.low <= 0 <= found.high else difference
-    change = f"{(after - before).mean():+.2f}{interval}"
-    return f"{before.mean():.2f} to {after.mean():.2f} ({change})", int(np.sign(difference))
+        sign = 0 if found.low <= 0 <= found.high else sign
+    told = f"{before.mean():.2f} to {after.mean():.2f} ({change.mean():+.2f}{interval})"
+    return told, int(sign)
 
 
 def telling_example(responses: Sequence[Response], given: Sequence[Rating]) -> str:

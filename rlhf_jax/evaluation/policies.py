@@ -78,9 +78,9 @@ def evaluate(
 
     reference = pretrained.definition, pretrained.state
     loaders: Decoders = {BASE: lambda: reference, **tuned}
+    several = {"samples": cfg.responses_per_prompt, "reference": reference}
     columns, texts = {}, {}
     for name, load in loaders.items():
-        several = {"samples": cfg.responses_per_prompt, "reference": reference}
         asked = functools.partial(ask, name, load, **several)
         columns[name], texts[name] = kept_answers(run, name, asked)
     samples = columns[BASE]
