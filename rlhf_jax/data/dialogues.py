@@ -46,6 +46,8 @@ def turns(value: Any, where: str) -> list[Turn]:
     Raises:
       UserError: it is neither.
     """
+    if isinstance(value, dict) and isinstance(value.get("full_text"), str):  # WebGPT's question
+        value = value["full_text"]
     if isinstance(value, str):
         if not MARKED.match(value):
             return [("user", value.strip())]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
-from rlhf_jax.data import documentation, tables
+from rlhf_jax.data import choices, documentation, tables
 from rlhf_jax.data.dialogues import (
     BESIDE,
     SYSTEMS,
@@ -38,10 +38,15 @@ PAIR_TEXTS = ["post_id", "domain", "history", "human_ref_A", "human_ref_B"]
 PAIR_COLUMNS = [*PAIR_TEXTS, "score_A", "score_B", "labels"]
 KEPT = [*PAIR_COLUMNS, "score_ratio", "split"]
 QUESTION_AND_REPLIES = ("history", "human_ref_A", "human_ref_B")
-PROMPT_COLUMNS = ("prompt", "question", "instruction", "conversations", "input")
+PROMPT_COLUMNS = (
+    "prompt", "question", "instruction", "conversations", "input", "query", "context",
+    "history",
+)  # fmt: skip
 FEWEST_DECIDED = 20  # rows whose replies differ in votes, from which on
 CONTRADICTION = 0.9  # of them with labels against the votes mean that the labels are turned around
-KNOWN_COLUMNS = [*KEPT, *PROMPT_COLUMNS, *BESIDE, *SYSTEMS, "chosen", "rejected"]
+KNOWN_COLUMNS = [
+    *KEPT, *PROMPT_COLUMNS, *BESIDE, *SYSTEMS, *choices.COLUMNS, "chosen", "rejected",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +108,7 @@ def preference_posts(
     Args:
       pairs: a frame, or an iterable of mappings, in any columns that a file may have: prompt,
         chosen, rejected, each a text or a list of messages; chosen, rejected alone, whole
-        dialogues; or SHP's.
+        dialogues; two replies and a choice, as `choices` reads them; or SHP's.
       max_pairs_per_post: of a post with more, this many are drawn; None keeps all.
       seed: for the draw.
 
@@ -161,13 +166,17 @@ def comparisons(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[pd.DataFrame
 def in_shp_columns(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFrame:
     """The comparisons of a frame, whatever columns they come in."""
     kept = KEPT
+    prompt = next((name for name in PROMPT_COLUMNS if name in frame), None)
+    if pair := choices.reply_pair(frame):
+        frame = choices.chosen_of_two(where, frame, pair, prompt, notes)
     if {"chosen", "rejected"} <= {*frame.columns}:
-        frame, kept = chosen_and_rejected(where, frame, notes), [*KEPT, "turns"]
+        frame, kept = chosen_and_rejected(where, frame, prompt, notes), [*KEPT, "turns"]
     lacking = [name for name in (*QUESTION_AND_REPLIES, "labels") if name not in frame]
     if lacking:
         raise UserError(
             f"{where}: no preferences in its columns, {tables.brief_list(frame.columns)}. They "
-            "must be 'chosen' and 'rejected' (whole dialogues, or replies beside a 'prompt'), or "
+            "must be 'chosen' and 'rejected' (whole dialogues, or replies beside a 'prompt'), two "
+            "replies such as 'response_a' and 'response_b' beside a 'prompt' and a 'winner', or "
             "'history', 'human_ref_A', 'human_ref_B' and 'labels' as SHP has them"
         )
     if "post_id" not in frame:
@@ -177,13 +186,14 @@ def in_shp_columns(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFr
     return frame[[name for name in kept if name in frame]]
 
 
-def chosen_and_rejected(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFrame:
+def chosen_and_rejected(
+    where: str, frame: pd.DataFrame, prompt: str | None, notes: Counter
+) -> pd.DataFrame:
     """In SHP's columns: A is the chosen reply.
 
     Without a prompt, or with replies that are whole dialogues, the question is all that comes
     before the last answer.
     """
-    prompt = next((name for name in PROMPT_COLUMNS if name in frame), None)
     check_plain(where, frame, [*filter(None, [prompt]), "chosen", "rejected"])
     texts, dialogues = [], []
     for number, row in zip(frame.index, frame.to_dict("records"), strict=True):

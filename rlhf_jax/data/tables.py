@@ -134,10 +134,11 @@ def check(
             continue
         wrong = frame[column][~is_right(frame[column])]
         if len(wrong):
+            value = wrong.iloc[0]
             raise UserError(
                 f"{where}, {frame.index.name} {wrong.index[0]}: '{column}' is "
-                f"{brief(wrong.iloc[0])}, it must be {expected}; correct or remove the row "
-                f"({len(wrong)} in all)"
+                f"{brief(value.item() if isinstance(value, np.generic) else value)}, it must be "
+                f"{expected}; correct or remove the row ({len(wrong)} in all)"
             )
 
 
