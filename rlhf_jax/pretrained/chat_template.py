@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,11 @@ PROBES = (
     "  two spaces before", "\nline", "\n\n1. item", "after ", "after\n", "tab\t", "a\n\n\n", ".\n",
 )  # fmt: skip
 
-
+# With which a template lets a model that always thinks begin; it would have to be closed again.
+THOUGHTS = re.compile(
+    r"(?i)[<\[\N{WHITE LEFT-POINTING TRIANGLE}]\|?(?:\w+:)?(?:think|thought|reason)\w*"
+    r"\|?[>\]\N{WHITE RIGHT-POINTING TRIANGLE}]\s*\Z"
+)
 # Whatever is rendered: a slot may keep or drop the white space around a text.
 TEXTS = tuple(
     dict.fromkeys(
@@ -83,6 +88,14 @@ class ChatTemplate:
             len(with_system) > len(without) and self.turns(with_system) <= self.turns(without)
         ):
             self.system = False
+        if found := THOUGHTS.search(without):
+            raise UserError(
+                f"{huggingface.name_or_path}: the chat template begins every answer inside "
+                f"{found.group().strip()} and does not obey enable_thinking=False: thoughts would "
+                "be trained and judged, not replies. Choose an instruct model of the family that "
+                "does not think, or one with that switch; or let the template also write the end "
+                "of the thoughts there"
+            )
 
     def turns(self, text: str) -> int:
         """How many special tokens a rendered text has."""

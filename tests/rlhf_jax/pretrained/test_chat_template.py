@@ -1,6 +1,7 @@
 """Tokenizers and templates as people have them: what is read is the template as a whole."""
 
 import json
+import re
 
 import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -289,6 +290,36 @@ def test_a_template_that_cannot_be_used_is_refused(template, named):
     huggingface.backend_tokenizer.add_tokens([AddedToken("e!", normalized=False)])
     with pytest.raises(UserError, match=named):
         Tokenizer.of(huggingface)
+
+
+def thinking(opened, *, history=""):
+    """A template whose answers begin inside an opened thought, as later turns show it or not."""
+    shown = "{% set shown = '" + history + "' if m['role'] == 'assistant' else '' %}"
+    return (
+        "{% for m in messages %}" + shown + "{{ '<|im_start|>' + m['role'] + '\n' + shown + "
+        "m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<|im_start|>assistant\n" + opened + "' }}{% endif %}"
+    )
+
+
+@pytest.mark.parametrize("history", ["", "<think>\n\n</think>\n\n"])
+@pytest.mark.parametrize("opened", ["<think>\n", "<think>", "[THINK]", "<seed:think>", "◁think▷"])
+def test_a_template_that_only_thinks_is_refused_with_what_would_do(opened, history):
+    with pytest.raises(UserError, match=f"inside {re.escape(opened.strip())} .* instruct model"):
+        Tokenizer.of(byte_pairs(QWEN, template=thinking(opened, history=history)))
+
+
+@pytest.mark.parametrize("history", ["", "<think>\n\n</think>\n\n"])
+@pytest.mark.parametrize("switch", [True, False])
+def test_a_template_whose_thoughts_are_switched_off_or_ended_is_read(switch, history):
+    template = thinking("<think>\n\n</think>\n\n", history=history)
+    if switch:
+        template = "{% if enable_thinking is defined and enable_thinking is false %}" + template
+        template += "{% else %}" + thinking("<think>\n") + "{% endif %}"
+    tokenizer = Tokenizer.of(byte_pairs(QWEN, template=template))
+    suffix = tokenizer.decode_exact(tokenizer.suffix)
+    assert suffix.endswith("assistant\n<think>\n\n</think>\n\n")
+    assert tokenizer.decode_exact(tokenizer.closing) == "<|im_end|>"
 
 
 def test_a_vocabulary_may_be_larger_than_the_embedding_only_in_what_nobody_writes():
