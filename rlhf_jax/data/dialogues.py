@@ -24,6 +24,7 @@ LABELS = {"user": "Human", "assistant": "Assistant"}
 MARKED = re.compile(r"\s*(Human|Assistant): ?")
 MARK = re.compile(r"(?:\A\s*|\n\r?\n)(Human|Assistant):")
 SYSTEMS = ("system", "system_prompt")  # columns of a system message
+DIALOGUES = ("messages", "conversations", "conversation")  # of dialogues, which may begin with one
 BESIDE = ("input", "context")  # columns of what an instruction or a question is about
 # Whole dialogues in one text: a printed list, or the marks of other chat formats.
 WRITTEN = re.compile(
@@ -106,12 +107,21 @@ def with_context(asked: list[Turn], row: Mapping[str, Any], column: str) -> list
     return [("user", "\n\n".join([question(asked), *more]).strip())] if more else asked
 
 
-def with_system(asked: list[Turn], row: Mapping[str, Any]) -> list[Turn]:
-    """The turns behind the system message of their row, unless they have one."""
+def with_system(asked: list[Turn], row: Mapping[str, Any], where: str) -> list[Turn]:
+    """The turns behind the system message of their row, unless they have one.
+
+    It stands in a column of its own, or at the start of the whole dialogue in a column beside the
+    prompt (no_robots). A prompt that begins with its text has it already.
+    """
     texts = [row[name].strip() for name in SYSTEMS if isinstance(row.get(name), str)]
-    if not any(texts) or not asked or asked[0][0] == "system":
+    for name in DIALOGUES:
+        for item in row[name][:1] if is_messages(row.get(name)) else ():
+            role, text = message(item, f"{where}: '{name}'")
+            texts += [text] * (role == "system")
+    system = next(filter(None, texts), "")
+    if not system or not asked or asked[0][0] == "system" or asked[0][1].startswith(system):
         return asked
-    return [("system", next(filter(None, texts))), *asked]
+    return [("system", system), *asked]
 
 
 def conversation_of(asked: Sequence[Turn]) -> Conversation:

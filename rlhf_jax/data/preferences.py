@@ -16,6 +16,7 @@ from experiment_runs.files import fingerprint
 from rlhf_jax.data import choices, documentation, tables
 from rlhf_jax.data.dialogues import (
     BESIDE,
+    DIALOGUES,
     SYSTEMS,
     Turn,
     check_plain,
@@ -45,7 +46,7 @@ PROMPT_COLUMNS = (
 FEWEST_DECIDED = 20  # rows whose replies differ in votes, from which on
 CONTRADICTION = 0.9  # of them with labels against the votes mean that the labels are turned around
 KNOWN_COLUMNS = [
-    *KEPT, *PROMPT_COLUMNS, *BESIDE, *SYSTEMS, *choices.COLUMNS, "chosen", "rejected",
+    *KEPT, *PROMPT_COLUMNS, *BESIDE, *SYSTEMS, *DIALOGUES, *choices.COLUMNS, "chosen", "rejected",
 ]  # fmt: skip
 
 
@@ -211,7 +212,7 @@ def chosen_and_rejected(
         if asked != other:
             notes["pairs of dialogues part before the last answer"] += bool(chosen and rejected)
         elif chosen and rejected and asked and asked[-1][0] == "user":
-            asked = with_system(asked, row)
+            asked = with_system(asked, row, place)
             notes["questions are dialogues of several turns"] += len(spoken(asked)) > 1
             texts[-1] = (question(asked), chosen, rejected)
             if not isinstance(whole := conversation_of(asked), str):

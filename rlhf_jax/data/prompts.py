@@ -181,10 +181,11 @@ def column_questions(where: str, frame: pd.DataFrame, column: str) -> list[Promp
     for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
         if not is_there(row[column]):
             continue
-        dialogue = turns(row[column], f"{where}, {frame.index.name} {number}: '{column}'")
+        place = f"{where}, {frame.index.name} {number}"
+        dialogue = turns(row[column], f"{place}: '{column}'")
         if column == "chosen" and dialogue[-1:] == [("user", str(row[column]).strip())]:
             continue  # an answer whose question is not there
-        asked = with_system(with_context(first_question(dialogue), row, column), row)
+        asked = with_system(with_context(first_question(dialogue), row, column), row, place)
         if text := question(asked):
             key, whole = digest(text), conversation_of(asked)
             found.append(

@@ -6,6 +6,7 @@ pickled. Every export is a directory with its configuration, tokenizer and model
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flax import nnx
 
 from experiment_runs.errors import UserError
 from experiment_runs.files import write_text
+from experiment_runs.foreign import check_fetched
 from experiment_runs.run import Run
 from rlhf_jax.config import LINEAR_LAYERS, LoRAConfig, PPOConfig, lora_config, ppo_config
 from rlhf_jax.export import model_card
@@ -33,6 +35,8 @@ from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model import model as reward_models
 from rlhf_jax.reward_model.model import FrozenRewardModel, RewardModel
 
+# Of sentence-piece models, from which llama.cpp's converter takes their scores.
+COPIED = ("tokenizer.model", "added_tokens.json")
 # fields of a config.json that would no longer be true, or that name code to run
 DROPPED = (
     "_name_or_path",
@@ -262,6 +266,11 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path, *, padding_side: str) -> Non
     if isinstance(config.get("extra_special_tokens"), list):  # version 4 knows another name
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     write_json(file, config)
+    if name := saved.name_or_path:  # of the folder that it was read from
+        for source in (Path(name, copied) for copied in COPIED):
+            if source.is_file():
+                check_fetched(source)
+                shutil.copyfile(source, out / source.name)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

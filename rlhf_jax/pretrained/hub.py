@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -34,8 +35,9 @@ def find(model: str) -> Path | None:
     """Where a model's files are, downloading them if need be; None for "random".
 
     Args:
-      model: a directory in the Hugging Face layout, a GGUF file, a hub id, or "random". The default
-        model is read from the package that carries it when the hub does not answer.
+      model: a directory in the Hugging Face layout, a GGUF file, a hub id, one with the name of a
+        GGUF file in it ("owner/name:file.gguf"), or "random". The default model is read from the
+        package that carries it when the hub does not answer.
 
     Raises:
       UserError: there is no such model.
@@ -48,12 +50,20 @@ def find(model: str) -> Path | None:
         raise UserError(f"MODEL={model}: a file, and no GGUF; name the folder of config.json")
     if model.startswith((".", "/", "~")):
         raise UserError(f"MODEL={model}: no such directory; name a folder or a hub id")
+    repository, _, file = model.partition(":")
     try:
-        validate_repo_id(model)
+        validate_repo_id(repository)
     except HFValidationError:
         raise UserError(f"MODEL={brief(model)}: neither a folder nor a hub id") from None
+    if file:
+        return gguf_of(model, repository, file)
     failed = download("models", model, *FILES)
     folder = downloaded(model)
+    if not failed and not (folder and has_weights(folder)):
+        raise UserError(
+            f"MODEL={model}: the repository on the hub has no *.safetensors; if it has GGUF files, "
+            f"name one: MODEL={model}:FILE.gguf (pickled weights, *.bin, are not read)"
+        )
     if folder and (not failed or is_whole(folder)):
         if failed not in ("", UNREACHABLE):
             print(f"{model}: the hub failed ({failed}); read as it was before", file=sys.stderr)
@@ -69,10 +79,31 @@ def find(model: str) -> Path | None:
     )
 
 
-def downloaded(model: str) -> Path | None:
+def gguf_of(model: str, repository: str, file: str) -> Path:
+    """A GGUF file of a repository on the hub, downloaded or as an earlier download left it.
+
+    Raises:
+      UserError: it is not there, or no GGUF file.
+    """
+    failed = file.endswith(".gguf") and download("models", repository, file)
+    folder = downloaded(repository, (file,))
+    if file.endswith(".gguf") and folder and (folder / file).is_file():
+        return folder / file
+    raise UserError(
+        f"MODEL={model}: {repository} on the hub has no such GGUF file"
+        f"{f' ({failed})' if failed else ''}; give its name as the repository lists it"
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether something of a repository was found that is read, or refused for what it is."""
+    return any(folder.glob("*.safetensors")) or (folder / "adapter_config.json").exists()
+
+
+def downloaded(model: str, patterns: Sequence[str] = FILES) -> Path | None:
     """The folder of a model's latest download, if there is one; it may have been cut off."""
     with contextlib.suppress(OSError):
-        return Path(snapshot_download(model, allow_patterns=FILES, local_files_only=True))
+        return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=True))
     return None
 
 

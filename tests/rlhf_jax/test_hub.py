@@ -361,6 +361,22 @@ def test_an_earlier_download_is_read_where_the_hub_fails(repositories, ask):
         assert load_preferences(None)[0].equals(frame)
 
 
+def test_of_a_repository_of_gguf_files_the_one_that_is_named_is_downloaded(repositories, ask):
+    folder = repositories["models", "owner/tiny"]
+    for path in folder.iterdir():
+        path.unlink()
+    for name in ("a.gguf", "b.gguf"):
+        (folder / name).write_bytes(name.encode())
+    with Hub(repositories) as hub:
+        ask(hub)
+        with pytest.raises(UserError, match="MODEL=owner/tiny:FILE.gguf"):
+            model_hub.find("owner/tiny")
+        assert model_hub.find("owner/tiny:b.gguf").read_bytes() == b"b.gguf"
+        with pytest.raises(UserError, match="no such GGUF file"):
+            model_hub.find("owner/tiny:c.gguf")
+        assert not any("a.gguf" in line for line in hub.asked if "resolve" in line)
+
+
 @pytest.mark.parametrize("where", ["api/", "SHP/resolve"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_data_set_that_fails_on_its_way_is_one_message(fault, where, repositories, ask):

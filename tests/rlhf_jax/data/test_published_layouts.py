@@ -126,6 +126,29 @@ def test_a_system_message_is_read_once_wherever_it_stands(tmp_path, name, row):
     assert (prompt.turns, prompt.text) == (post.turns, post.prompt)
 
 
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_the_system_message_of_a_dialogue_beside_the_prompt_belongs_to_it(tmp_path, name, suffix):
+    row = {"prompt": USER["content"], "prompt_id": "1", name: [SYSTEM, USER, GOOD]}
+    path = tmp_path / f"a.{suffix}"
+    frame = pd.DataFrame([row])
+    frame.to_parquet(path) if suffix == "parquet" else write_lines(path, [row])
+    [prompt], _ = load_prompts(None, str(path))
+    assert prompt.turns == (("system", "Be brief."), ("user", USER["content"]))
+    assert post_of(row | ANSWERS).turns == prompt.turns
+
+
+def test_a_system_message_that_the_prompt_repeats_or_that_is_empty_is_not_doubled(tmp_path):
+    texts = ["Be brief.\n\nWhy?", "And why?"]
+    dialogues = [[SYSTEM, USER, GOOD], [{"role": "system", "content": ""}, USER, GOOD]]
+    rows = [
+        {"prompt": text, "messages": whole} for text, whole in zip(texts, dialogues, strict=True)
+    ]
+    write_lines(tmp_path / "a.jsonl", rows)
+    found, _ = load_prompts(None, str(tmp_path))
+    assert [(prompt.text, prompt.turns) for prompt in found] == [(text, ()) for text in texts]
+
+
 @pytest.mark.parametrize("column", ["instruction", "question"])
 @pytest.mark.parametrize("beside", ["input", "context"])
 def test_what_a_question_is_about_belongs_to_it(tmp_path, column, beside):

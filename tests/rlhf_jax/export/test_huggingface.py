@@ -19,6 +19,7 @@ from rlhf_jax.config import EvaluationConfig, LoRAConfig, PPOConfig, RewardConfi
 from rlhf_jax.export import foreign_reward_model, huggingface
 from rlhf_jax.ppo import actor_critic
 from rlhf_jax.pretrained import loading
+from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model import model as reward_models
 
 REWARD_STAGES = ("reward", "second_reward")
@@ -113,6 +114,20 @@ def test_the_reader_of_llama_cpps_converter_finds_the_special_tokens_and_the_tem
     own = model.tokenizer
     assert {"eos": own.end, "pad": own.pad}.items() <= found.special_token_ids.items()
     assert found.chat_template == own.huggingface.chat_template
+
+
+def test_an_export_keeps_the_sentence_piece_model_of_the_folder_that_was_read(model, tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    model.tokenizer.huggingface.save_pretrained(source)
+    (source / "tokenizer.model").write_bytes(b"pieces")
+    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    tokenizer = Tokenizer.from_folder(source, embeddings=model.config.vocab_size)
+    huggingface.save_tokenizer(tokenizer, out, padding_side="left")
+    assert (out / "tokenizer.model").read_bytes() == b"pieces"
+    assert not (out / "pytorch_model.bin").exists()
+    (source / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="git lfs pull"):
+        huggingface.save_tokenizer(tokenizer, out, padding_side="left")
 
 
 def test_exported_tokenizer_pads_with_another_token_than_the_end(exported, model):

@@ -2,6 +2,7 @@ import json
 import os
 from types import SimpleNamespace
 
+import huggingface_hub.constants
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +168,36 @@ def test_of_a_hub_model_no_second_set_of_weights_is_downloaded():
     ]  # fmt: skip
     kept = [*filter_repo_objects(names, allow_patterns=hub.FILES)]
     assert kept == [*names[:3], "adapter_config.json", "tokenizer.json", "chat_template.jinja"]
+
+
+@pytest.fixture
+def repository(monkeypatch, tmp_path):
+    """The folder of a download of owner/quantized, which the hub has just answered."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "download", lambda *asked: "")
+    cached = tmp_path / "models--owner--quantized"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    return cached / "snapshots" / ("0" * 40)
+
+
+@pytest.mark.parametrize("beside", ["README.md", "config.json"])
+def test_a_repository_without_safetensors_says_how_to_name_its_gguf_file(repository, beside):
+    (repository / beside).write_text("{}")
+    with pytest.raises(UserError, match=r"no \*.safetensors; .*MODEL=owner/quantized:FILE.gguf"):
+        hub.find("owner/quantized")
+
+
+def test_a_gguf_file_of_a_repository_is_found_by_its_name(repository):
+    (repository / "small").mkdir()
+    for name in ("q8.gguf", "small/q4.gguf"):
+        (repository / name).write_bytes(b"GGUF")
+        assert hub.find(f"owner/quantized:{name}").read_bytes() == b"GGUF"
+    (repository / "README.md").write_text("no model")
+    for name in ("q2.gguf", "README.md", "small"):
+        with pytest.raises(UserError, match=f"MODEL=owner/quantized:{name}: .* no such GGUF file"):
+            hub.find(f"owner/quantized:{name}")
 
 
 def test_files_that_macos_leaves_are_no_weights(model, folder):
