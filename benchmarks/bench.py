@@ -28,18 +28,21 @@ def main() -> None:
     options.add_argument("--torch-python", type=Path, default=turns.PEER)
     options.add_argument("--data-dir", type=Path)
     options.add_argument("--output", type=Path, help="keep the table in this file")
+    options.add_argument("--folder", type=Path, help="of an earlier call, to go on from")
     args = options.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="bench-"))
+    print(f"`--folder {folder}` goes on where this stops", file=sys.stderr)
     rows, texts = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for script, own in (QUICK if args.quick else dict.fromkeys(SCRIPTS, [])).items():
-            output, kept = Path(folder, f"{script}.txt"), Path(folder, f"{script}.json")
-            own = [*own, "--output", output, "--rows", kept, "--torch-python", args.torch_python]
-            if args.data_dir and script != "bench_gan":
-                own += ["--data-dir", args.data_dir]
-            program = Path(__file__).with_name(f"{script}.py")
+    for script, own in (QUICK if args.quick else dict.fromkeys(SCRIPTS, [])).items():
+        output, kept = folder / f"{script}.txt", folder / f"{script}.json"
+        own = [*own, "--output", output, "--rows", kept, "--torch-python", args.torch_python]
+        if args.data_dir and script != "bench_gan":
+            own += ["--data-dir", args.data_dir]
+        program = Path(__file__).with_name(f"{script}.py")
+        if not kept.exists():
             subprocess.run([sys.executable, program, *own], check=True, stdout=sys.stderr)
-            rows += json.loads(kept.read_text())
-            texts.append(f"## {script}\n\n{detailed(output.read_text())}")
+        rows += json.loads(kept.read_text())
+        texts.append(f"## {script}\n\n{detailed(output.read_text())}")
     lines = [f"* {line}" for line in turns.circumstances().splitlines()]
     parts = ["# Speed", "\n".join(lines), table(rows), *texts]
     turns.keep("\n\n".join(parts), args.output)

@@ -1,10 +1,11 @@
-"""Seconds and memory of a PPO step beside TRL's: `python benchmarks/bench_ppo.py`.
+"""Seconds and memory of a PPO step beside PyTorch's: `python benchmarks/bench_ppo.py`.
 
-The peer is the last TRL with a PPO trainer, as it comes: a policy, a value model that is trained
+One peer is the last TRL with a PPO trainer, as it comes: a policy, a value model that is trained
 whole, a reward model, and a reference unless the policy has adapters; with `bf16=True` and without.
 All sides start from the same weights and see the same prompts. What TRL lets one choose is chosen
-in its favour: no gradient checkpointing, and it generates and scores a whole batch at once.
-Generation is transformers' `generate`, with weights in bfloat16 or in float32.
+in its favour: no gradient checkpointing, and it generates and scores a whole batch at once. The
+other is a step as one writes it for speed with transformers (`transformers_ppo.py`). Generation is
+transformers' `generate`, with weights in bfloat16 or in float32.
 """
 
 import argparse
@@ -16,13 +17,29 @@ import os
 import statistics
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import turns
 
+LORA = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.2, "target_modules": ["q_proj", "v_proj"]}
+
+
+class Part(NamedTuple):
+    work: str
+    peer: str
+    lora: dict | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.work}, beside {self.peer}"
+
+
 PARTS = {
-    "full": "A PPO step beside TRL's, every weight trained; jax scores within its update",
-    "lora": "A PPO step beside TRL's, LoRA on q_proj and v_proj; jax scores within its update",
-    "generation": "Generation, no response ends early",
+    "full": Part("PPO, every weight", "TRL's"),
+    "lora": Part("PPO, LoRA", "TRL's", LORA),
+    "full-transformers": Part("PPO, every weight", "one written with transformers"),
+    "lora-transformers": Part("PPO, LoRA", "one written with transformers", LORA),
+    "generation": Part("Generation, no response ends early", "transformers' generate"),
 }
 GENERATION_TURNS = 3  # of more than eight thousand tokens each
 PHASES = ("sampling", "scoring", "update")
@@ -67,14 +84,16 @@ def report(part: str, folder: Path, answers: dict) -> tuple[str, dict]:
         said = "matrix products alone at the peak: " + ", ".join(
             f"{side} {bound:.0f} new tokens/s" for side, bound in bounds.items()
         )
-        speeds = {f"{PARTS[part]}, {what}": speed for what, speed in speeds.items()}
+        speeds = {f"{PARTS[part].work}, {what}": speed for what, speed in speeds.items()}
     else:
         columns = {"seconds a step": lambda a: sum(a.get(phase, 0) for phase in PHASES)}
         columns |= {phase: operator.methodcaller("get", phase) for phase in PHASES}
-        speeds = {f"PPO, {part}, steps/s": lambda a: 1 / columns["seconds a step"](a)}
+        speeds = {f"{PARTS[part].title}, steps/s": lambda a: 1 / columns["seconds a step"](a)}
         memory = {side: turns.memory(turn) for side, turn in answers.items()}
-        said = "peak memory: " + ", ".join(f"{side} {gb:.2f} GB" for side, gb in memory.items())
-    return f"## {PARTS[part]}\n\n{turns.table(answers, columns)}\n\n{said}", speeds
+        said = "jax scores within its update; peak memory: " + ", ".join(
+            f"{side} {gb:.2f} GB" for side, gb in memory.items()
+        )
+    return f"## {PARTS[part].title}\n\n{turns.table(answers, columns)}\n\n{said}", speeds
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -115,13 +134,13 @@ def jax_side(args: argparse.Namespace):
     from rlhf_jax.ppo.rollout import Frozen, Static, draw
     from rlhf_jax.ppo.update import update
 
-    model = turns.loaded(args)
+    model, lora = turns.loaded(args), PARTS[args.parts[0]].lora
     version = {"version": f"jax {jax.__version__} on {jax.devices()[0].platform}"}
     if args.parts == ["generation"]:
         return version | jax_generation(model, args)
     rows = np.array(prompts_of(args), np.int32)
     cfg = PPOConfig(
-        lora=LoRAConfig() if args.parts == ["lora"] else None, batch=args.batch,
+        lora=LoRAConfig() if lora else None, batch=args.batch,
         forward_batch=args.forward_batch, passes=1, inner_epochs=args.inner_epochs,
         prompts=len(rows), prompt_tokens=rows.shape[1], response_tokens=args.response_tokens,
         approx_kl_limit=math.inf,  # the peer has none: all inner epochs run
@@ -208,36 +227,33 @@ def generation_flops(model, args: argparse.Namespace) -> float:
 
 
 def torch_side(args: argparse.Namespace):
-    """Two steps of TRL's trainer, of which the second is measured."""
+    """Two steps of the peer, of which the second is measured."""
     import peft
     import torch
     import transformers
     import trl
-    from datasets import Dataset
-    from trl.experimental import ppo
 
     torch.set_num_threads(os.cpu_count())
+    half = turns.precision(args) == "bfloat16"
     versions = (f"{module.__name__} {module.__version__}" for module in (torch, transformers, trl))
     version = {"version": ", ".join(versions)}
-
-    half = turns.precision(args) == "bfloat16"
 
     def read(kind: str, name: str, dtype=torch.float32):
         kind = getattr(transformers, f"AutoModelFor{kind}")
         return kind.from_pretrained(args.folder / name, dtype=dtype)
 
-    if args.parts == ["generation"]:
+    part, lora = args.parts[0], PARTS[args.parts[0]].lora
+    if part == "generation":
         model = read("CausalLM", "policy", torch.bfloat16 if half else torch.float32)
         return version | torch_generation(model, args)
-    adapters = args.parts == ["lora"]
     rows = prompts_of(args)
-    lora = peft.LoraConfig(
-        r=8,
-        lora_alpha=32,
-        lora_dropout=0.2,
-        target_modules=["q_proj", "v_proj"],
-        task_type="CAUSAL_LM",
-    )
+    if part.endswith("transformers"):
+        import transformers_ppo
+
+        return version | transformers_ppo.measure(args, rows, lora)
+    from datasets import Dataset
+    from trl.experimental import ppo
+
     settings = ppo.PPOConfig(
         output_dir=str(args.folder / "trl"), use_cpu=True, bf16=half, report_to="none",
         save_strategy="no", num_sample_generations=0, gradient_checkpointing=False,
@@ -252,11 +268,11 @@ def torch_side(args: argparse.Namespace):
         settings,
         processing_class=transformers.AutoTokenizer.from_pretrained(args.folder / "policy"),
         model=read("CausalLM", "policy"),
-        ref_model=None if adapters else read("CausalLM", "policy"),
+        ref_model=None if lora else read("CausalLM", "policy"),
         reward_model=read("SequenceClassification", "reward"),
         value_model=read("SequenceClassification", "reward"),
         train_dataset=Dataset.from_dict({"input_ids": rows}),
-        peft_config=lora if adapters else None,
+        peft_config=peft.LoraConfig(**lora, task_type="CAUSAL_LM") if lora else None,
         callbacks=[phases],
     )
     trainer.train()

@@ -166,16 +166,18 @@ def require(python: Path, modules: Iterable[str]) -> None:
 
 
 def take_turns(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, list[Answer]]:
-    """What each side measured in all its turns."""
+    """What each side measured in all its turns, of which the first compiles JAX's programs."""
     answers: dict[str, list[Answer]] = {side: [] for side in commands}
-    for turn in range(turns):
-        for side, command in commands.items():
-            words = [*command, "--turn", str(turn)]
-            done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment())
-            if done.returncode or not done.stdout:
-                sys.exit(f"{side}: stopped without an answer; its own message is above")
-            print(f"{side}: {done.stdout.strip()}", file=sys.stderr)
-            answers[side].append(json.loads(done.stdout))
+    with tempfile.TemporaryDirectory() as compiled:
+        shared = environment() | {"JAX_COMPILATION_CACHE_DIR": compiled}
+        for turn in range(turns):
+            for side, command in commands.items():
+                words = [*command, "--turn", str(turn)]
+                done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=shared)
+                if done.returncode or not done.stdout:
+                    sys.exit(f"{side}: stopped without an answer; its own message is above")
+                print(f"{side}: {done.stdout.strip()}", file=sys.stderr)
+                answers[side].append(json.loads(done.stdout))
     return answers
 
 

@@ -29,7 +29,7 @@ def test_ours_is_compared_turn_by_turn_with_the_faster_of_the_peer_s_sides():
 
 def test_the_peer_s_side_needs_neither_jax_nor_this_project():
     """It runs on an environment of its own, with `turns` beside it."""
-    for name in ("bench_reward", "bench_ppo", "bench_gan", "turns"):
+    for name in ("bench_reward", "bench_ppo", "bench_gan", "transformers_ppo", "turns"):
         text = (FOLDER / f"{name}.py").read_text()
         foreign = ("import jax", "from rlhf_jax", "from gan_jax", "from experiment_runs")
         assert not [line for line in text.splitlines() if line.startswith(foreign)], name
