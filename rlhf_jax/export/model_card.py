@@ -28,6 +28,8 @@ POLICY_LIMITS = (
     "Longer answers tend to be rewarded: compare at equal length.",
     "It knows no more than the model that it started from, and invents as freely.",
     "The value head of the training is not part of the export.",
+    "`max_new_tokens` in `generation_config.json` is the length of the training. vLLM's server "
+    "takes it as a limit for all requests; `--override-generation-config` raises it.",
 )
 
 

@@ -177,7 +177,9 @@ def test_card_states_what_it_is_and_what_it_cannot_do(exported):
     assert result["metrics"][0]["value"] == (0.71 if run.stage in REWARD_STAGES else 0.3)
     assert "| learning_rate | " in body and "| seed | 0 |" in body
     assert ("0.43" in body) == (run.stage in REWARD_STAGES)
-    assert "onger answer" in body.split("## Limits")[1]
+    limits = body.split("## Limits")[1]
+    assert "onger answer" in limits
+    assert ("max_new_tokens" in limits) == (run.stage not in REWARD_STAGES)
 
 
 def test_base_model_without_a_hub_id_is_not_named_as_one(model, tmp_path, monkeypatch):
