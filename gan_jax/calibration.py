@@ -1,7 +1,8 @@
 """Which detector catches what: every detector on image sets whose defect is known.
 
-The scenarios are real images against real images, other real images, real images with a planted
-defect or merely blurred, a generator collapsed on purpose, and at last the trained generator. Each
+The scenarios are real images against real images, other real images, real images with noise or
+blurred, as much as it takes for the trained generator's FID, real images with a planted defect, a
+generator collapsed on purpose, and at last the trained generator. Each
 detector is computed on several draws of each. For every draw the held-out images are divided anew
 at random: "real" takes one half, every other scenario the other, so that "real" and "real, other
 images" differ by chance alone. A detector catches a scenario when the differences to "real", draw
@@ -25,15 +26,16 @@ from gan_jax.data import ImageSet
 from gan_jax.features import FeatureSpace, flat
 from gan_jax.training import to_unit
 
-NOISE = 0.3  # standard deviation, pixels are in [-1, 1]; about a trained generator's FID
+MOST_NOISE = 1.0  # standard deviation, pixels are in [-1, 1]
+MOST_BLUR = 0.2  # standard deviation, of an image's side
 MODES = 10  # images or latents that a collapsed set consists of
-BLUR = 0.7  # standard deviation in pixels of a 28 pixel image: no mode lost, less detail
 AGAIN = "real, other images"
 LEVEL = 0.05  # of all tests together
 TWIN_QUANTILE = 0.05  # share of real images that count as having a twin
 
 Images = Float[np.ndarray, "item height width channels"]  # in [-1, 1]
 Bytes = UInt8[np.ndarray, "real height width channels"]
+Generate = Callable[[Float[np.ndarray, "image latent"]], Images]
 Scenario = Callable[[np.random.Generator, np.ndarray, int], Images]
 """Draws so many images, real ones from the held-out ones with these indices."""
 
@@ -67,8 +69,65 @@ def pick(images: Bytes, random: np.random.Generator, count: int) -> Images:
     return to_unit(images[random.choice(len(images), count, replace=len(images) < count)])
 
 
+def noisy(pixels: Images, noise: np.ndarray) -> Images:
+    """Clipped to what pixels can be."""
+    return (pixels + noise).clip(-1, 1).astype(np.float32)
+
+
+def blurred(pixels: Images, deviation: float) -> Images:
+    """Through a Gaussian filter, its deviation as a share of the side: details go, no mode does."""
+    blur = deviation * pixels.shape[1]
+    return ndimage.gaussian_filter(pixels, (0, blur, blur, 0))
+
+
+class Matched(NamedTuple):
+    """How much noise and blur it takes for real images to have a generator's FID."""
+
+    fid: float
+    noise: float  # standard deviation
+    blur: float  # standard deviation, as a share of the side
+
+
+def matched(
+    fid: float,
+    images: ImageSet,
+    real: RealImages,
+    space: FeatureSpace,
+    random: np.random.Generator,
+    *,
+    steps: int,
+) -> Matched:
+    """Searches noise and blur by halving the range that they lie in, so many times.
+
+    Args:
+      fid: of the generator; beyond what the most noise or blur makes, that most is taken.
+      images: real ones, of which held-out ones are distorted.
+      real: how many make a draw.
+      space: where the FID is measured.
+      random: draws images and noise.
+      steps: how many halvings.
+    """
+    reference = space.embed(pick(images.train, random, real.count))[0]
+    pixels = pick(images.held_out[: real.pool], random, real.count)
+    noise = random.normal(size=pixels.shape)
+
+    def searched(distorted, high):
+        low = 0.0
+        for _ in range(steps):
+            middle = (low + high) / 2
+            found = detectors.frechet_distance(space.embed(distorted(middle))[0], reference)
+            low, high = (middle, high) if found < fid else (low, middle)
+        return high
+
+    return Matched(
+        fid,
+        searched(lambda deviation: noisy(pixels, deviation * noise), MOST_NOISE),
+        searched(lambda deviation: blurred(pixels, deviation), MOST_BLUR),
+    )
+
+
 def scenarios(
-    images: ImageSet, generate: Callable[[Float[np.ndarray, "image latent"]], Images], latents: int
+    images: ImageSet, generate: Generate, latents: int, strengths: Matched
 ) -> dict[str, Scenario]:
     """The image sets by name, "real" first and "generated" last.
 
@@ -76,19 +135,19 @@ def scenarios(
       images: real ones, of which the held-out ones with the given indices are drawn.
       generate: maps latents to images.
       latents: length of a latent.
+      strengths: of the noise and of the blur in the sets that have them.
     """
     held_out = images.held_out
-    blur = BLUR * held_out.shape[1] / 28
 
     def real(random, own, count):
         return pick(held_out[own], random, count)
 
-    def noisy(random, own, count):
+    def with_noise(random, own, count):
         drawn = real(random, own, count)
-        return (drawn + NOISE * random.normal(size=drawn.shape)).clip(-1, 1).astype(np.float32)
+        return noisy(drawn, strengths.noise * random.normal(size=drawn.shape))
 
-    def blurred(random, own, count):
-        return ndimage.gaussian_filter(real(random, own, count), (0, blur, blur, 0))
+    def with_blur(random, own, count):
+        return blurred(real(random, own, count), strengths.blur)
 
     def repeated(random, own, count):
         return real(random, own, MODES)[random.integers(MODES, size=count)]
@@ -98,7 +157,7 @@ def scenarios(
         return generate(modes + 0.05 * random.normal(size=modes.shape))
 
     sets: dict[str, Scenario] = {
-        "real": real, AGAIN: real, "real + noise": noisy, "real, blurred": blurred,
+        "real": real, AGAIN: real, "real + noise": with_noise, "real, blurred": with_blur,
     }  # fmt: skip
     if images.classes:
         labels = images.held_out_labels.argmax(axis=1)

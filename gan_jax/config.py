@@ -29,10 +29,11 @@ class EvidenceConfig:
     draws: int = 10
     neighbours: int = 5  # k in precision, recall, density and coverage
     classifier_steps: int = 1500  # of batches of 128; the classifier's features measure distances
+    matching_steps: int = 10  # halvings in the search for the noise and blur of the generator's FID
 
     def __post_init__(self):
         check_types(self)
-        check_positive(self, "classifier_steps")
+        check_positive(self, "classifier_steps", "matching_steps")
         if self.draws < 2:
             raise UserError(f"draws is {self.draws}; an interval needs at least 2")
         if not 1 <= self.neighbours < self.images:

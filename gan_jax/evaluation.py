@@ -1,6 +1,6 @@
 """Evidence about trained networks: everything that the report shows of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,9 @@ from gan_jax.data import ImageSet
 from gan_jax.features import FeatureSpace, feature_space, flat
 from gan_jax.training import GRID_SHAPE, Definitions, State, evaluated, to_bytes, to_unit
 
-CLASSIFIER, EVIDENCE, DRAWS = range(10, 13)  # random streams, apart from those of training
+CLASSIFIER, EVIDENCE, DRAWS, MATCHING = range(
+    10, 14
+)  # random streams, apart from those of training
 RESAMPLES = 1000  # of the bootstrap
 FEWEST_PAIRS = 10  # of images of a class, from which on an interval of their mean is worth its name
 
@@ -39,7 +41,8 @@ def evaluate(
         return evaluated(networks.discriminator, state.discriminator, pixels)[0]
 
     real = calibration.real_images(images, random, cfg.evidence)
-    sets = calibration.scenarios(images, generate, cfg.latents)
+    strengths = matched_strengths(cfg, images, generate, real, space)
+    sets = calibration.scenarios(images, generate, cfg.latents, strengths)
     values = calibration.measured(sets, real, space, cfg.evidence, [cfg.seed, DRAWS])
     held_out = to_unit(images.held_out)
     train = calibration.pick(images.train, random, len(held_out))
@@ -57,6 +60,7 @@ def evaluate(
     summary = {
         "feature_space": space.name,
         "classifier": space.accuracy,
+        "matched": strengths._asdict(),
         "detectors": calibration.calibration_table(values),
         "birthday": calibration.birthday_table(values, real.count),
         **class_summaries(images, space, held_out, generated, cfg.evidence.images, random),
@@ -64,6 +68,22 @@ def evaluate(
         "scores": scores_summary(scores, random),
     }
     return summary, {name: to_bytes(grid) for name, grid in grids.items()}
+
+
+def matched_strengths(
+    cfg: GANConfig,
+    images: ImageSet,
+    generate: calibration.Generate,
+    real: RealImages,
+    space: FeatureSpace,
+) -> calibration.Matched:
+    """How much noise and blur it takes for real images to have the generator's FID."""
+    random = np.random.default_rng([cfg.seed, MATCHING])
+    generated = generate(random.normal(size=(real.count, cfg.latents)))
+    reference = calibration.pick(images.train, random, real.count)
+    fid = detectors.frechet_distance(space.embed(generated)[0], space.embed(reference)[0])
+    steps = cfg.evidence.matching_steps
+    return calibration.matched(fid, images, real, space, random, steps=steps)
 
 
 def class_summaries(
@@ -199,7 +219,7 @@ def scores_summary(
 
 
 def interpolation(
-    generate: Callable, random: np.random.Generator, latents: int
+    generate: calibration.Generate, random: np.random.Generator, latents: int
 ) -> Float[np.ndarray, "rows columns height width channels"]:
     """Each row walks from one latent to another on the sphere: smooth change is a good sign,
     jumps between a few images are a sign of memorisation or collapse."""

@@ -78,21 +78,40 @@ def reactions(run: Run) -> dict[str, dict[str, bool]]:
     return {name: caught.get(name, {}) for name in rows["scenario"].unique()}
 
 
+def beyond_blur(run: Run) -> dict[str, dict[str, bool]]:
+    """The reactions that go further than those to real images that are merely blurred: the
+    intervals of the means lie apart. None in a run without blurred ones."""
+    rows = detector_results(run)
+    blurred = rows[rows["scenario"].str.contains(BLURRED)].set_index("detector")
+    means = rows.set_index(["scenario", "detector"])
+
+    def further(scenario, name, above):
+        own, blur = means.loc[(scenario, name)], blurred.loc[name]
+        return own["low"] > blur["high"] if above else own["high"] < blur["low"]
+
+    return {
+        scenario: {
+            name: above
+            for name, above in own.items()
+            if len(blurred) and further(scenario, name, above)
+        }
+        for scenario, own in reactions(run).items()
+    }
+
+
 def collapse_detectors(run: Run) -> list[str]:
-    """Detectors that go one way on both planted collapses, that way on nothing else planted, and
-    no way on real images that are merely blurred; none in a run without blurred ones."""
-    collapses, others, blurred = [], [], None
-    for scenario, own in reactions(run).items():
-        if any(word in scenario for word in COLLAPSED):
-            collapses.append(set(own.items()))
-        elif BLURRED in scenario:
-            blurred = set(own)
-        elif scenario != GENERATED:
-            others.append(set(own.items()))
-    if blurred is None:
-        return []
-    found = set.intersection(*collapses).difference(*others)
-    return sorted(name for name, _ in found if name not in blurred)
+    """Detectors that go one way on both planted collapses, further than blur moves them, and that
+    way on nothing else planted; none in a run without blurred real images."""
+    further = beyond_blur(run)
+    collapses = [
+        set(own.items()) for name, own in further.items() if any(word in name for word in COLLAPSED)
+    ]
+    others = [
+        set(own.items())
+        for name, own in reactions(run).items()
+        if name != GENERATED and not any(word in name for word in (*COLLAPSED, BLURRED))
+    ]
+    return sorted(name for name, _ in set.intersection(*collapses).difference(*others))
 
 
 def rule_reading(run: Run) -> str:
@@ -117,12 +136,14 @@ def rule_reading(run: Run) -> str:
 
 
 def collapse_table(run: Run) -> pd.DataFrame:
-    """The trained generator between real images and the one collapsed on purpose, by the
-    detectors of collapse: means with their intervals, and where draws of real images fall."""
+    """The trained generator between real images, sharp and blurred, and the one collapsed on
+    purpose, by the detectors of collapse: means with intervals, and where real draws fall."""
     rows = detector_results(run).set_index(["scenario", "detector"])
-    found = reactions(run)
+    found = beyond_blur(run)
     moved = found[GENERATED]
-    collapsed = next(name for name in found if COLLAPSED[1] in name)
+    collapsed, blurred = (
+        next((name for name in found if word in name), "") for word in (COLLAPSED[1], BLURRED)
+    )
     shown = []
     for name in collapse_detectors(run):
         own = rows.loc[(GENERATED, name)]
@@ -130,6 +151,7 @@ def collapse_table(run: Run) -> pd.DataFrame:
             {
                 "detector": name,
                 "draws of real images": f"{own['real_low']:.3g} to {own['real_high']:.3g}",
+                "real, blurred": mean_with_interval(rows.loc[(blurred, name)]),
                 "generated": mean_with_interval(own),
                 "collapsed on purpose": mean_with_interval(rows.loc[(collapsed, name)]),
                 "moves alike": "yes" if moved.get(name) == found[collapsed][name] else "no",
@@ -139,13 +161,23 @@ def collapse_table(run: Run) -> pd.DataFrame:
 
 
 def noise_reading(run: Run) -> str:
-    """How strong the planted noise is, measured by the FID."""
+    """How strong the planted noise and blur are, measured by the FID."""
     rows = detector_results(run)
     fid = rows[rows["detector"] == DETECTOR_NAMES["fid"]].set_index("scenario")["mean"]
-    noisy = fid[next(name for name in fid.index if NOISE in name)]
+    moved = [(word, name) for word in (NOISE, BLURRED) for name in fid.index if word in name]
+    words = " and ".join(f"{short(fid[name])} ({word})" for word, name in moved)
+    text = (
+        f"They move the FID from {short(fid[REAL])} to {words}; the trained generator has "
+        f"{short(fid[GENERATED])}."
+    )
+    strengths = run.summary.get("matched")
+    if not strengths:
+        return text
     return (
-        f"The noise moves the FID from {short(fid[REAL])} to {short(noisy)}; the trained "
-        f"generator has {short(fid[GENERATED])}."
+        "Noise and blur are as strong as they must be for real images to lie as far from real "
+        "ones as the generated ones do: standard deviations of "
+        f"{strengths['noise'] / 2:.1%} of the pixels' range and {strengths['blur']:.1%} of the "
+        f"images' side. {text}"
     )
 
 
@@ -169,13 +201,14 @@ def planted_defects_reading(run: Run) -> str:
     if blurred:
         text += (
             f" Real images that are merely blurred, with no mode lost, move {listed(blurred)}: "
-            "what these say of the trained generator may be its lack of detail."
+            "what these say of the trained generator may be its lack of detail, where they do not "
+            "move further."
         )
     own = collapse_detectors(run)
     if own:
         text += (
-            f" Both collapses, and neither blur nor anything else in the same direction, move "
-            f"{listed(own)}."
+            f" Both collapses move {listed(own)}, further than blur does, and nothing else that "
+            "was planted moves them that way."
         )
     return text
 
@@ -190,8 +223,9 @@ def collapse_reading(run: Run) -> str:
         )
     if not own:
         return "No detector tells collapse from the other defects here: there is no verdict."
-    towards = next(found for name, found in reactions(run).items() if COLLAPSED[1] in name)
-    text, moved = moved_alike(run, own, towards)
+    further = beyond_blur(run)
+    towards = next(found for name, found in further.items() if COLLAPSED[1] in name)
+    text, moved = moved_alike(further[GENERATED], own, towards, "that way further than blur")
     if not moved:
         verdict = "no mode collapse of this kind is seen"
     elif len(moved) == len(own):
@@ -202,18 +236,14 @@ def collapse_reading(run: Run) -> str:
 
 
 def moved_alike(
-    run: Run, detectors: Sequence[str], towards: Mapping[str, bool]
+    found: Mapping[str, bool], detectors: Sequence[str], towards: Mapping[str, bool], how: str
 ) -> tuple[str, list[str]]:
     """Which detectors move on the trained generator the way that they move on a planted defect."""
-    found = reactions(run)[GENERATED]
     moved = [name for name in detectors if found.get(name) == towards[name]]
     still = [name for name in detectors if name not in moved]
     if not moved:
-        return (
-            f"On the trained generator {listed(still)} {verb('do', still)} not move that way.",
-            [],
-        )
-    text = f"On the trained generator {listed(moved)} {verb('move', moved)} the same way"
+        return (f"On the trained generator {listed(still)} {verb('do', still)} not move {how}.", [])
+    text = f"On the trained generator {listed(moved)} {verb('move', moved)} {how}"
     return text + (f", {listed(still)} {verb('do', still)} not." if still else "."), moved
 
 
@@ -228,7 +258,7 @@ def copying_reading(run: Run) -> str:
     if not towards:
         return "Copies of training images are caught by no detector: recitation would go unseen."
     own = list(towards)
-    text, moved = moved_alike(run, own, towards)
+    text, moved = moved_alike(reactions(run)[GENERATED], own, towards, "the same way")
     verdict = "signs of recitation" if moved else "no recitation is seen"
     return f"Copies of training images are caught by {listed(own)}. {text} Verdict: {verdict}."
 

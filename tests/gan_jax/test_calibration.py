@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gan_jax import calibration
+from gan_jax import calibration, detectors
 from gan_jax.calibration import RealImages
 from gan_jax.config import EvidenceConfig
 from gan_jax.features import FeatureSpace, feature_space
 from gan_jax.training import to_unit
 
 CFG = EvidenceConfig(images=80, draws=12)
+STRENGTHS = calibration.Matched(fid=0.0, noise=0.3, blur=0.025)
 
 
 def embed(images):
@@ -35,7 +36,7 @@ def imitation(latents):
 def values(squares):
     space = FeatureSpace("means", embed, {})
     real = calibration.real_images(squares, np.random.default_rng(0), CFG)
-    sets = calibration.scenarios(squares, imitation, latents=16)
+    sets = calibration.scenarios(squares, imitation, 16, STRENGTHS)
     return calibration.measured(sets, real, space, CFG, [0])
 
 
@@ -74,11 +75,43 @@ def test_real_and_other_real_images_share_no_image_in_any_draw(squares):
 
 
 def test_blurred_real_images_lose_detail_and_no_image(squares):
-    sets = calibration.scenarios(squares, imitation, latents=16)
+    sets = calibration.scenarios(squares, imitation, 16, STRENGTHS)
     own = np.arange(30)
     sharp, blurred = (sets[n](np.random.default_rng(0), own, 20) for n in ("real", "real, blurred"))
     np.testing.assert_allclose(blurred.mean(axis=(1, 2)), sharp.mean(axis=(1, 2)), atol=0.01)
     assert np.abs(np.diff(blurred, axis=1)).mean() < 0.6 * np.abs(np.diff(sharp, axis=1)).mean()
+
+
+def rough(images):
+    """Deviations of rows of pixels as features: noise raises them, blur lowers them."""
+    return images.std(axis=2).reshape(len(images), -1), None
+
+
+def test_noise_and_blur_are_as_far_from_real_images_as_the_generator(squares):
+    space = FeatureSpace("deviations", rough, {})
+    real = calibration.real_images(squares, np.random.default_rng(0), CFG)
+    held_out, train = (
+        calibration.pick(images, np.random.default_rng(0), 80)
+        for images in (squares.held_out[: real.pool], squares.train)
+    )
+    reference = space.embed(train)[0]
+
+    def fid(pixels):
+        return detectors.frechet_distance(space.embed(pixels)[0], reference)
+
+    wanted = fid(calibration.blurred(held_out, 0.02))
+    assert wanted > 1.5 * fid(held_out)
+    random = np.random.default_rng(0)
+    found = calibration.matched(wanted, squares, real, space, random, steps=8)
+    noise = found.noise * random.normal(size=held_out.shape)
+    for name, pixels in (
+        ("noise", calibration.noisy(held_out, noise)),
+        ("blur", calibration.blurred(held_out, found.blur)),
+    ):
+        assert fid(pixels) == pytest.approx(wanted, rel=0.3), name
+    assert found.blur == pytest.approx(0.02, rel=0.3)
+    far = calibration.matched(np.inf, squares, real, space, random, steps=2)
+    assert far == (np.inf, calibration.MOST_NOISE, calibration.MOST_BLUR)
 
 
 def drawn_table(shift, seed, draws=10):
@@ -155,7 +188,7 @@ def test_without_labels_no_detector_needs_a_class(squares):
     sample = to_unit(squares.held_out[:20])
     found = calibration.measure(sample, space.embed(sample), space.embed(sample), real, 3, random)
     assert "class_divergence" not in found and found["fid"] == pytest.approx(0, abs=1e-3)
-    names = calibration.scenarios(unlabelled, lambda latents: sample, 4)
+    names = calibration.scenarios(unlabelled, lambda latents: sample, 4, STRENGTHS)
     assert not any(name.startswith("without") for name in names)
 
 
@@ -195,7 +228,7 @@ def test_of_images_of_one_class_no_class_is_left_out(squares):
     one = np.zeros_like(squares.held_out_labels)
     one[:, 0] = 1
     images = dataclasses.replace(squares, held_out_labels=one)
-    names = calibration.scenarios(images, imitation, 16)
+    names = calibration.scenarios(images, imitation, 16, STRENGTHS)
     assert not any(name.startswith("without") for name in names)
 
 

@@ -1,6 +1,7 @@
 """What the GAN's chapter says follows from the table of its detectors, whatever stands there."""
 
 import json
+import pathlib
 import types
 
 import pytest
@@ -56,12 +57,33 @@ def test_detectors_of_collapse_move_with_both_collapses_and_so_with_nothing_else
     assert list(table["moves alike"]) == ["no", "yes"]
 
 
-def test_what_blur_alone_moves_says_nothing_of_collapse(told):
-    run = told(MOVED | {"twins": (0, 0, 4, 0, 9, 9, 9)})
-    assert mode_collapse.collapse_detectors(run) == ["birthday size"]
-    assert "move twins: what these say" in mode_collapse.planted_defects_reading(run)
-    downwards = told(MOVED | {"twins": (0, 0, -4, 0, 9, 9, 9)})
-    assert mode_collapse.collapse_detectors(downwards) == ["birthday size"]
+def test_what_blur_alone_moves_as_far_says_nothing_of_collapse(told):
+    as_far = told(MOVED | {"twins": (0, 0, 9, 0, 9, 9, 9)})
+    assert mode_collapse.collapse_detectors(as_far) == ["birthday size"]
+    assert "move twins: what these say" in mode_collapse.planted_defects_reading(as_far)
+    nearer = told(MOVED | {"twins": (0, 0, 4, 0, 9, 9, 9)})
+    assert mode_collapse.collapse_detectors(nearer) == ["birthday size", "twins"]
+    assert "twins moves that way further than blur" in mode_collapse.collapse_reading(nearer)
+
+
+def test_a_generator_that_moves_no_further_than_blur_has_not_collapsed(told):
+    """Its twins are more than those of real images: as many as blur makes."""
+    run = told({"twins": (0, 0, 4, 0, 9, 9, 4), "birthday": (0, 0, -4, 0, -9, -9, -3)})
+    assert mode_collapse.collapse_detectors(run) == ["birthday size", "twins"]
+    assert "no mode collapse of this kind is seen" in mode_collapse.collapse_reading(run)
+    table = mode_collapse.collapse_table(run)
+    assert list(table["moves alike"]) == ["no", "no"]
+    assert list(table["real, blurred"]) == ["-4 [-4.1, -3.9]", "4 [3.9, 4.1]"]
+
+
+def test_the_strength_of_noise_and_blur_is_said_where_it_was_matched(told):
+    old = mode_collapse.noise_reading(told(MOVED))
+    assert (
+        old == "They move the FID from 0 to 7 (noise) and 0 (blurred); the trained generator has 7."
+    )
+    matched = told(MOVED, matched={"fid": 7.0, "noise": 0.2, "blur": 0.041})
+    words = "10.0% of the pixels' range and 4.1% of the images' side"
+    assert words in mode_collapse.noise_reading(matched)
 
 
 def test_a_run_of_the_old_rule_says_so_and_concludes_nothing(told):
@@ -74,7 +96,7 @@ def test_a_run_of_the_old_rule_says_so_and_concludes_nothing(told):
 def test_the_reading_names_who_reacts_to_the_trained_generator_and_who_does_not(told):
     text = mode_collapse.collapse_reading(told(MOVED))
     assert text.startswith(
-        "On the trained generator twins moves the same way, birthday size does not."
+        "On the trained generator twins moves that way further than blur, birthday size does not."
     )
 
 
@@ -85,7 +107,7 @@ def test_the_reading_names_who_reacts_to_the_trained_generator_and_who_does_not(
         ({"birthday": (0, 5, 0, 0, -9, -9, 5)}, "variety is lost in part"),
         (
             {"birthday": (0, 5, 0, 0, -9, -9, -5)},
-            "and twins move the same way. Verdict: every",
+            "and twins move that way further than blur. Verdict: every",
         ),
         (
             {"twins": (0, 9, 0, 0, 9, 9, 9), "birthday": (0, 0, 0, 0, 0, 9, 9)},
@@ -139,32 +161,38 @@ def test_only_intervals_that_lie_apart_are_read_as_a_difference(told):
     assert "no labels" in mode_collapse.class_table(told(MOVED, x=[]), "x").to_string()
 
 
-def with_twins(share, **others):
-    """A finished training of whose images this share has a twin; shares of other scenarios."""
-    shares = {mode_collapse.GENERATED: share, **others}
-    rows = [
-        {"scenario": name, "detector": "twins", "mean": x, "low": x - 0.01, "high": x + 0.01}
-        for name, x in shares.items()
-    ]
-    return types.SimpleNamespace(summary={"detectors": rows})
+def with_twins(name, share, scenario=mode_collapse.GENERATED):
+    """What is known of a training, or of blurred images, of which this share has a twin."""
+    row = {"scenario": scenario, "detector": "twins", "mean": share}
+    rows = [row | {"low": share - 0.01, "high": share + 0.01}]
+    path = pathlib.Path(name)
+    return types.SimpleNamespace(summary={"detectors": rows}, path=path)
 
 
 def test_a_long_training_has_collapsed_where_most_of_its_images_have_a_twin_beyond_blur():
-    few = with_twins(0.09, **{long_trainings.BLURRED: 0.13})
-    runs = {"plain": with_twins(0.69), "augmentation": with_twins(0.21), "spectral norm": few}
-    assert long_trainings.reading(runs) == (
-        "Of real images that are merely blurred 13% have a twin; of “plain” 69%, the training has "
-        "collapsed; of “augmentation” 21%, variety is lost; of “spectral norm” 9%, no more than "
-        "blur makes."
-    )
-    few = with_twins(0.09, **{long_trainings.BLURRED: 0.68})
-    assert "“plain” 69%, no more than blur makes" in long_trainings.reading(
-        runs | {"spectral norm": few}
+    shares = {"plain": (0.69, 0.22), "augmentation": (0.21, 0.12), "spectral norm": (0.09, 0.85)}
+    runs = {name: with_twins(name, own) for name, (own, _) in shares.items()}
+    blurred = {
+        name: with_twins(name, blur, long_trainings.BLURRED).summary
+        for name, (_, blur) in shares.items()
+    }
+    assert long_trainings.reading(runs, blurred) == (
+        "The share of images that have a twin, in brackets that of real images blurred to the same "
+        "FID: of “plain” 69% (22%), the training has collapsed; of “augmentation” 21% (12%), "
+        "variety is lost; of “spectral norm” 9% (85%), no more than blur makes."
     )
 
 
-def test_the_committed_long_trainings_stand_beside_real_images():
-    runs = long_trainings.committed()
+def test_the_committed_long_trainings_stand_beside_real_images_of_the_same_fid():
+    runs, blurred = long_trainings.committed(), long_trainings.matched_blur()
     table = long_trainings.table(runs)
-    assert list(table["images"]) == ["real images", "real images, blurred", *runs]
-    assert next(iter(runs)) == "plain, 1,000 epochs"
+    assert next(iter(runs)) == "plain, 1,000 epochs" and len(table) == 1 + 2 * len(runs)
+    for name, run in runs.items():
+        own, blur = (
+            long_trainings.by_detector(found, scenario)["fid"]["mean"]
+            for found, scenario in (
+                (run.summary, long_trainings.GENERATED),
+                (blurred[run.path.name], long_trainings.BLURRED),
+            )
+        )
+        assert blur == pytest.approx(own, rel=0.1), name
