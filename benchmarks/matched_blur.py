@@ -38,7 +38,7 @@ def main() -> None:
         random = np.random.default_rng([0, MATCHING])
         strengths = calibration.matched(fid, images, real, space, random, steps=cfg.matching_steps)
         sets = calibration.scenarios(images, no_generator, 0, strengths)
-        own = {name: sets[name] for name in (long_trainings.REAL, long_trainings.BLURRED)}
+        own = {name: sets[name] for name in (long_trainings.REAL, calibration.BLURRED)}
         values = calibration.measured(own, real, space, cfg, [0, DRAWS])
         found[run.path.name] = {
             "matched": strengths._asdict(),

@@ -30,6 +30,7 @@ MOST_NOISE = 1.0  # standard deviation, pixels are in [-1, 1]
 MOST_BLUR = 0.2  # standard deviation, of an image's side
 MODES = 10  # images or latents that a collapsed set consists of
 AGAIN = "real, other images"
+BLURRED = "real, blurred"
 LEVEL = 0.05  # of all tests together
 TWIN_QUANTILE = 0.05  # share of real images that count as having a twin
 
@@ -157,7 +158,7 @@ def scenarios(
         return generate(modes + 0.05 * random.normal(size=modes.shape))
 
     sets: dict[str, Scenario] = {
-        "real": real, AGAIN: real, "real + noise": with_noise, "real, blurred": with_blur,
+        "real": real, AGAIN: real, "real + noise": with_noise, BLURRED: with_blur,
     }  # fmt: skip
     if images.classes:
         labels = images.held_out_labels.argmax(axis=1)

@@ -8,10 +8,10 @@ import pandas as pd
 
 from experiment_runs import settings
 from experiment_runs.run import Run
+from gan_jax.calibration import BLURRED
 from rlhf_report.mode_collapse import GENERATED, REAL
 from rlhf_report.style import mean_with_interval
 
-BLURRED = "real, blurred"
 MATCHED = settings.PROJECT / "results" / "measured" / "matched_blur.json"
 MOST = 0.5  # share of images with a twin above which a training counts as collapsed
 

@@ -24,7 +24,7 @@ DETECTOR_NAMES = {
 COLLAPSED = ("repeated", "collapsed")  # words in the names of the planted collapses
 REAL, GENERATED = "real", "generated"
 AGAIN = "other"  # a word in the name of the control: real images again
-COPIES, NOISE, BLURRED = "copies", "noise", "blurred"  # in the names of other planted defects
+COPIES, NOISE, BLUR = "copies", "noise", "blurred"  # in the names of other planted defects
 BY_CLASS = {
     "labels": "real, by label",
     "held_out": "real, by classifier",
@@ -82,7 +82,7 @@ def beyond_blur(run: Run) -> dict[str, dict[str, bool]]:
     """The reactions that go further than those to real images that are merely blurred: the
     intervals of the means lie apart. None in a run without blurred ones."""
     rows = detector_results(run)
-    blurred = rows[rows["scenario"].str.contains(BLURRED)].set_index("detector")
+    blurred = rows[rows["scenario"].str.contains(BLUR)].set_index("detector")
     means = rows.set_index(["scenario", "detector"])
 
     def further(scenario, name, above):
@@ -109,7 +109,7 @@ def collapse_detectors(run: Run) -> list[str]:
     others = [
         set(own.items())
         for name, own in reactions(run).items()
-        if name != GENERATED and not any(word in name for word in (*COLLAPSED, BLURRED))
+        if name != GENERATED and not any(word in name for word in (*COLLAPSED, BLUR))
     ]
     return sorted(name for name, _ in set.intersection(*collapses).difference(*others))
 
@@ -142,7 +142,7 @@ def collapse_table(run: Run) -> pd.DataFrame:
     found = beyond_blur(run)
     moved = found[GENERATED]
     collapsed, blurred = (
-        next((name for name in found if word in name), "") for word in (COLLAPSED[1], BLURRED)
+        next((name for name in found if word in name), "") for word in (COLLAPSED[1], BLUR)
     )
     shown = []
     for name in collapse_detectors(run):
@@ -164,7 +164,7 @@ def noise_reading(run: Run) -> str:
     """How strong the planted noise and blur are, measured by the FID."""
     rows = detector_results(run)
     fid = rows[rows["detector"] == DETECTOR_NAMES["fid"]].set_index("scenario")["mean"]
-    moved = [(word, name) for word in (NOISE, BLURRED) for name in fid.index if word in name]
+    moved = [(word, name) for word in (NOISE, BLUR) for name in fid.index if word in name]
     words = " and ".join(f"{short(fid[name])} ({word})" for word, name in moved)
     text = (
         f"They move the FID from {short(fid[REAL])} to {words}; the trained generator has "
@@ -184,7 +184,7 @@ def noise_reading(run: Run) -> str:
 def planted_defects_reading(run: Run) -> str:
     """What the planted defects say of the detectors."""
     caught = reactions(run)
-    controls = (AGAIN, BLURRED)  # nothing is wrong with these
+    controls = (AGAIN, BLUR)  # nothing is wrong with these
     planted = [
         name
         for name in caught
@@ -197,7 +197,7 @@ def planted_defects_reading(run: Run) -> str:
     alarms = next((own for name, own in caught.items() if AGAIN in name), {})
     if alarms:
         text += f" On other real images, {listed(alarms)} would have reacted without cause."
-    blurred = next((own for name, own in caught.items() if BLURRED in name), {})
+    blurred = next((own for name, own in caught.items() if BLUR in name), {})
     if blurred:
         text += (
             f" Real images that are merely blurred, with no mode lost, move {listed(blurred)}: "
@@ -216,7 +216,7 @@ def planted_defects_reading(run: Run) -> str:
 def collapse_reading(run: Run) -> str:
     """Whether the trained generator collapsed, by the detectors that have shown to tell."""
     own = collapse_detectors(run)
-    if not own and not any(BLURRED in name for name in reactions(run)):
+    if not own and not any(BLUR in name for name in reactions(run)):
         return (
             "Blurred real images are not among the controls of this run, and blur alone makes "
             "twins: by this rule nothing can be said of collapse."

@@ -7,6 +7,7 @@ import types
 import pytest
 
 from experiment_runs.run import Run
+from gan_jax import calibration
 from rlhf_report import long_trainings, mode_collapse
 
 RECORD = {"stage": "stage", "identity": "0", "config": {}, "inputs": {}, "about": {}}
@@ -173,7 +174,7 @@ def test_a_long_training_has_collapsed_where_most_of_its_images_have_a_twin_beyo
     shares = {"plain": (0.69, 0.22), "augmentation": (0.21, 0.12), "spectral norm": (0.09, 0.85)}
     runs = {name: with_twins(name, own) for name, (own, _) in shares.items()}
     blurred = {
-        name: with_twins(name, blur, long_trainings.BLURRED).summary
+        name: with_twins(name, blur, calibration.BLURRED).summary
         for name, (_, blur) in shares.items()
     }
     assert long_trainings.reading(runs, blurred) == (
@@ -192,7 +193,7 @@ def test_the_committed_long_trainings_stand_beside_real_images_of_the_same_fid()
             long_trainings.by_detector(found, scenario)["fid"]["mean"]
             for found, scenario in (
                 (run.summary, long_trainings.GENERATED),
-                (blurred[run.path.name], long_trainings.BLURRED),
+                (blurred[run.path.name], calibration.BLURRED),
             )
         )
         assert blur == pytest.approx(own, rel=0.1), name
