@@ -285,10 +285,16 @@ def gain_reading(own: Mapping[str, Any]) -> str:
 
 
 def gain_example(run: Run, name: str) -> str:
-    """A policy's gain as the difference of two means, worked out with the numbers as printed."""
+    """A policy's gain as the difference of two means, worked out with the numbers as printed: with
+    as many digits as it takes to get the gain that is printed elsewhere, with three."""
     policies = run.summary["policies"]
-    tuned, base = (round(policies[x]["reward"]["value"], 3) for x in (name, "pretrained"))
-    return f"{tuned:.3f} - ({base:.3f}) = {tuned - base:.3f}"
+    means = [policies[x]["reward"]["value"] for x in (name, "pretrained")]
+    for digits in range(3, 10):
+        tuned, base = (round(x, digits) + 0.0 for x in means)  # which makes no zero of -0.0004
+        if f"{tuned - base:.3f}" == f"{means[0] - means[1]:.3f}":
+            break
+    shown = f"({base:.{digits}f})" if base < 0 else f"{base:.{digits}f}"
+    return f"{tuned:.{digits}f} - {shown} = {tuned - base:.{digits}f}"
 
 
 def kl_example(run: Run, name: str) -> str:

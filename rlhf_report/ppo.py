@@ -10,7 +10,7 @@ from IPython.display import Markdown
 from matplotlib.axes import Axes
 
 from experiment_runs import settings
-from experiment_runs.assignment import KL_BAND
+from experiment_runs.assignment import KL_BAND, PROTOCOL
 from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.ppo.rollout import REWARD_EDGES
@@ -137,6 +137,7 @@ def reward_distribution_figure(runs: Mapping[str, Run]) -> None:
         mesh = ax.pcolormesh(steps, REWARD_EDGES, shares, cmap="Greys", vmin=0)
         ax.plot(metrics["step"], metrics["reward"], **line_style(name, len(metrics)))
         ax.set(xlabel="step", ylabel="reward", title=policy_name(name))
+        count_axis(ax)
         ax.grid(visible=False)
         figure.colorbar(mesh, ax=ax, label="share of the episodes")
 
@@ -194,11 +195,38 @@ def kl_reading(run: Run) -> str:
 
 
 def learning_rates_reading(full: Run, lora: Run) -> str:
-    """How LoRA's learning rate compares with that of full fine-tuning."""
-    times = lora.config["learning_rate"] / full.config["learning_rate"]
+    """The learning rates, and how LoRA's compares with that of full fine-tuning."""
+    rates = [run.config["learning_rate"] for run in (full, lora)]
+    times = rates[1] / rates[0]
     if abs(times - 1) < 0.01:
-        return "the same"
-    return f"{times:.3g} times as much" if times > 1 else f"{1 / times:.3g} times less"
+        how = "the same"
+    else:
+        how = f"{times:.3g} times as much" if times > 1 else f"{1 / times:.3g} times less"
+    return f"{rates[0]:g} and {rates[1]:g}, {how}"
+
+
+def limits_reading(full: Run, lora: Run) -> str:
+    """Why the variants are not ranked: their rates, their steps beside the protocol's, one seed."""
+    asked, steps = PROTOCOL["ppo"], full.summary["steps"]
+    protocol = asked["passes"] * asked["prompts"]["from"] // asked["batch"]
+    reasons = []
+    if steps < protocol:
+        reasons.append(f"{steps} steps are few beside the protocol's {protocol}")
+    if full.config["learning_rate"] != lora.config["learning_rate"]:
+        reasons.append("the learning rates of the two variants differ (the appendix compares them)")
+    if not reasons:
+        return (
+            f"{steps} steps at one learning rate leave the seed as the reason not to rank the "
+            "variants here."
+        )
+    told = ", and ".join(reasons)
+    return f"{told[0].upper()}{told[1:]}, so the variants are not ranked here."
+
+
+def first_ratio_reading(run: Run) -> str:
+    """How near to 1 the ratios of the very first pass were."""
+    error = run.metrics()["first_ratio_error"].iloc[0]
+    return f"1 to within {error:.1g}, which is rounding" if error else "exactly 1 all the same"
 
 
 def symbols_table(run: Run) -> pd.DataFrame:
@@ -238,8 +266,11 @@ def advantage_example(run: Run) -> pd.DataFrame:
 def dropout_reading(run: Run) -> str:
     """What dropout in the updates does to ratios that would be 1."""
     later = run.metrics().iloc[1:]
+    if not run.config["lora"]["dropout"] or later.empty:
+        why = "There was one update" if later.empty else "Its rate was 0 in this run"
+        return f"{why}, so that it moved no later ratio either."
     error, kl = later["first_ratio_error"].median(), later["first_approx_kl"].median()
     return (
-        f"the ratios of an update's first pass differ from 1 by {error:.3f} "
-        f"(an approximate KL of {kl:.1e})"
+        f"Later the ratios of an update's first pass differ from 1 by {error:.3f} "
+        f"(an approximate KL of {kl:.1e}), which the clip of the ratio has to live with."
     )

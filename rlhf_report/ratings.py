@@ -149,8 +149,8 @@ def best(means: pd.Series) -> str:
 def over_optimisation_reading(responses: Sequence[Response], given: Sequence[Rating]) -> str:
     """For each tuned model, whether reward and rating moved together; the first is the baseline.
 
-    With so few prompts that all on one side would be no surprise, these responses are described;
-    with more, what moved by less than its interval did not move.
+    With so few prompts that all on one side would be no surprise, these responses are described
+    and no model is ranked; with more, what moved by less than its interval did not move.
     """
     by_model: dict[str, dict[int, tuple[float, float]]] = {}
     for row, score in mean_scores(responses, given):
@@ -162,10 +162,20 @@ def over_optimisation_reading(responses: Sequence[Response], given: Sequence[Rat
             pairs = np.array([[own[prompt], theirs[prompt]] for prompt in both])
             told = [movement(*pairs[:, :, column].T) for column in (0, 1)]
             (reward, up), (rating, liked) = told
-            texts.append(f"{name}: mean reward {reward}, mean rating {rating}. {MOVED[up, liked]}")
+            means = MOVED[up, liked] if coin(len(both)) <= CHANCE else too_few(len(both))
+            texts.append(f"{name}: mean reward {reward}, mean rating {rating}. {means}")
     if not texts:
         return f"Until responses of {base} and of a tuned policy are rated, nothing can be said."
     return "\n".join(f"* {text}" for text in texts)
+
+
+def too_few(prompts: int) -> str:
+    """Why nothing is concluded from responses to so many prompts."""
+    who = "1 prompt ranks" if prompts == 1 else f"{prompts} prompts rank"
+    return (
+        f"{who} no model: all on one side would happen to a fair coin in {coin(prompts):.0%} of "
+        "cases."
+    )
 
 
 def movement(

@@ -42,14 +42,19 @@ def test_only_policies_without_a_critic_are_told_as_such():
         assert evaluation.critic_free_reading(runs).startswith("No policy without a critic")
 
 
-@pytest.mark.parametrize("tuned, base", [(0.5, -0.25), (0.1236, 0.0454), (-0.0004, 0.0004)])
+@pytest.mark.parametrize(
+    "tuned, base",
+    [(0.5, -0.25), (0.1236, 0.0454), (-0.0004, 0.0004), (0.5154, 0.0816), (0.2, -0.0004)],
+)
 def test_a_gain_is_worked_out_and_the_printed_sum_holds(tuned, base):
     policies = {
         name: {"reward": {"value": value}} for name, value in (("pretrained", base), ("x", tuned))
     }
     text = evaluation.gain_example(SimpleNamespace(summary={"policies": policies}), "x")
     one, other, gain = map(float, re.findall(r"-?\d+\.\d+", text.replace(" - (", " (")))
-    assert abs(one - other - gain) < 1e-9 and abs(gain - (tuned - base)) < 2e-3
+    assert abs(one - other - gain) < 1e-9
+    assert f"{gain:.3f}" == f"{tuned - base:.3f}", "the gain that page 1 prints"
+    assert ("(" in text) == (other < 0)
 
 
 @pytest.mark.parametrize("kl, tokens", [(1.2349, 12), (0.0, 1), (7.005, 128)])

@@ -56,6 +56,7 @@ def test_the_kl_table_says_how_long_and_since_when_each_run_was_inside(trained):
 def test_the_reward_distribution_shows_the_share_of_each_class(trained):
     ppo.reward_distribution_figure({"ppo-full": trained(0.0, 0.1, 0.1)})
     mesh = plt.gcf().axes[0].collections[0]
+    assert all(tick == int(tick) for tick in plt.gcf().axes[0].get_xticks())
     shares = np.asarray(mesh.get_array()).reshape(16, 3)
     np.testing.assert_array_equal(shares, np.eye(16)[[1, 2, 3]].T)
     plt.close("all")
@@ -70,12 +71,63 @@ def test_committed_policies_are_found_by_their_stages_variants_first(trained, tm
     assert [experiment.run(name).stage for name in expected] == expected
 
 
+def learner(rate, steps=156):
+    return SimpleNamespace(config={"learning_rate": rate}, summary={"steps": steps})
+
+
 @pytest.mark.parametrize(
-    ("rate", "words"), [(1e-5, "the same"), (1e-4, "10 times as much"), (5e-6, "2 times less")]
+    ("rates", "words"),
+    [
+        ((1e-5, 1e-5), "the same"),
+        ((1e-5, 1e-4), "10 times as much"),
+        ((1e-5, 5e-6), "2 times less"),
+        ((5e-5, 2.5e-3), "50 times as much"),
+    ],
 )
-def test_the_learning_rates_are_compared_as_they_are(rate, words):
-    full, lora = (SimpleNamespace(config={"learning_rate": x}) for x in (1e-5, rate))
-    assert ppo.learning_rates_reading(full, lora) == words
+def test_the_learning_rates_are_printed_so_that_their_ratio_holds(rates, words):
+    told = ppo.learning_rates_reading(*map(learner, rates))
+    full, lora = map(float, told.split(",")[0].split(" and "))
+    assert told.endswith(f", {words}") and (full, lora) == rates
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "words"),
+    [
+        (1e-5, 156, "156 steps at one learning rate leave the seed"),
+        (1e-4, 156, "The learning rates of the two variants differ"),
+        (1e-5, 20, "20 steps are few beside the protocol's 156, so the variants"),
+        (1e-4, 20, "20 steps are few beside the protocol's 156, and the learning rates"),
+    ],
+)
+def test_why_the_variants_are_not_ranked_follows_from_rates_and_steps(rate, steps, words):
+    told = ppo.limits_reading(learner(1e-5, steps), learner(rate, steps))
+    assert told.startswith(words)
+    assert ("differ" in told) == (rate != 1e-5) and ("few" in told) == (steps < 156)
+
+
+@pytest.mark.parametrize(("error", "words"), [(0.0, "exactly 1"), (0.002, "1 to within 0.002")])
+def test_the_first_ratio_is_as_near_to_1_as_it_was_measured(trained, error, words):
+    run = trained()
+    run.log(step=1, first_ratio_error=error)
+    assert ppo.first_ratio_reading(run).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "steps", "words"),
+    [
+        (0.2, 3, "Later the ratios of an update's first pass differ from 1 by 0.012"),
+        (0.0, 3, "Its rate was 0 in this run"),
+        (0.2, 1, "There was one update"),
+    ],
+)
+def test_what_dropout_does_to_later_ratios_is_told_where_it_does_anything(
+    trained, dropout, steps, words
+):
+    run = trained()
+    run.record["config"]["lora"] = {"dropout": dropout}
+    for step in range(1, steps + 1):
+        run.log(step=step, first_ratio_error=0.012 * (step > 1), first_approx_kl=1e-4)
+    assert ppo.dropout_reading(run).startswith(words)
 
 
 def test_the_worked_advantages_are_those_of_the_recursion():

@@ -117,9 +117,19 @@ def scored(run, **scores):
 )
 def test_reward_and_rating_are_read_together_whichever_way_they_moved(tmp_path, full, lora, words):
     """The reward of full PPO is above the pretrained policy's, that of LoRA below."""
-    own = scored(evaluated(tmp_path), pretrained=3, ppo_full=full, ppo_lora=lora)
+    own = scored(evaluated(tmp_path, rated=6), pretrained=3, ppo_full=full, ppo_lora=lora)
     for line, word in zip(ratings.over_optimisation_reading(*own).split("\n"), words, strict=True):
         assert word in line
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"), [(1, "1 prompt ranks no model"), (5, "5 prompts rank no model")]
+)
+def test_so_few_prompts_that_chance_would_do_rank_no_model(tmp_path, prompts, words):
+    own = scored(evaluated(tmp_path, rated=prompts), pretrained=3, ppo_full=4, ppo_lora=2)
+    told = ratings.over_optimisation_reading(*own)
+    assert told.count(words) == 2 and "(+1.00)" in told and "(-1.00)" in told
+    assert not any(verdict in told for verdict in ratings.MOVED.values())
 
 
 @pytest.mark.parametrize(("above", "words"), [(6, "shows in no rating"), (1, "over-optimisation")])
