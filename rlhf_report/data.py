@@ -40,7 +40,9 @@ def stand_in_reading(run: Run) -> str:
 def losses_reading(run: Run) -> str:
     """What the preferences lost when they were read and divided."""
     source = run.about["preferences"]
-    note = source["note"] if source["kind"] != "stand-in" else ""
+    note = source["note"]
+    if source["kind"] == "stand-in":
+        note = note.partition("; ")[2]  # what stands before are the packages that it was made of
     return f"{note or 'nothing was lost'}."
 
 

@@ -137,7 +137,7 @@ def rule_reading(run: Run) -> str:
 
 def collapse_table(run: Run) -> pd.DataFrame:
     """The trained generator between real images, sharp and blurred, and the one collapsed on
-    purpose, by the detectors of collapse: means with intervals, and where real draws fall."""
+    purpose, by the detectors of collapse, if any: means, intervals, and the range of real draws."""
     rows = detector_results(run).set_index(["scenario", "detector"])
     found = beyond_blur(run)
     moved = found[GENERATED]
@@ -157,7 +157,7 @@ def collapse_table(run: Run) -> pd.DataFrame:
                 "moves alike": "yes" if moved.get(name) == found[collapsed][name] else "no",
             }
         )
-    return pd.DataFrame(shown or [{"detector": "none tells collapse from the other defects"}])
+    return pd.DataFrame(shown)
 
 
 def noise_reading(run: Run) -> str:
@@ -225,14 +225,18 @@ def collapse_reading(run: Run) -> str:
         return "No detector tells collapse from the other defects here: there is no verdict."
     further = beyond_blur(run)
     towards = next(found for name, found in further.items() if COLLAPSED[1] in name)
-    text, moved = moved_alike(further[GENERATED], own, towards, "that way further than blur")
-    if not moved:
-        verdict = "no mode collapse of this kind is seen"
-    elif len(moved) == len(own):
-        verdict = "every sign of mode collapse is there"
-    else:
-        verdict = "some signs of mode collapse are there and others not; variety is lost in part"
-    return f"{text} Verdict: {verdict}."
+    how = "as in a planted collapse, further than with blur"
+    text, moved = moved_alike(further[GENERATED], own, towards, how)
+    verdict = signs("mode collapse", moved, own) or "no mode collapse of this kind is seen"
+    in_part = "; variety is lost in part" if 0 < len(moved) < len(own) else ""
+    return f"{text} Verdict: {verdict}{in_part}."
+
+
+def signs(fault: str, moved: Sequence[str], detectors: Sequence[str]) -> str:
+    """Whether all or some detectors of a fault have moved; "" where none has."""
+    if len(moved) == len(detectors):
+        return f"every sign of {fault} is there"
+    return f"some signs of {fault} are there and others not" if moved else ""
 
 
 def moved_alike(
@@ -259,7 +263,7 @@ def copying_reading(run: Run) -> str:
         return "Copies of training images are caught by no detector: recitation would go unseen."
     own = list(towards)
     text, moved = moved_alike(reactions(run)[GENERATED], own, towards, "the same way")
-    verdict = "signs of recitation" if moved else "no recitation is seen"
+    verdict = signs("recitation", moved, own) or "no recitation is seen"
     return f"Copies of training images are caught by {listed(own)}. {text} Verdict: {verdict}."
 
 
@@ -280,13 +284,14 @@ def birthday_table(run: Run) -> pd.DataFrame:
 
 def class_table(run: Run, name: str) -> pd.DataFrame:
     """What was measured class by class, on real and on generated images: `class_histogram`, the
-    shares of the classes, or `class_similarity`, MS-SSIM within each and between them."""
+    shares of the classes, or `class_similarity`, MS-SSIM within each and between them; empty where
+    the images have no labels."""
     table = [
         {"class": row["class"]}
         | {title: mean_with_interval(row[kind], 2) for kind, title in BY_CLASS.items()}
         for row in run.summary[name]
     ]
-    return pd.DataFrame(table or [{"class": "the images have no labels"}])
+    return pd.DataFrame(table)
 
 
 def similarity_reading(run: Run) -> str:

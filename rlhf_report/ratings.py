@@ -84,6 +84,15 @@ def in_tables(responses: Sequence[Response]) -> list[Response]:
     return [row for row in responses if row["prompt_id"] in first]
 
 
+def claim_reading(responses: Sequence[Response], given: Sequence[Rating]) -> str:
+    """What the chapter can claim with so many of its responses rated."""
+    done = sum(bool(given_to(row, given)) for row in responses)
+    if not done:
+        return "None until somebody has rated."
+    share = "Every response" if done == len(responses) else f"{done} of {len(responses)} responses"
+    return f"{share} below {'has' if done == len(responses) else 'have'} been rated."
+
+
 def scope_reading(responses: Sequence[Response]) -> str:
     """Which of the prompts the tables show."""
     every, shown = (
@@ -214,12 +223,12 @@ def telling_example(responses: Sequence[Response], given: Sequence[Rating]) -> s
     raters = f"{max(low, high):.1f} to {min(low, high):.1f}"
     verdict = "that of " + name if low > high else "the same one"
     head = (
-        f"On prompt {less['prompt_id'] + 1} the reward model prefers {prefer}; the raters prefer "
-        f"{verdict}, at {raters}."
+        f"The example that shows it best: on prompt {less['prompt_id'] + 1} the reward model "
+        f"prefers {prefer}; the raters prefer {verdict}, at {raters}."
     )
     blocks = [head]
     for row in (more, less):
-        blocks += [f"*{row['model']}*", quote(row["response"])]
+        blocks.append(quote(row["response"], head=f"*{row['model']}*:"))
     return "\n\n".join(blocks)
 
 
@@ -240,13 +249,13 @@ def reference_section(run: Run | None) -> list[str]:
     for model in dict.fromkeys(row["model"] for row in responses):
         rows = table(model_table(shown, given, model), digits=1).data
         blocks.append(f"{rows}\n\n: {escape(model)}")  # a caption, which stays with its table
-    blocks += ["All prompts together:", table(criteria_table(responses, given), digits=2).data]
+    means = table(criteria_table(responses, given), digits=2).data
+    blocks.append(f"{means}\n\n: All prompts together.")
     return [*blocks, over_optimisation_reading(responses, given), agreement_table(given).data]
 
 
 def agreement_table(given: Sequence[Rating]) -> Markdown:
     """How far every two raters agree, as a table; a sentence where there is one at most."""
     found = rater_agreement(given)
-    if found.empty:
-        return Markdown("With fewer than two raters there is no agreement to measure.")
-    return table(found, digits=2)
+    none = "With fewer than two raters there is no agreement to measure."
+    return table(found, digits=2, empty=none)

@@ -210,8 +210,8 @@ def surest_mistakes(run: Run) -> list[str]:
         blocks += [quote(excerpt(text["prompt"]))] if text else []
         for name, by_whom in (("rejected", "by the model"), ("chosen", "in the data")):
             numbers = f"score {own[name]:.2f}, {own[f'{name}_tokens']} tokens"
-            blocks.append(f"*Preferred {by_whom}* ({numbers}){':' if text else ''}")
-            blocks += [quote(excerpt(text[name]))] if text else []
+            head = f"*Preferred {by_whom}* ({numbers})"
+            blocks.append(quote(excerpt(text[name]), head=f"{head}:") if text else head)
     return blocks or ["The model made none."]
 
 

@@ -16,12 +16,15 @@ BOLD = 1.15  # how much wider letters of a column's name may be than others
 LINE = 120  # characters of a table that stand side by side on a page
 
 
-def quote(text: str) -> str:
+def quote(text: str, *, head: str = "") -> str:
     """Markdown that shows arbitrary text, whatever it contains, as a block quotation.
 
-    Paragraphs, line breaks and indentation are kept; control characters become visible.
+    Paragraphs, line breaks and indentation are kept; control characters become visible. A `head` is
+    Markdown that says whose text it is, in the first paragraph, so that no page ends between them.
     """
     text = re.sub(r"\r\n?", "\n", text)
+    if head:
+        return f"> {head}\\\n{quote(text)}"
     if not text.strip(" \t\n"):
         return "> *(only white space)*" if text else "> *(empty)*"
     paragraphs = re.split(r"\n(?:[ \t]*\n)+", re.sub(r"^(?:[ \t]*\n)+|[ \t\n]+$", "", text))
@@ -41,11 +44,16 @@ def text(value: str) -> Markdown:
     return Markdown(escape(value))
 
 
-def table(frame: pd.DataFrame, *, digits: int = 3) -> Markdown:
+def table(
+    frame: pd.DataFrame, *, digits: int = 3, empty: str = "There is nothing to show."
+) -> Markdown:
     """A data frame as a pipe table: numbers on the right with `digits` decimals, text escaped.
 
-    A missing value is a dash; a `Markdown` object in the frame stays Markdown.
+    A missing value is a dash; a `Markdown` object in the frame stays Markdown. In place of a table
+    without rows stands the sentence `empty`.
     """
+    if frame.empty:
+        return text(empty)
     columns = [
         [escape(str(name)), *(show(value, digits) for value in frame.iloc[:, k])]
         for k, name in enumerate(frame.columns)

@@ -145,6 +145,11 @@ class Numbering:
         content = [x for x in content if not is_div(x, "cell-caption")]
         if options["label"].startswith("tbl-"):
             tables = [x for x in content if x["t"] == "Table"]
+            if content and all(x["t"] == "Para" for x in content):  # why there is no table
+                said = element("Figure", [[options["label"], [], []], captions[0], content])
+                self.caption(said)
+                caption = [element("Para", x["c"]) for x in captions[0][1]]
+                return [element("Div", [said["c"][0], [*caption, *content]])]
             if len(tables) != 1:
                 raise UserError(f"{place}: {options['label']} needs one table, got {len(tables)}")
             tables[0]["c"][:2] = [[options["label"], [], []], captions[0]]

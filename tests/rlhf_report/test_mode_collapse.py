@@ -64,7 +64,10 @@ def test_what_blur_alone_moves_as_far_says_nothing_of_collapse(told):
     assert "move twins: what these say" in mode_collapse.planted_defects_reading(as_far)
     nearer = told(MOVED | {"twins": (0, 0, 4, 0, 9, 9, 9)})
     assert mode_collapse.collapse_detectors(nearer) == ["birthday size", "twins"]
-    assert "twins moves that way further than blur" in mode_collapse.collapse_reading(nearer)
+    assert (
+        "twins moves as in a planted collapse, further than with blur"
+        in mode_collapse.collapse_reading(nearer)
+    )
 
 
 def test_a_generator_that_moves_no_further_than_blur_has_not_collapsed(told):
@@ -97,7 +100,8 @@ def test_a_run_of_the_old_rule_says_so_and_concludes_nothing(told):
 def test_the_reading_names_who_reacts_to_the_trained_generator_and_who_does_not(told):
     text = mode_collapse.collapse_reading(told(MOVED))
     assert text.startswith(
-        "On the trained generator twins moves that way further than blur, birthday size does not."
+        "On the trained generator twins moves as in a planted collapse, further than with blur, "
+        "birthday size does not."
     )
 
 
@@ -108,7 +112,7 @@ def test_the_reading_names_who_reacts_to_the_trained_generator_and_who_does_not(
         ({"birthday": (0, 5, 0, 0, -9, -9, 5)}, "variety is lost in part"),
         (
             {"birthday": (0, 5, 0, 0, -9, -9, -5)},
-            "and twins move that way further than blur. Verdict: every",
+            "and twins move as in a planted collapse, further than with blur. Verdict: every",
         ),
         (
             {"twins": (0, 9, 0, 0, 9, 9, 9), "birthday": (0, 0, 0, 0, 0, 9, 9)},
@@ -129,11 +133,24 @@ def test_a_defect_that_nothing_catches_is_said_to_go_unnoticed(told):
 
 @pytest.mark.parametrize(
     "value, words",
-    [(0, "no recitation"), (4, "moves the same way. Verdict: signs"), (-4, "no recitation")],
+    [
+        (0, "no recitation"),
+        (4, "training share moves the same way. Verdict: every sign of recitation"),
+        (-4, "no recitation"),
+    ],
 )
 def test_recitation_is_read_from_what_catches_copies(told, value, words):
     text = mode_collapse.copying_reading(told(MOVED | {"train_nearest": (0, 0, 0, 3, 0, 0, value)}))
     assert "training share" in text and words in text
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [(0, "some signs of recitation are there and others not"), (4, "every sign of recitation")],
+)
+def test_recitation_is_graded_by_how_many_of_its_detectors_move(told, value, words):
+    copying = {"train_nearest": (0, 0, 0, 3, 0, 0, 4), "other": (0, 0, 0, 3, 0, 0, value)}
+    assert words in mode_collapse.copying_reading(told(copying))
 
 
 def test_a_support_without_twins_is_a_bound(told):
@@ -159,7 +176,7 @@ def test_only_intervals_that_lie_apart_are_read_as_a_difference(told):
     assert list(mode_collapse.class_table(run, "class_similarity").iloc[1])[1:] == [
         "–", "0.2 [0.1, 0.3]", "–",
     ]  # fmt: skip
-    assert "no labels" in mode_collapse.class_table(told(MOVED, x=[]), "x").to_string()
+    assert mode_collapse.class_table(told(MOVED, x=[]), "x").empty
 
 
 def with_twins(name, share, scenario=mode_collapse.GENERATED):

@@ -5,10 +5,13 @@ import json
 import pandas as pd
 import pytest
 
+from experiment_runs import settings
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
+from experiment_runs.settings import PROJECT
 from rlhf_jax.ratings.store import CRITERIA, RATINGS, load_ratings, response_hash, save_rating
 from rlhf_report import ratings
+from rlhf_report.quarto import notebook
 
 HOSTILE = "{{< include x >}} <script>alert(1)</script> **bold** | a | b |"
 MODELS = {"pretrained": 0.0, "ppo-full": 0.5, "ppo-lora": -0.5}
@@ -169,6 +172,32 @@ def test_the_example_is_one_on_which_reward_model_and_raters_disagree(tmp_path):
     head = ratings.telling_example(*own).split("\n")[0]
     assert "prefers the response of PPO, full, at 0.50 to 0.00" in head
     assert "the raters prefer that of pretrained, at 4.0 to 2.0" in head
+    assert head.startswith("The example that shows it best: ")
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ({}, "None until"),
+        ({"ppo_full": 2}, "2 of 6 responses below have"),
+        ({"pretrained": 1, "ppo_full": 2, "ppo_lora": 3}, "Every response below has"),
+    ],
+)
+def test_what_is_claimed_of_ratings_follows_from_how_many_there_are(tmp_path, scores, words):
+    assert ratings.claim_reading(*scored(evaluated(tmp_path), **scores)).startswith(words)
+
+
+def test_a_submission_has_no_manual_of_how_to_rate(monkeypatch):
+    def chapter():
+        lines = notebook.read(PROJECT / "chapters" / "05-human-ratings.qmd").lines
+        return "\n".join(line.text for line in lines)
+
+    own = chapter()
+    monkeypatch.setattr(settings, "submission", lambda: True)
+    handed_in = chapter()
+    for text in ("rlhf_jax rate", "make report", "ratings.jsonl", "committed"):
+        assert text in own and text not in handed_in
+    assert "{#sec-ratings-responses}" in handed_in and "until somebody rates them" in handed_in
 
 
 def test_the_comparison_names_the_best_and_the_worst_of_each_criterion(tmp_path):

@@ -48,7 +48,9 @@ def test_texts_are_shown_as_they_are_and_long_ones_cut(make_run):
     assert list(data.inputs_table(run).columns) == ["input_chosen", "input_rejected"]
     assert len(data.inputs_table(run)) == 1 and "as they were written" in data.texts_reading(run)
     blocks = reward_model.surest_mistakes(run)
-    assert tables.quote(HOSTILE) in blocks and tables.quote("short") in blocks
+    assert tables.quote(HOSTILE) in blocks
+    (short,) = [block for block in blocks if block.endswith(tables.quote("short"))]
+    assert short.startswith("> *Preferred in the data* (score") and "\n>\n" not in short
     assert max(map(len, blocks)) < 500
     text = "\n".join(blocks)
     assert "<script>" not in text and "{{<" not in text and "p<1>" not in text
@@ -100,6 +102,26 @@ def test_a_stand_in_is_told_from_what_data_label(tmp_path, kind):
     run = finished(tmp_path, {"preferences": {"kind": kind}})
     real = kind != "stand-in"
     assert ("label it" in data.preferred_reading(run)) == real
+
+
+@pytest.mark.parametrize(
+    ("kind", "note", "words"),
+    [
+        ("local", "", "nothing was lost."),
+        ("local", "3 replies left out", "3 replies left out."),
+        ("stand-in", "numpy 2.1, jax 0.10", "nothing was lost."),
+        ("stand-in", "numpy 2.1, jax 0.10; 3 replies left out", "3 replies left out."),
+    ],
+)
+def test_what_preferences_lost_is_told_of_a_stand_in_too(tmp_path, kind, note, words):
+    run = finished(tmp_path, {"preferences": {"kind": kind, "note": note}})
+    assert data.losses_reading(run) == words
+
+
+@pytest.mark.parametrize(("kind", "words"), [("stand-in", "The prompts are a"), ("hub", "named")])
+def test_the_first_page_says_what_stands_in(tmp_path, kind, words):
+    about = {"preferences": {"kind": "hub"}, "prompts": {"kind": kind}}
+    assert words in data.stand_in_reading(finished(tmp_path, about))
 
 
 @pytest.mark.parametrize(

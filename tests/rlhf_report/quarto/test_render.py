@@ -379,6 +379,19 @@ def test_a_chapter_alone_prints_references_to_others_with_a_question_mark(tmp_pa
         assert "References Bradley, Ralph Allan" in shown
 
 
+def test_where_a_table_would_be_empty_its_caption_and_a_sentence_stand_in_both_outputs(tmp_path):
+    cell = (
+        "See @tbl-a.\n\n```{python}\n#| label: tbl-a\n#| tbl-cap: Caption-of-it.\n"
+        "import pandas as pd\nfrom rlhf_report.tables import table\n"
+        'table(pd.DataFrame(), empty="Nothing *was* found.")\n```\n'
+    )
+    page, paper = render.render(project(tmp_path, HEAD + cell), ["html", "pdf"])
+    for text in (page_text(page.read_text()), paper_text(paper)):
+        text = " ".join(text.split())
+        assert "See Table 1." in text
+        assert "Table 1: Caption-of-it. Nothing *was* found." in text
+
+
 def test_generated_text_is_shown_literally_in_both_outputs_whatever_it_contains(tmp_path):
     (tmp_path / "hostile.json").write_text(json.dumps([*HOSTILE, "", " \n"]))
     cell = (
