@@ -16,16 +16,17 @@ from rlhf_report.ratings import people_ratings, rated_responses
 
 PLACE = "submission"  # in the notebook's metadata
 RECORD = ("stage", "identity", "config", "inputs", "format", "numerics")
+SOURCE = ("kind", "name", "fingerprint")  # of data
 RESPONSE = ("prompt_id", "prompt", "response", "model", "reward", "read")
 
 
 def carried(student_id: str, profile: str, runs: Mapping[str, Run]) -> dict[str, Any]:
-    """The records, numbers, responses and ratings of the runs that a report shows.
+    """The records, data, numbers, responses and ratings of the runs that a report shows.
 
     Args:
       student_id: whose they are.
       profile: its name.
-      runs: by stage; "evaluate" among them.
+      runs: by stage; "reward", "evaluate" and "gan" among them.
     """
     evaluation = runs["evaluate"]
     ppo = {stage: run for stage, run in runs.items() if stage.startswith("ppo-")}
@@ -37,10 +38,15 @@ def carried(student_id: str, profile: str, runs: Mapping[str, Run]) -> dict[str,
             "student_id": student_id,
             "profile": profile,
             "runs": {stage: record(run) for stage, run in runs.items()},
-            "stand_ins": {
-                name: source["name"]
+            "data": {
+                name: {field: evaluation.about[name][field] for field in SOURCE}
                 for name in ("preferences", "prompts")
-                if (source := evaluation.about.get(name, {})).get("kind") == "stand-in"
+            },
+            "images": {name: runs["gan"].summary[name] for name in ("dataset", "source")},
+            "counts": {  # of what a configuration says how much it may be at most
+                "reward": {"train_pairs": runs["reward"].summary["pairs"]["train"]},
+                "evaluate": {"prompts": evaluation.summary["prompts"]},
+                **{stage: {"prompts": run.summary["prompts"]} for stage, run in ppo.items()},
             },
             "final_kl": {stage: run.metrics()["kl"].iloc[-1] for stage, run in ppo.items()},
             "arrays": {

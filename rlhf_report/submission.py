@@ -18,7 +18,7 @@ import nbformat
 
 import gan_jax
 from experiment_runs import settings
-from experiment_runs.assignment import SUBMISSION
+from experiment_runs.assignment import PROTOCOL, SUBMISSION
 from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
 from experiment_runs.files import encode
@@ -36,7 +36,7 @@ from rlhf_report.source_code import source_cells
 EXAMPLE = "make submission LAST_NAME=Lovelace STUDENT_ID=123456"
 PUNCTUATION = " .'’-"  # in names of people, and harmless in names of files
 LONGEST = 200  # bytes of a name; a file's name holds 255
-PROTOCOL = SUBMISSION["profile"]  # the one that keeps to the protocol
+PROFILE = SUBMISSION["profile"]  # the one that keeps to the protocol
 ENDINGS = tuple(SUBMISSION[kind] for kind in ("paper", "notebook", "page"))  # of the files' names
 REMEDY = {
     "preferences": (
@@ -83,16 +83,20 @@ def file_name(last_name: str) -> str:
 def objections(experiment: Experiment) -> list[str]:
     """What keeps the runs that the environment asks for from counting, before any is trained."""
     found = []
-    if experiment.profile.name != PROTOCOL:
+    if experiment.profile.name != PROFILE:
         found.append(
-            f"PROFILE={experiment.profile.name}: the protocol is the profile {PROTOCOL}; "
-            f"say PROFILE={PROTOCOL}"
+            f"PROFILE={experiment.profile.name}: the protocol is the profile {PROFILE}; "
+            f"say PROFILE={PROFILE}"
         )
     if settings.committed():
         return [*found, "RUN: these are committed runs; leave RUN out to hand in runs of your own"]
     for name, source in experiment.sources.items():
         if source.kind == "stand-in":
             found.append(f"{name}: {source.name} stands in for the data; {REMEDY[name]}")
+        elif source.kind == "hub" and source.name != (wanted := PROTOCOL["data"][name]):
+            found.append(
+                f"{name}: {source.name}, the protocol says {wanted}; leave {name.upper()} out"
+            )
     images = gan_images()
     if images.name == HISTOLOGY:
         found.append(f"images: {images.source}; {REMEDY['images']}")

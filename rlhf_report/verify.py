@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import pypdf
 
-from experiment_runs.assignment import ASSIGNMENT, KL_BAND, SUBMISSION, departures
+from experiment_runs.assignment import ASSIGNMENT, KL_BAND, PROTOCOL, SUBMISSION, departures
 from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
 from gan_jax.data import dataset_for
@@ -36,13 +36,14 @@ from rlhf_jax.ratings.store import rating_from, response_hash
 from rlhf_report.carried import PLACE, identity, marks, of_ratings
 from rlhf_report.ratings import criteria_table
 from rlhf_report.style import with_interval
-from rlhf_report.submission import ENDINGS, PROTOCOL
+from rlhf_report.submission import ENDINGS, PROFILE
 
 RATING_TABLES = ("The original model:", "The model tuned by PPO, every weight:", "PPO with LoRA:")
 POLICIES = ("ppo-full", "ppo-lora")
 PARTS = {  # of the protocol, and the stages that keep to each
     "reward": ("reward",), "ppo": POLICIES, "evaluation": ("evaluate",), "gan": ("gan",),
 }  # fmt: skip
+ALIKE = str.maketrans("\u2212\u2010\u2018\u2019\u201c\u201d", "--''\"\"")
 UPSTREAM = ("reward", "second_reward", *POLICIES)  # named among the inputs of what was made of them
 
 
@@ -129,9 +130,9 @@ def opened(files: Mapping[str, Path]) -> Submission:
 
 
 def plain(text: str) -> str:
-    """Text as it is compared: one space where there are several, and one kind of minus."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u2010", "-")
-    return re.sub(r"\s+", " ", text)
+    """Text as it is compared: one space where there are several, and the plain minus and quotation
+    marks, which typesetting makes others of."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).translate(ALIKE))
 
 
 def name_problems(own: Submission) -> Iterator[str]:
@@ -202,19 +203,36 @@ def rating_problems(own: Submission, data: Mapping[str, Any]) -> Iterator[str]:
 
 def protocol_problems(own: Submission, data: Mapping[str, Any]) -> Iterator[str]:
     """What departs from the assignment's protocol."""
-    if data["profile"] != PROTOCOL:
-        yield f"not made with the profile {PROTOCOL}"
-    for name, source in data["stand_ins"].items():
-        yield f"{name}: {source} stands in for the data"
+    if data["profile"] != PROFILE:
+        yield f"not made with the profile {PROFILE}"
+    yield from data_problems(data)
     for part, stages in PARTS.items():
         for stage in stages:
-            found = departures(part, data["runs"][stage]["config"])
+            done = data["runs"][stage]["config"] | data["counts"].get(stage, {})
+            found = departures(part, done)
             yield from (f"{stage}: {departure}" for departure in found)
     adapters = data["runs"]["ppo-lora"]["config"]["lora"]
     yield from (f"ppo-lora: {departure}" for departure in departures("lora", adapters))
     for stage, kl in data["final_kl"].items():
         if stage in POLICIES and not KL_BAND[0] <= kl <= KL_BAND[1]:
             yield f"{stage}: KL ended at {kl:.3f} nats a token, outside {list(KL_BAND)}"
+
+
+def data_problems(data: Mapping[str, Any]) -> Iterator[str]:
+    """What was read is not what the protocol names, or cannot be known to be."""
+    for name, asked in PROTOCOL["data"].items():
+        source = data["data"][name]
+        if source["kind"] == "stand-in":
+            yield f"{name}: {source['name']} stands in for the data"
+        elif source["kind"] == "local":
+            yield (
+                f"{name}: read from {source['name']}, the protocol says {asked}: compare the "
+                f"content's fingerprint, {source['fingerprint']}"
+            )
+        elif source["name"] != asked:
+            yield f"{name}: {source['name']}, the protocol says {asked}"
+    if data["images"]["dataset"] != data["runs"]["gan"]["inputs"].get("dataset"):
+        yield f"images: {data['images']['source']} stands in for the data"
 
 
 def number_problems(own: Submission, data: Mapping[str, Any]) -> Iterator[str]:

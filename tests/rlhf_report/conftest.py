@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from experiment_runs.assignment import PROTOCOL
 from experiment_runs.run import ensure
 from gan_jax.config import PROFILES
 from rlhf_jax import profiles
@@ -12,6 +13,10 @@ from rlhf_jax.config import EvaluationConfig
 from rlhf_jax.ratings.store import CRITERIA, RATINGS, response_hash, save_rating
 
 MODELS = ("pretrained", "ppo-full", "ppo-lora")
+SOURCES = {
+    name: {"kind": "hub", "name": asked, "fingerprint": "0123"}
+    for name, asked in PROTOCOL["data"].items()
+}
 
 
 @pytest.fixture(scope="session")
@@ -19,14 +24,19 @@ def made_runs():
     return make_runs
 
 
-def make_runs(folder, seed=0, **changes):
+def make_runs(folder, seed=0, found=None, **changes):
     """Finished runs of the assignment's profile, as far as a submission carries them; a change is
-    of a field of a stage's configuration."""
+    of a field of a stage's configuration, and `found` of what a stage's summary says."""
     profile = profiles.profile("assignment")
     configs = {
         "reward": profile.reward, "second_reward": profile.second_reward, "ppo-full": profile.ppo,
         "ppo-lora": profile.lora, "evaluate": EvaluationConfig(prompts=50, resamples=50, seed=seed),
         "gan": PROFILES["assignment"],
+    }  # fmt: skip
+    summaries = {
+        "reward": {"pairs": {"train": profile.reward.train_pairs}},
+        "ppo-full": {"prompts": profile.ppo.prompts}, "ppo-lora": {"prompts": profile.lora.prompts},
+        "evaluate": {"prompts": 50}, "gan": {"dataset": "chestmnist", "source": "the file"},
     }  # fmt: skip
     rng = np.random.default_rng(seed)
 
@@ -44,13 +54,13 @@ def make_runs(folder, seed=0, **changes):
                     step=0, prompt_id=number // 3, prompt=f"question {number // 3}", model=model,
                     response=f"answer {number} of {seed}", reward=0.0, read="", rated=True,
                 )  # fmt: skip
-        run.finish()
+        run.finish(**summaries.get(run.stage, {}) | (found or {}).get(run.stage, {}))
 
     runs, upstream = {}, {}
     for stage, cfg in configs.items():
         cfg = dataclasses.replace(cfg, **changes.get(stage.replace("-", "_"), {}))
         inputs = {"dataset": "chestmnist"} if stage == "gan" else {"seed": str(seed)} | upstream
-        runs[stage] = ensure(stage, cfg, train, inputs=inputs, about={}, root=folder)
+        runs[stage] = ensure(stage, cfg, train, inputs=inputs, about=SOURCES, root=folder)
         upstream = upstream | {stage: runs[stage].identity}
     for number, row in enumerate(runs["evaluate"].samples()):
         scores = {name: 1 + (number * (k + 2)) % 5 for k, name in enumerate(CRITERIA)}

@@ -188,8 +188,10 @@ def test_a_heading_has_no_class_that_means_nothing():
 
 def asked_for(monkeypatch, **changes):
     """What would be objected to, were everything else in order."""
-    values = {"profile": "assignment", "kind": "local", "images": "dermamnist"} | changes
-    source = SimpleNamespace(name="SHP", kind=values["kind"])
+    values = {
+        "profile": "assignment", "kind": "local", "name": "SHP", "images": "dermamnist",
+    } | changes  # fmt: skip
+    source = SimpleNamespace(name=values["name"], kind=values["kind"])
     images = SimpleNamespace(name=values["images"], source="its source")
     monkeypatch.setattr(submission, "gan_images", lambda: images)
     return submission.objections(
@@ -204,11 +206,13 @@ def asked_for(monkeypatch, **changes):
     [
         ({"profile": "cpu"}, "PROFILE=assignment"),
         ({"kind": "stand-in"}, "DATA_DIR/shp, name them with PREFERENCES=folder"),
+        ({"kind": "hub", "name": "own/pairs"}, "the protocol says stanfordnlp/SHP; leave PREF"),
         ({"images": "histology"}, "DATA_DIR/medmnist"),
     ],
 )
 def test_what_would_not_count_is_told_with_its_remedy(monkeypatch, changes, named):
     assert asked_for(monkeypatch) == []
+    assert asked_for(monkeypatch, kind="hub", name="stanfordnlp/SHP") == []
     (objection,) = asked_for(monkeypatch, **changes)
     assert named in objection
 

@@ -48,13 +48,13 @@ def hand_in(tmp_path_factory, made_runs):
         patch.setenv("RLHF_STUDENT_ID", STUDENT_ID)
         patch.setenv("RLHF_PROFILE", "assignment")
 
-        def write(change=lambda text: text, **options):
+        def write(change=lambda text: text, name="Lovelace", **options):
             folder = tmp_path_factory.mktemp("project")
             runs = made_runs(folder / "results", **options)
             shutil.copytree(FIXTURE, folder, dirs_exist_ok=True)
             text = change(report(runs["evaluate"]))
             (folder / "report.qmd").write_text(f"---\ntitle: Handed in\n---\n\n{text}")
-            paper, *_ = submission.write("Lovelace", folder / "report.qmd", runs)
+            paper, *_ = submission.write(submission.file_name(name), folder / "report.qmd", runs)
             return paper.parent
 
         yield write
@@ -110,17 +110,29 @@ def test_a_wrong_name_is_named(copy):
     assert found(copy) == ["the first page does not name Babbage with a student ID"]
 
 
+@pytest.mark.parametrize("name", ["O'Brien", "St. John-O\u2019Neill"])
+def test_a_name_is_found_however_it_was_typeset(hand_in, name):
+    assert found(hand_in(name=name)) == ["none"]
+
+
 def test_a_missing_table_is_named(hand_in):
     broken = hand_in(lambda text: text.replace("PPO with LoRA:", "LoRA"))
     assert found(broken) == ["no table 'PPO with LoRA:'"]
 
 
 def test_a_departure_from_the_protocol_is_named(hand_in):
-    broken = hand_in(ppo_full={"inner_epochs": 3}, reward={"train_pairs": 4000})
+    """Of pairs and images it counts what the run had, not what it asked for."""
+    less = {"reward": {"pairs": {"train": 4541}}, "gan": {"dataset": "histology", "source": "x"}}
+    broken = hand_in(ppo_full={"inner_epochs": 3}, found=less)
     assert sorted(found(broken)) == [
+        "images: x stands in for the data",
         "ppo-full: inner_epochs is 3, the protocol says 4",
-        "reward: train_pairs is 4000, the protocol says at least 5,000",
+        "reward: train_pairs is 4541, the protocol says at least 5,000",
     ]
+
+
+def source(which, **changes):
+    return lambda data: data["data"][which].update(changes)
 
 
 def no_identity(data):
@@ -140,7 +152,17 @@ def other_upstream(data):
         (other_upstream, "evaluate: was made from another run of reward"),
         (lambda data: data.update(student_id="123456"), "student ID chooses dermamnist, not chest"),
         (lambda data: data.update(profile="cpu"), "not made with the profile assignment"),
-        (lambda data: data.update(stand_ins={"prompts": "x"}), "prompts: x stands in for the data"),
+        (source("prompts", kind="stand-in", name="x"), "prompts: x stands in for the data"),
+        (source("prompts", name="a/b"), "prompts: a/b, the protocol says OpenAssistant/oasst1"),
+        (
+            source("preferences", kind="local", name="a.jsonl"),
+            "preferences: read from a.jsonl, the protocol says stanfordnlp/SHP: compare the "
+            "content's fingerprint, 0123",
+        ),
+        (
+            lambda data: data["counts"]["ppo-lora"].update(prompts=9),
+            "ppo-lora: prompts is 9, the protocol says at least 2,000",
+        ),
         (lambda data: data["final_kl"].update({"ppo-full": 0.2}), "KL ended at 0.200 nats a token"),
         (lambda data: data["ratings"].clear(), "9 of 9 responses are not rated by a person"),
         (lambda data: data["ratings"][0].update(rater_kind="ai"), "ratings by an AI system"),
