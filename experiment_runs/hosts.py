@@ -35,7 +35,7 @@ def join() -> None:
       UserError: it cannot be read, or there is no such cluster.
     """
     asked = settings.hosts()
-    if not asked:
+    if not asked or jax.distributed.is_initialized():
         return
     options = {"heartbeat_timeout_seconds": SILENT, "shutdown_timeout_seconds": SILENT}
     if asked != "auto":

@@ -54,15 +54,29 @@ class RealImages(NamedTuple):
 def real_images(images: ImageSet, random: np.random.Generator, cfg: EvidenceConfig) -> RealImages:
     """Sets the twins' distance so that `TWIN_QUANTILE` of the real images in a draw have one.
 
-    A draw has no image twice: where half of the pool is smaller than a draw, draws are.
+    A draw has no image twice: where half of the pool, or what is left of it without a class, is
+    smaller than a draw, draws are.
     """
     pool = len(images.held_out) * 2 // 3
-    count = max(min(cfg.images, pool // 2), cfg.neighbours + 1)
+    half = pool // 2
+    if (left_out := second_class(images)) is not None:
+        share = (images.held_out_labels[:pool].argmax(axis=1) == left_out).mean()
+        half = int(half * (1 - share) - 2 * np.sqrt(half))  # four deviations fewer, at least
+    count = max(min(cfg.images, half), cfg.neighbours + 1)
     distances = [
         detectors.twin_distances(flat(pick(images.train, random, count))) for _ in range(cfg.draws)
     ]
     distance = float(np.quantile(distances, TWIN_QUANTILE))
     return RealImages(images.train, images.held_out[pool:], distance, count, pool)
+
+
+def second_class(images: ImageSet) -> int | None:
+    """The second most frequent class of the held-out images, None where they have one alone."""
+    if not images.classes:
+        return None
+    counts = np.bincount(images.held_out_labels.argmax(axis=1), minlength=2)
+    second = int(np.argsort(counts)[-2])
+    return second if counts[second] else None
 
 
 def pick(images: Bytes, random: np.random.Generator, count: int) -> Images:
@@ -160,14 +174,11 @@ def scenarios(
     sets: dict[str, Scenario] = {
         "real": real, AGAIN: real, "real + noise": with_noise, BLURRED: with_blur,
     }  # fmt: skip
-    if images.classes:
+    if (second := second_class(images)) is not None:  # of one class alone none can be left out
         labels = images.held_out_labels.argmax(axis=1)
-        counts = np.bincount(labels, minlength=2)
-        second = np.argsort(counts)[-2]
-        if counts[second]:  # of images of one class, none can be left out
-            sets[f"without {images.classes[second]}"] = lambda random, own, count: real(
-                random, own[labels[own] != second], count
-            )
+        sets[f"without {images.classes[second]}"] = lambda random, own, count: real(
+            random, own[labels[own] != second], count
+        )
     return sets | {
         "copies of training images": lambda random, _, count: pick(images.train, random, count),
         f"{MODES} real images repeated": repeated,

@@ -5,7 +5,6 @@ from typing import Literal
 
 from experiment_runs import assignment
 from experiment_runs.configuration import (
-    check_fraction,
     check_positive,
     check_seed,
     check_types,
@@ -70,7 +69,9 @@ class GANConfig:
     def __post_init__(self):
         check_types(self)
         check_positive(self, "learning_rate")
-        check_fraction(self, "momentum", "variance_decay")
+        for name in ("momentum", "variance_decay"):
+            if not 0 <= getattr(self, name) < 1:  # at 1 nothing of a gradient is ever taken
+                raise UserError(f"{name} is {getattr(self, name)}; needs 0 to below 1")
         check_seed(self)
         if self.side not in (28, 64):
             raise UserError(f"side is {self.side}; the generator's last layer makes 28 or 64")
@@ -107,16 +108,15 @@ PROFILES = {
         frames=2, precision="float32",
         evidence=EvidenceConfig(images=32, draws=2, classifier_steps=4),
     ),
-    # Under two minutes on two cores with everything: a quarter of the protocol's widths, and
-    # so many updates as fit. Tissue is recognisable; fine detail is not.
+    # A quarter of the protocol's widths, and so many updates as fit into a first look (times are in
+    # results/measured/make-report.txt). Tissue is recognisable; fine detail is not.
     "cpu": GANConfig(
         widths=(128, 64, 32, 16), most_steps=1500, checkpoint_steps=400, frames=8,
         evidence=EvidenceConfig(images=250, draws=5, classifier_steps=200),
     ),
-    # About 15 minutes on two cores: half the protocol's widths.
+    # Half the protocol's widths.
     "study": GANConfig(widths=(256, 128, 64, 32), most_steps=6000),
-    # The protocol, as assignment.toml has it: 1,000 epochs. Minutes on a data-centre GPU, about 9
-    # hours on two cores for DermaMNIST.
+    # The protocol, as assignment.toml has it: 1,000 epochs (results/measured/accelerator-h100.txt).
     "assignment": made(
         GANConfig, assignment.values("gan"), f"{assignment.PATH}: [protocol.gan]"
     ),

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from experiment_runs import settings
+from experiment_runs import hosts, settings
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from experiment_runs.run import ensure
@@ -60,6 +60,7 @@ def load(model: str | Path, *, precision: str = "auto") -> Pretrained:
     Raises:
       UserError: there is no such model, or its files do not fit together.
     """
+    hosts.join()  # before anything is asked of the devices
     return loading.load(hub.find(str(model)), name=str(model), dtype=precision)
 
 
@@ -88,6 +89,11 @@ def train_reward_model(
       UserError: the pairs cannot be used, or none of them fits.
     """
     cfg = config or RewardConfig()
+    if cfg.min_score_ratio > 1:
+        raise UserError(
+            f"RewardConfig.min_score_ratio={cfg.min_score_ratio}: these pairs have no scores; "
+            "leave it at 1, and leave out the pairs that are not clear enough"
+        )
     posts = preference_posts(pairs, max_pairs_per_post=cfg.max_pairs_per_post, seed=cfg.seed)
     parts = split_posts(posts, fractions=FRACTIONS, seed=cfg.seed)
     limits = {"train": cfg.train_pairs, "validation": cfg.validation_pairs, "test": cfg.test_pairs}
@@ -179,7 +185,12 @@ def generate(
       temperature: 0 takes the most likely token.
       seed: of the draws.
       batch: how many are sampled at a time.
+
+    Raises:
+      UserError: temperature, seed or batch is impossible.
     """
+    if batch < 1:
+        raise UserError(f"generate: batch={batch} must be at least 1")
     if not prompts:
         return []
     rows, masks, _ = prompt_rows(conversations(prompts), model.tokenizer, length=prompt_tokens)

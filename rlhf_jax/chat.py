@@ -7,6 +7,7 @@ from flax import nnx
 
 from rlhf_jax.language_model.sampling import draw_keys, sample
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
+from rlhf_jax.pretrained.responses import check_draws
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.ratings.plain_text import block, printable, read_until
 from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
@@ -34,7 +35,11 @@ def chat(
       response_tokens: longest answer.
       temperature: of the answers; 0 takes the most likely token.
       seed: of the answers; all models get the same draws.
+
+    Raises:
+      UserError: temperature or seed is impossible.
     """
+    check_draws(temperature, seed)
     key = jax.random.key(seed)
     print("Ask one question at a time; an empty line ends. The first answers take longest.")
     turn = 0

@@ -33,6 +33,8 @@ class LoRAConfig:
         check_positive(self, "rank", "alpha")
         if self.dropout and not 1 / 256 <= self.dropout <= 255 / 256:  # it is drawn as a byte
             reject(self, "dropout", "0, or from 1/256 to 255/256")
+        if not self.targets:
+            reject(self, "targets", f"one or more of {', '.join(LINEAR_LAYERS)}")
         if unknown := set(self.targets) - set(LINEAR_LAYERS):
             raise UserError(
                 f"LoRAConfig.targets={sorted(unknown)} unknown; choose from {LINEAR_LAYERS}"

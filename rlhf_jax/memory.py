@@ -14,14 +14,21 @@ import jax
 from flax import nnx
 
 from experiment_runs import devices, settings
-from rlhf_jax.config import LINEAR_LAYERS, EvaluationConfig, LoRAConfig, PPOConfig, RewardConfig
+from rlhf_jax.config import (
+    LINEAR_LAYERS,
+    DPOConfig,
+    EvaluationConfig,
+    LoRAConfig,
+    PPOConfig,
+    RewardConfig,
+)
 from rlhf_jax.language_model import layer_loop
 from rlhf_jax.language_model.decoder_config import DecoderConfig
 from rlhf_jax.language_model.logprobs import CHUNK
 from rlhf_jax.pretrained.tensor_names import abstract
 from rlhf_jax.profiles import Profile
 
-FLOAT = 4  # bytes of a number
+FLOAT, HALF = 4, 2  # bytes of a number
 MOMENTS = 2  # of Adam
 
 
@@ -79,6 +86,11 @@ class Memory:
         """Bytes of one device's part of so many numbers."""
         return FLOAT * numbers / (self.data * self.model)
 
+    @property
+    def activation(self) -> int:
+        """Bytes of a number that goes from layer to layer or into the cache."""
+        return HALF if self.decoder.activations == "bfloat16" else FLOAT
+
     def activations(self, tokens: int, time: int) -> float:
         """Bytes that the gradient keeps of so many tokens in rows of `time`."""
         cfg, model = self.decoder, self.model
@@ -90,7 +102,7 @@ class Memory:
             cfg.num_layers * cfg.embed_dim + one_layer if self.remat else cfg.num_layers * one_layer
         )
         matrices = self.parameters / cfg.num_layers / model if self.data > 1 else 0
-        return FLOAT * (tokens / self.data * kept + 2 * matrices)
+        return self.activation * tokens / self.data * kept + FLOAT * 2 * matrices
 
     def gathered(self, copies: int) -> float:
         """Bytes of the matrix of embeddings or of logits, which `data` divides, as it is used."""
@@ -118,6 +130,15 @@ class Memory:
             logits=self.logits(3) + self.gathered(4),  # both matrices and their gradients
         )
 
+    def dpo_update(self, cfg: DPOConfig) -> Use:
+        """Of the policy beside the reference."""
+        held = self.held(1, None)
+        return held._replace(
+            gradients=held.optimizer / MOMENTS,
+            activations=self.activations(2 * cfg.forward_pairs * cfg.max_tokens, cfg.max_tokens),
+            logits=self.logits(3) + self.gathered(4),
+        )
+
     def sampling(self, cfg: PPOConfig) -> Use:
         """Of the policy beside all that is there for its update."""
         time = cfg.prompt_tokens + cfg.response_tokens
@@ -128,7 +149,7 @@ class Memory:
         decoder, rows = self.decoder, rows / self.data
         numbers = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * time
         return held._replace(
-            cache=FLOAT * rows * numbers / self.model,
+            cache=self.activation * rows * numbers / self.model,
             logits=FLOAT * 3 * rows * decoder.vocab_size + self.gathered(2),
         )
 
@@ -142,9 +163,11 @@ class Memory:
     def stages(self, profile: Profile) -> dict[str, Use]:
         """By the name of stage and program, what each takes."""
         found = {"reward": self.reward_update(profile.reward)}
-        for name, cfg in (("ppo-full", profile.ppo), ("ppo-lora", profile.lora)):
+        for name, cfg in profile.different_policies.items():
             found[f"{name}: sampling"] = self.sampling(cfg)
             found[f"{name}: update"] = self.ppo_update(cfg)
+        if profile.dpo:
+            found["dpo"] = self.dpo_update(profile.dpo)
         return found | {"evaluate": self.evaluation(profile.evaluation, profile.ppo)}
 
 
@@ -169,12 +192,12 @@ def dry_run(decoder: DecoderConfig, profile: Profile) -> str:
         decoder=decoder, **sizes, remat=settings.rematerialized(), looped=layer_loop.looped()
     )
     lines = [
-        f"{'GB on each device':20}" + "".join(f"{name:>12}" for name in (*Use._fields, "total"))
+        f"{'GB on each device':28}" + "".join(f"{name:>12}" for name in (*Use._fields, "total"))
     ]
     there = available()
     stages = memory.stages(profile)
     for name, use in stages.items():
-        lines.append(f"{name:20}" + "".join(f"{part / 1e9:12.2f}" for part in (*use, use.total)))
+        lines.append(f"{name:28}" + "".join(f"{part / 1e9:12.2f}" for part in (*use, use.total)))
     lines.append(f"there are {there / 1e9:.1f} GB")
     for name, use in stages.items():
         if use.total > there:
@@ -196,7 +219,9 @@ def remedies(memory: Memory, profile: Profile, stage: str, there: float) -> str:
     found = []
     if fits(rematerialised):
         found.append("--remat")
-    small = dataclasses.replace(profile, ppo=smallest(profile.ppo), lora=smallest(profile.lora))
+    policies = ("ppo", "lora", "leave_one_out", "group")
+    own = {name: cfg for name in policies if (cfg := getattr(profile, name))}
+    small = dataclasses.replace(profile, **{name: smallest(cfg) for name, cfg in own.items()})
     if fits(memory, small):
         found.append("a smaller forward_batch")
     more = (n for n in (2, 4, 8, 16, 32, 64, 128) if n > memory.data)

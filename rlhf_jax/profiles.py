@@ -58,11 +58,18 @@ class Profile:
     def policies(self) -> dict[str, PPOConfig]:
         """Every policy that is tuned, by the name of its stage."""
         variants = {"ppo-full": self.ppo, "ppo-lora": self.lora}
-        found = dict(variants)
-        for number in range(1, self.seeds):
-            for name, cfg in variants.items():
-                found[f"{name}-{number}"] = dataclasses.replace(cfg, seed=cfg.seed + number)
+        seeds = {
+            f"{name}-{number}": dataclasses.replace(cfg, seed=cfg.seed + number)
+            for number in range(1, self.seeds)
+            for name, cfg in variants.items()
+        }
+        return variants | seeds | self.different_policies
+
+    @property
+    def different_policies(self) -> dict[str, PPOConfig]:
+        """Those that differ by more than a seed."""
         others = {"ppo-leave-one-out": self.leave_one_out, "ppo-group": self.group}
+        found = {"ppo-full": self.ppo, "ppo-lora": self.lora}
         return found | {name: cfg for name, cfg in others.items() if cfg}
 
 

@@ -23,6 +23,7 @@ from rlhf_jax.export.huggingface import export_run
 from rlhf_jax.language_model.sampling import draw_keys, sample
 from rlhf_jax.pretrained import hub
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
+from rlhf_jax.pretrained.responses import check_draws
 from rlhf_jax.ratings.plain_text import block
 from rlhf_jax.ratings.questionnaire import rate_in_browser, rate_in_terminal
 from rlhf_jax.ratings.store import RATINGS
@@ -82,8 +83,9 @@ class Generate(UseModel):
 
     def prompts(self) -> list[str]:
         """Every prompt as often as it is to be answered."""
-        if self.samples < 1 or self.temperature < 0 or (self.tokens or 1) < 1:
-            raise UserError("--samples and --tokens must be at least 1, --temperature at least 0")
+        check_draws(self.temperature, self.seed)
+        if self.samples < 1 or (self.tokens or 1) < 1:
+            raise UserError("--samples and --tokens must be at least 1")
         if self.samples > MOST_OF["best_of"] or (self.tokens or 1) > MOST_OF["response_tokens"]:
             raise UserError(
                 f"--samples={self.samples}, --tokens={self.tokens}: at most {MOST_OF['best_of']:,} "

@@ -68,8 +68,10 @@ class TrainedRewardModel:
           batch: how many are read at a time.
 
         Raises:
-          UserError: there are not as many prompts as responses.
+          UserError: there are not as many prompts as responses, or `batch` is not at least 1.
         """
+        if batch < 1:
+            raise UserError(f"score: batch={batch} must be at least 1")
         if len(prompts) != len(responses):
             raise UserError(f"score: {len(prompts)} prompts but {len(responses)} responses")
         if not responses:

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from experiment_runs.checkpoints import Checkpoints, load_weights, save_weights
-from experiment_runs.devices import check_divisible, kept, on_mesh, over_devices, sharded
+from experiment_runs.devices import check_divisible, data_size, kept, on_mesh, over_devices, sharded
 from experiment_runs.errors import UserError
 from experiment_runs.process import peak_memory_gb, progress
 from experiment_runs.run import Run
@@ -54,7 +54,7 @@ def encoded(
         name: pairs_of(encode_posts(posts, pretrained.tokenizer, max_tokens=cfg.max_tokens)[0])
         for name, posts in parts.items()
     }
-    for name, needed in (("train", cfg.batch_pairs), ("validation", 1)):
+    for name, needed in (("train", cfg.batch_pairs), ("validation", data_size())):
         if len(pairs[name]) < needed:
             raise UserError(
                 f"{len(pairs[name])} {name} pairs fit into DPOConfig.max_tokens={cfg.max_tokens}; "
@@ -117,7 +117,7 @@ def train(
     checkpoints.close()
     save_weights(run.checkpoints / "policy", state.trainable, step=len(plan))
     found = [
-        measure(state.trainable, reference, rows(some, pad), **static)
+        measure(state.trainable, reference, over_devices(rows(some, pad)), **static)
         for some in whole_batches(pairs["validation"], cfg.forward_pairs)
     ]
     run.finish(
@@ -139,8 +139,9 @@ def pairs_of(posts: Sequence[EncodedPost]) -> list[tuple[tuple[int, ...], ...]]:
 
 
 def whole_batches(pairs: Sequence, size: int) -> list[Sequence]:
-    """Batches of `size` pairs, what is left over not counted; one smaller where there are fewer."""
-    size = min(size, len(pairs))
+    """Batches of `size` pairs, what is left over not counted; one smaller where there are fewer,
+    of as many pairs as the devices share."""
+    size = min(size, len(pairs) - len(pairs) % data_size())
     return [pairs[start : start + size] for start in range(0, len(pairs) - size + 1, size)]
 
 

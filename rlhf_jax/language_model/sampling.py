@@ -115,9 +115,14 @@ def draw_keys(
 
     Args:
       key: of the stream and the step.
-      numbers: of each row's prompt and sample, whatever batch they stand in.
+      numbers: of each row's prompt and sample, whatever batch they stand in; below 2^64.
     """
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, np.asarray(numbers, np.uint32))
+    high, low = np.divmod(np.asarray(numbers, np.uint64), 2**32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, low.astype(np.uint32))
+    if not high.any():
+        return keys
+    folded = jax.vmap(jax.random.fold_in)(keys, high.astype(np.uint32))
+    return jnp.where(high > 0, folded, keys)
 
 
 def prefill(decoder, blocks, prompts, prompt_mask, length):

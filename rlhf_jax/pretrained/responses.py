@@ -1,5 +1,6 @@
 """Responses of a model to prompts, and their text."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -7,6 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
+from experiment_runs.configuration import SEEDS
+from experiment_runs.errors import UserError
 from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 
@@ -38,6 +41,7 @@ def respond(
       first: the number of the first prompt among all; what is drawn for a prompt depends on it.
       samples: responses to each prompt; the first one is the same, however many there are.
     """
+    check_draws(temperature, seed)
     numbers = np.arange(first, first + len(prompts))[:, None]
     numbers = (numbers | (np.arange(samples)[None] << SAMPLE_BIT)).ravel()
     return sample(
@@ -45,6 +49,14 @@ def respond(
         decoder_def=decoder[0], length=length, end=tokenizer.ends, pad=tokenizer.pad,
         samples=samples,
     )  # fmt: skip
+
+
+def check_draws(temperature: float, seed: int) -> None:
+    """Raises UserError where nothing can be drawn so."""
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature={temperature}: must be 0 or a number above it")
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"seed={seed}: must be from 0 to {SEEDS - 1}")
 
 
 def response_texts(responses: Responses, tokenizer: Tokenizer) -> list[str]:

@@ -19,7 +19,14 @@ from rlhf_jax.data.dialogues import Conversation
 from rlhf_jax.language_model.attention import block_mask
 from rlhf_jax.language_model.decoder import Decoder, for_products
 from rlhf_jax.language_model.layers import Linear
-from rlhf_jax.language_model.sampling import Responses, draw_keys, ends_response, sample
+from rlhf_jax.language_model.sampling import (
+    Responses,
+    draw_keys,
+    ends_response,
+    in_parts,
+    sample,
+    whole_part,
+)
 from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
@@ -145,7 +152,7 @@ def with_end(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "end"))
+@functools.partial(jax.jit, static_argnames=("definition", "end", "forward_batch"))
 def response_rewards(
     state: nnx.State,
     prompts: Int[Array, "batch prompt"],
@@ -154,12 +161,15 @@ def response_rewards(
     *,
     definition: nnx.GraphDef,
     end: int | tuple[int, ...],
+    forward_batch: int = 16,
 ) -> Float[Array, "batch"]:
-    """Normalised reward of sampled responses; nothing is added or taken away."""
+    """Normalised reward of sampled responses, about `forward_batch` at a time; nothing is added or
+    taken away."""
     tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
     mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
     model = nnx.merge(definition, state)
-    return model(*with_end(tokens, mask, end, model.tail))
+    rows = with_end(tokens, mask, end, model.tail)
+    return in_parts(lambda rows: model(*rows), rows, whole_part(len(tokens), forward_batch))
 
 
 def scale_on_reference(

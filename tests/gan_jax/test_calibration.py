@@ -232,6 +232,30 @@ def test_of_images_of_one_class_no_class_is_left_out(squares):
     assert not any(name.startswith("without") for name in names)
 
 
+def test_without_a_class_no_image_is_drawn_twice_either(squares):
+    """Two classes of about the same size: half of every half is left."""
+    train, held_out = (
+        np.eye(2, dtype=np.float32)[np.arange(len(own)) % 2]
+        for own in (squares.train, squares.held_out)
+    )
+    labels = {"train_labels": train, "held_out_labels": held_out}
+    images = dataclasses.replace(squares, classes=("a", "b"), **labels)
+    cfg = EvidenceConfig(images=10_000, draws=2)
+    real = calibration.real_images(images, np.random.default_rng(0), cfg)
+    whole = calibration.real_images(
+        dataclasses.replace(images, classes=(), train_labels=None, held_out_labels=None),
+        np.random.default_rng(0),
+        cfg,
+    )
+    sets = calibration.scenarios(images, imitation, 16, STRENGTHS)
+    (name,) = (name for name in sets if name.startswith("without"))
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        own, _ = np.array_split(random.permutation(real.pool), 2)
+        assert len(np.unique(sets[name](random, own, real.count), axis=0)) == real.count
+    assert real.count < 0.5 * whole.count
+
+
 def test_images_with_other_labels_or_names_of_classes_are_another_input(squares):
     held_out, train = (
         np.roll(labels, 1, axis=1) for labels in (squares.held_out_labels, squares.train_labels)

@@ -185,3 +185,24 @@ def test_too_few_prompts_and_two_models_of_one_name_are_told(model):
         rlhf_jax.train_policy(model, ["a"], reward=lambda p, r: [0.0], config=PPOConfig())
     with pytest.raises(UserError, match="same name"):
         rlhf_jax.evaluate([model, model], ["a"], rewards={"r": lambda p, r: [0.0] * len(r)})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"seed": -1}, {"batch": 0}]
+)
+def test_draws_that_are_impossible_are_refused(model, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        rlhf_jax.generate(model, ["one"], response_tokens=2, **wrong)
+
+
+def test_a_ratio_of_scores_is_refused_for_pairs_without_scores(model):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    with pytest.raises(UserError, match="min_score_ratio=2.0: these pairs have no scores"):
+        rlhf_jax.train_reward_model(model, [pair], config=RewardConfig(min_score_ratio=2.0))
+
+
+def test_a_model_is_loaded_in_the_company_that_the_environment_asks_for(monkeypatch):
+    monkeypatch.setenv("RLHF_HOSTS", "10.0.0.1:4217/2/7")
+    with pytest.raises(UserError, match="RLHF_HOSTS=10.0.0.1:4217/2/7: write auto"):
+        rlhf_jax.load("random")

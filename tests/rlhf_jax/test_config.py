@@ -188,3 +188,16 @@ def test_a_size_of_a_thousand_million_is_refused_before_memory_is_taken(found, f
 def test_sizes_that_no_memory_holds_together_are_refused(kind, wrong):
     with pytest.raises(UserError, match="a batch has .* tokens"):
         kind(**wrong)
+
+
+@pytest.mark.parametrize(
+    "kind, wrong, told",
+    [
+        (gan_config.GANConfig, {"momentum": 1.0}, "momentum is 1.0; needs 0 to below 1"),
+        (gan_config.GANConfig, {"variance_decay": 1.0}, "variance_decay is 1.0"),
+        (config.LoRAConfig, {"targets": ()}, "targets=.*one or more of q_proj"),
+    ],
+)
+def test_what_would_train_nothing_or_divide_by_zero_is_refused(kind, wrong, told):
+    with pytest.raises(UserError, match=told):
+        kind(**wrong)

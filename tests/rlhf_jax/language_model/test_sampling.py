@@ -190,3 +190,13 @@ def test_several_responses_from_one_reading_are_those_of_as_many_copies_of_the_p
     np.testing.assert_array_equal(found.mask, expected.mask)
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
     assert len(np.unique(found.tokens[:3], axis=0)) == 3  # three draws, not one
+
+
+def test_every_sample_of_a_prompt_has_a_draw_of_its_own(model):
+    """The two hundred and fifty-seventh too, whose number has more than 32 bits."""
+    key = jax.random.key(3)
+    numbers = np.asarray([5, 5 | 255 << 24, 5 | 256 << 24, 5 | 512 << 24])
+    keys = jax.random.key_data(sampling.draw_keys(key, numbers))
+    assert len(np.unique(np.asarray(keys), axis=0)) == len(numbers)
+    alone = jax.random.key_data(jax.random.fold_in(key, 5))
+    np.testing.assert_array_equal(keys[0], alone)  # whatever else is drawn
