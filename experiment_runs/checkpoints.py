@@ -167,6 +167,8 @@ def written(path: Path) -> Iterator[None]:
     """Turns what orbax says when it cannot write into one message."""
     try:
         yield
+    except jax.errors.JaxRuntimeError:
+        raise  # not of the disk: of the devices, or because another process of the job has ended
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path}: cannot be written ({first_line(error)}); make room or name another folder in "

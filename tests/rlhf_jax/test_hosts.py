@@ -128,21 +128,26 @@ def test_several_processes_train_what_one_trains(start, several, tmp_path, count
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_process_is_killed_the_other_ends_and_the_job_goes_on(
-    several, tmp_path, monkeypatch
+    several, tmp_path, monkeypatch, killed
 ):
+    """From where it was: what had been logged before what was saved is not logged again."""
     monkeypatch.setenv("RLHF_CHECKPOINT_SECONDS", "0")
     arguments = ["reward", "--reward.epochs", "40", "--reward.reference-samples", "8"]
     jobs = several("two", *arguments)
-    while not [*(tmp_path / "two").glob("reward-*/metrics.jsonl")]:
+    while not (saved := [*(tmp_path / "two").glob("reward-*/checkpoints/resume/[1-9]*")]):
         assert [job.poll() for job in jobs] == [None, None], said(jobs[0])
         time.sleep(0.1)
-    jobs[1].kill()
-    assert jobs[0].wait(120) > 0
-    assert said(jobs[0]).count("error: another process of this job has ended") == 1, said(jobs[0])
-    finished(*several("two", *arguments))
+    jobs[killed].kill()
+    other = jobs[1 - killed]
+    assert other.wait(120) > 0
+    assert said(other).count("error: another process of this job has ended") == 1, said(other)
     (path,) = (tmp_path / "two").iterdir()
+    logged = (path / "metrics.jsonl").read_text().splitlines()[: int(saved[0].name)]
+    finished(*several("two", *arguments))
     assert Run(path).finished
+    assert logged and (path / "metrics.jsonl").read_text().splitlines()[: len(logged)] == logged
 
 
 @pytest.mark.parametrize("asked", ["here", "localhost:1/2", "localhost:1/2/2", "localhost/2/0"])
