@@ -335,7 +335,9 @@ def uncertain_runs_reading(runs: Mapping[str, Run], gains: Mapping[str, Mapping[
         )
         above = metrics["kl"] > KL_BAND[1]
         text += (
-            f", above the band from step {metrics['step'][above.idxmax()]}" if above.any() else ""
+            f", above the band first at step {metrics['step'][above.idxmax()]}"
+            if above.any()
+            else ""
         )
         price, spread = final["kl_weight"] * final["kl_sequence"], final["reward_std"]
         text += (

@@ -1,12 +1,16 @@
 """The chapters can be read by people who do not see colours, or do not see at all."""
 
+import ast
+import builtins
 import fnmatch
+import inspect
 import json
 import re
 
 import matplotlib.pyplot as plt
 import pytest
 
+from experiment_runs import settings
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
@@ -46,6 +50,43 @@ def test_cells_are_short(path):
     for cell in cells(path):
         code = [line for line in cell.source.split("\n") if line and not line.startswith("#|")]
         assert len(code) <= LONGEST_CELL, cell.metadata.place
+
+
+@pytest.mark.parametrize("handed_in", [False, True], ids=["whole", "handed in"])
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_what_a_chapter_calls_exists_and_takes_what_it_is_given(monkeypatch, path, handed_in):
+    """A call in a section that no test renders would be found wrong by readers only, and so would
+    a name that a section takes from one which is left out of what is handed in."""
+    monkeypatch.setattr(settings, "submission", lambda: handed_in)
+    text = "\n".join(line.text for line in notebook.read(path).lines)
+    code = [*(cell.source for cell in cells(path)), *notebook.INLINE.findall(text)]
+    nodes = [node for part in code for node in ast.walk(ast.parse(part.strip()))]
+    known = dict(vars(builtins))
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(node), known)
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    assert {node.id for node in names} - made <= set(known)
+    for node in nodes:
+        if not isinstance(node, ast.Call) or not (called := resolved(node.func, known, made)):
+            continue
+        if not any(isinstance(x, ast.Starred) for x in node.args):
+            named = {x.arg: None for x in node.keywords if x.arg}
+            try:
+                inspect.signature(called).bind(*node.args, **named)
+            except TypeError as error:
+                pytest.fail(f"{path.name}: {ast.unparse(node)}: {error}")
+
+
+def resolved(node, known, made):
+    """What is called, where it is a function of an imported module or an imported one itself."""
+    if isinstance(node, ast.Name) and node.id not in made and node.id not in vars(builtins):
+        return known[node.id]
+    if isinstance(node, ast.Attribute):
+        owner = resolved(node.value, known, made)
+        return getattr(owner, node.attr) if inspect.ismodule(owner) else None
+    return None
 
 
 @pytest.mark.parametrize("path", CHAPTERS[1:7], ids=lambda path: path.stem)

@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rlhf_report import evaluation
@@ -79,6 +80,40 @@ def test_lengths_that_cannot_vary_are_said_to_explain_nothing(ended, said):
     text = evaluation.cap_reading({"policies": policies})
     assert "are cut off" in text and ("cannot be seen" in text) == said
     assert ("92% to 99%" in text) == said
+
+
+@pytest.mark.parametrize(
+    ("gain", "kls", "price", "words"),
+    [
+        (0.3, (0.05, 0.05), 0.1, "There are none."),
+        (0.05, (0.05, 0.05), 0.1, "KL 0.050 nats a token. At the end a response paid 0.60"),
+        (0.3, (0.05, 0.2), 0.1, "KL 0.200 nats a token, above the band first at step 2."),
+        (0.3, (0.2, 0.01), 0.1, "KL 0.010 nats a token, above the band first at step 1."),
+        (0.05, (0.05, 0.05), 0.2, "deviation of 1.00: the penalty outweighs the reward."),
+    ],
+)
+def test_of_uncertain_runs_it_is_told_what_their_logs_show(gain, kls, price, words):
+    rows = [
+        {"step": step, "kl": kl, "kl_weight": price, "kl_sequence": 6.0, "reward_std": 1.0}
+        for step, kl in enumerate(kls, 1)
+    ]
+    run = SimpleNamespace(metrics=lambda: pd.DataFrame(rows))
+    told = evaluation.uncertain_runs_reading(
+        {"ppo-lora-1": run}, {"ppo-lora-1": {"reward": interval(gain)}}
+    )
+    assert words in told and (gain > 0.1 or told.startswith("* PPO, LoRA, seed 1: gain 0.05"))
+    assert ("outweighs" in told) == (price == 0.2)
+
+
+def test_dpo_is_told_with_its_pairs_where_it_was_trained():
+    summary = {"steps": 30, "pairs": {"train": 64, "validation": 16}}
+    run = SimpleNamespace(summary=summary | {"validation": {"accuracy": 0.625}})
+    told = evaluation.dpo_reading(SimpleNamespace(baselines=["dpo"], run=lambda stage: run))
+    assert told == (
+        "DPO took 30 steps on 64 pairs and then orders 62% of 16 held-out ones by its own "
+        "log-ratios."
+    )
+    assert "not trained" in evaluation.dpo_reading(SimpleNamespace(baselines=[]))
 
 
 def test_a_run_that_did_not_count_cut_prompts_says_so():

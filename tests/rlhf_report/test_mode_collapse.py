@@ -179,6 +179,13 @@ def test_only_intervals_that_lie_apart_are_read_as_a_difference(told):
     assert mode_collapse.class_table(told(MOVED, x=[]), "x").empty
 
 
+def test_the_classifier_is_told_beside_naming_the_largest_class(told):
+    own = {"mean": 0.7, "low": 0.65, "high": 0.75, "majority": 0.669}
+    text = mode_collapse.classifier_reading(told(MOVED, classifier=own))
+    assert "right on 70.0% [65.0%, 75.0%]" in text and "would be on 66.9%" in text
+    assert "no classifier" in mode_collapse.classifier_reading(told(MOVED, classifier=None))
+
+
 def with_twins(name, share, scenario=mode_collapse.GENERATED):
     """What is known of a training, or of blurred images, of which this share has a twin."""
     row = {"scenario": scenario, "detector": "twins", "mean": share}

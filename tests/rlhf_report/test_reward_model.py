@@ -90,6 +90,25 @@ def test_a_temperature_that_does_harm_is_said_to(tmp_path, before, after, words)
     assert words in reward_model.temperature_reading(run)
 
 
+def test_what_is_trained_is_every_weight_or_adapters_and_the_head():
+    summary = {"parameters": {"trunk": 1000, "head": 9}}
+    told = [
+        reward_model.trained_weights_reading(
+            SimpleNamespace(summary=summary, config={"lora": lora})
+        )
+        for lora in (None, {"rank": 8, "targets": ["q_proj", "v_proj"]})
+    ]
+    assert told[0] == "Every weight is trained, 1,009 numbers."
+    assert told[1].startswith("Low-rank adapters of rank 8 on q_proj, v_proj and the head")
+
+
+def test_the_calibration_stands_beside_what_chance_alone_would_show(tmp_path):
+    after = {"error": 0.0521, "error_by_chance": 0.0487}
+    run = finished(tmp_path, {}, calibration={"after": after})
+    told = reward_model.calibration_reading(run)
+    assert told.startswith("0.052,") and "would show 0.049 on average" in told
+
+
 def test_groups_are_explained_where_grades_were_planted(tmp_path):
     assert "domains" in reward_model.groups_reading(finished(tmp_path / "a", {}))
     run = finished(tmp_path / "b", {}, accuracy_by_grade={"easy": {}})
