@@ -55,6 +55,7 @@ INLINE = re.compile(r"(?<!`)`\{python\}[ \t]([^`]+)`")
 REFERENCE = re.compile(
     r"\[([^\[\]@]*?)-?@((?:fig|tbl|eq|sec)-[\w-]*\w)\]|@((?:fig|tbl|eq|sec)-[\w-]*\w)"
 )
+CAPTION = re.compile(r"^: (.*?) *\{#(tbl-[\w-]+)\} *$", re.MULTILINE)
 HEADING = re.compile(r"(#+) .*?(\{[^{}]*\})?\s*")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")  # colours, for a terminal
 STYLE = """
@@ -320,7 +321,12 @@ def captions(kind: str, path: Path) -> str:
 
     Neither Typst nor HTML gets such a list from Quarto, so a cell shows this one in both outputs.
     """
-    options = [x.metadata.get("options", {}) for x in build(read(path), {}).cells]
-    labelled = {x["label"]: x[f"{kind}-cap"] for x in options if f"{kind}-cap" in x}
+    labelled: dict[str, str] = {}
+    for cell in build(read(path), {}).cells:
+        options = cell.metadata.get("options", {})
+        if f"{kind}-cap" in options:
+            labelled[options["label"]] = options[f"{kind}-cap"]
+        elif cell.cell_type == "markdown" and kind == "tbl":
+            labelled |= {label: text for text, label in CAPTION.findall(cell.source)}
     first = {label: re.split(r"(?<=[.?!]) ", text)[0] for label, text in labelled.items()}
     return "\n".join(f"* @{label}: {sentence}" for label, sentence in first.items())

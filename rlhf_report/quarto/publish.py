@@ -14,11 +14,10 @@ from nbformat import NotebookNode
 
 from experiment_runs import settings
 from rlhf_report.quarto.document import bibliography_keys, is_div, pandoc, words
-from rlhf_report.quarto.notebook import REFERENCE, Source
+from rlhf_report.quarto.notebook import CAPTION, REFERENCE, Source
 
 NUMBERED = re.compile(r"^(#+) (.*?) *\{#(sec-[\w-]+)[^{}]*\} *$", re.MULTILINE)
 EQUATION = re.compile(r"\s*\$\$ *\{#(eq-[\w-]+)\}")
-TABLE = re.compile(r"^: (.*?) *\{#(tbl-[\w-]+)\} *$", re.MULTILINE)
 PLAIN = (  # what a Jupyter page shows in place of Quarto's Markdown
     (r"^:{3,} *\{\.callout-\w+ title=\"(.*)\"\} *$", r"**\1**\n"),
     (r"^:{3,} *\{\.callout-(\w+)\} *$", r"**\1**\n"),
@@ -106,7 +105,7 @@ def reader_text(text: str, names: Mapping[str, str]) -> str:
 
     text = NUMBERED.sub(lambda m: f"{m[1]} {number(m[3])} {m[2]}", text)
     text = EQUATION.sub(lambda m: f" \\tag{{{number(m[1])}}}\n$$", text)
-    text = TABLE.sub(lambda m: f"**{names[m[2]]}:** {m[1]}", text)
+    text = CAPTION.sub(lambda m: f"**{names[m[2]]}:** {m[1]}", text)
     text = in_words(text, names)
     for pattern, plain in PLAIN:
         text = re.sub(pattern, plain, text, flags=re.MULTILINE)

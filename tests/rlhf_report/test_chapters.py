@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from experiment_runs import settings
+from experiment_runs.assignment import PROTOCOL
 from experiment_runs.files import write_text
 from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
@@ -110,10 +111,16 @@ def test_git_ignores_what_quarto_would_have_it_ignore():
     assert {"/.quarto/", "**/*.quarto_ipynb"} <= set(lines)
 
 
+@pytest.mark.parametrize("field", ["latents", *sorted({*PROTOCOL["gan"]} - {"epochs"})])
+def test_the_chapter_on_the_dcgan_prints_what_it_was_trained_with(field):
+    (path,) = (path for path in CHAPTERS if path.stem == "06-dcgan")
+    assert f'gan.config["{field}"]' in path.read_text()
+
+
 @pytest.mark.parametrize("kind", ["fig", "tbl"])
 def test_the_lists_name_everything_that_has_a_caption_once(kind):
-    labels = [x.metadata.options.get("label", "") for x in cells(REPORT)]
-    labels = [label for label in labels if label.startswith(kind)]
+    text = "\n".join(line.text for line in notebook.read(REPORT).lines)
+    labels = re.findall(rf"(?:^#\| label: |^: .*\{{#)({kind}-[\w-]+)", text, re.MULTILINE)
     listed = re.findall(r"^\* @([\w-]+): \S", notebook.captions(kind, REPORT), re.MULTILINE)
     assert len(listed) > 10 and listed == labels
 

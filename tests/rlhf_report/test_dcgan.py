@@ -51,6 +51,20 @@ def test_memory_is_claimed_only_of_a_notable_gap(tmp_path, low, high, words):
     assert words in dcgan.memorisation_reading(run)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "Nothing is added to it."),
+        ({"label_smoothing": 0.1}, "Added to the plain DCGAN: real images have the target 0.9."),
+        ({"augmentation": ("shift", "cutout")}, "after random shift and cutout."),
+        ({"spectral_norm": True}, "spectral norm 1, in place of BatchNorm."),
+    ],
+)
+def test_options_are_told_where_they_are_on(options, words):
+    plain = {"label_smoothing": 0.0, "augmentation": (), "spectral_norm": False}
+    assert dcgan.options_reading(SimpleNamespace(config=plain | options)).endswith(words)
+
+
 @pytest.mark.parametrize("side, spectral", [(28, False), (64, False), (28, True)])
 def test_the_layers_are_those_that_are_trained(side, spectral):
     cfg = GANConfig(widths=(16, 8, 8, 4), latents=10, side=side, spectral_norm=spectral)
