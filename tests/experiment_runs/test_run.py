@@ -131,14 +131,15 @@ def test_a_run_of_an_older_number_is_neither_continued_nor_taken_for_the_present
     assert runs.code_since(again) == "the same"
 
 
-def test_committed_runs_stay_readable_and_are_shown_as_older():
-    """They were made before there were numbers."""
-    committed = [Run(path.parent) for path in (PROJECT / "results/reference").glob("*/config.json")]
-    assert len(committed) > 10
+def test_committed_runs_stay_readable_and_older_ones_are_shown_as_such():
+    folders = ("reference", "assignment", "collapse")
+    paths = [path for name in folders for path in (PROJECT / "results" / name).glob("*/config.json")]
+    committed = [Run(path.parent) for path in paths]
+    older = [run for run in committed if run.record["numerics"] < runs.NUMERICS]
+    assert len(committed) > 15 and 0 < len(older) < len(committed)
     for run in committed:
         assert run.finished and run.summary and run.config
-        if "numerics" not in run.record:
-            assert runs.code_since(run) == "older format and numerics"
+        assert (runs.code_since(run) == "older numerics") == (run in older)
 
 
 def test_what_was_renamed_since_is_read_by_its_new_name(tmp_path):

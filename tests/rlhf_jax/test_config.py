@@ -137,7 +137,7 @@ def test_a_ppo_configuration_comes_back_from_a_run_as_it_was(cfg):
 def test_the_configurations_of_committed_policies_can_still_be_read():
     stored = [read_json(path) for path in REFERENCE.glob("ppo-*/config.json")]
     cfgs = [config.ppo_config(record["config"]) for record in stored]
-    assert {cfg.steps for cfg in cfgs} == {25} and len(cfgs) == 7
+    assert {cfg.steps for cfg in cfgs} == {25} and len(cfgs) == 8
 
 
 @pytest.mark.parametrize(

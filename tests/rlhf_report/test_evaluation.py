@@ -19,7 +19,7 @@ def test_a_gain_is_one_only_if_its_interval_excludes_zero(low, high, word):
 
 
 def test_seeds_of_a_variant_are_read_together():
-    rows = {"ppo-full": 0.1, "ppo-lora": 0.2, "ppo-full-1": -0.3, "ppo-lora-everywhere": 9.0}
+    rows = {"ppo-full": 0.1, "ppo-lora": 0.2, "ppo-full-1": -0.3, "ppo-leave-one-out": 9.0}
     mean = {"ppo-full": {"reward": {"value": -0.1, "low": -0.4, "high": 0.2}}}
     summary = {"gains": {name: {"reward": {"value": value}} for name, value in rows.items()}}
     assert evaluation.seeds_reading(summary | {"variants": mean}) == (

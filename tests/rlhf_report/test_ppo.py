@@ -63,10 +63,10 @@ def test_the_reward_distribution_shows_the_share_of_each_class(trained):
 
 
 def test_committed_policies_are_found_by_their_stages_variants_first(trained, tmp_path):
-    for stage in ("ppo-lora-everywhere", "ppo-full-1", "ppo-lora", "ppo-full"):
+    for stage in ("ppo-leave-one-out", "ppo-full-1", "ppo-lora", "ppo-full"):
         trained(0.0, stage=stage)
     experiment = Experiment(profile=profiles.profile("tiny"), committed=tmp_path)
-    expected = ["ppo-full", "ppo-lora", "ppo-full-1", "ppo-lora-everywhere"]
+    expected = ["ppo-full", "ppo-lora", "ppo-full-1", "ppo-leave-one-out"]
     assert experiment.policies == expected
     assert [experiment.run(name).stage for name in expected] == expected
 

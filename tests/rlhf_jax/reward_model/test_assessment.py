@@ -54,7 +54,7 @@ def test_a_verdict_that_is_never_given_has_precision_zero():
 
 @pytest.mark.parametrize("stage", ["reward", "second_reward"])
 def test_the_figures_of_committed_runs_are_found_again(stage):
-    """They were computed by code of our own, without scikit-learn."""
+    """Whatever version of scikit-learn computes them."""
     run = find(stage, PROJECT / "results" / "reference")
     pairs, roc, stored = run.arrays("test_pairs"), run.arrays("roc"), run.summary["verdicts"]
     difference = pairs["chosen"] - pairs["rejected"]
