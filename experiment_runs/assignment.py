@@ -1,12 +1,13 @@
 """What is asked for: `assignment.toml`, which a teacher edits, and how a run compares with it."""
 
 import re
+import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief
 
 PATH = Path(__file__).with_name("assignment.toml")  # leads to the file at the top of the project
 NEEDED = {
@@ -14,6 +15,13 @@ NEEDED = {
     "kl": {"band"},
     "ratings": {"prompts", "scores", "rubric"},
     "protocol": {"data", "reward", "ppo", "lora", "evaluation", "gan"},
+}
+
+KINDS = {
+    "submission": dict.fromkeys(NEEDED["submission"], str),
+    "kl": {"band": list},
+    "ratings": {"prompts": int, "scores": list, "rubric": dict},
+    "protocol": dict.fromkeys(NEEDED["protocol"], dict),
 }
 
 
@@ -28,8 +36,22 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     for name, needed in NEEDED.items():
-        if missing := sorted(needed - set(tables.get(name, {}))):
+        table = tables.get(name, {})
+        if not isinstance(table, dict):
+            raise UserError(f"{path}: {name} is {brief(table)}, not a table; write [{name}]")
+        if missing := sorted(needed - set(table)):
             raise UserError(f"{path}: [{name}] has no {', '.join(missing)}; add what is missing")
+    for place, kind in KINDS.items():
+        for name, value in tables[place].items():
+            if not isinstance(value, kind.get(name, object)):
+                raise UserError(f"{path}: [{place}] {name} is {brief(value)}; see the file's notes")
+    for part, fields in tables["protocol"].items():
+        for name, value in fields.items():
+            if isinstance(value, dict) and "value" not in value:
+                raise UserError(f"{path}: [protocol.{part}] {name} has no value; add it")
+    band = tables["kl"]["band"]
+    if len(band) != 2 or not all(type(end) in (int, float) for end in band):
+        raise UserError(f"{path}: [kl] band is {brief(band)}; write two numbers")
     try:
         re.compile(tables["submission"]["student_id"])
     except re.error as error:
@@ -37,10 +59,19 @@ def read(path: Path) -> dict[str, Any]:
     return tables
 
 
-try:
-    ASSIGNMENT = read(PATH)
-except UserError as error:  # nothing works without it, and it is read before any command begins
-    raise SystemExit(f"error: {error}") from None
+def needed(make: Callable[[], Any]) -> Any:
+    """What is made of the file as it is imported, before any command begins; else the program ends.
+
+    Nothing works without it.
+    """
+    try:
+        return make()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+ASSIGNMENT = needed(lambda: read(PATH))
 SUBMISSION = ASSIGNMENT["submission"]
 KL_BAND = tuple(ASSIGNMENT["kl"]["band"])  # nats per token
 PROTOCOL = ASSIGNMENT["protocol"]

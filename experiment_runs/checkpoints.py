@@ -1,7 +1,9 @@
 """Checkpoints of a training and whole trees of weights, by orbax, each with its checksums."""
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -21,6 +23,11 @@ from experiment_runs.files import encode, fingerprint, read_json, write_text
 from experiment_runs.settings import checkpoint_seconds
 from experiment_runs.signals import ASKED
 
+DAMAGED = "damaged"  # folder of states that are passed over; it goes when the run is finished
+PASSING = (  # what libraries say of memory and disks that may be well the next time
+    "RESOURCE_EXHAUSTED", os.strerror(errno.EIO), os.strerror(errno.ENOMEM),
+    os.strerror(errno.EMFILE), os.strerror(errno.ESTALE), os.strerror(errno.EACCES),
+)  # fmt: skip
 CHECKSUMS = "checksums.json"  # beside the files of saved weights
 # What orbax raises becomes one message; its threads would also print it with their tracebacks.
 logging.getLogger("absl").addFilter(
@@ -97,15 +104,20 @@ class Checkpoints:
             try:
                 state, notes = self.read(step, like)
             except Exception as error:  # of any kind, whatever byte of a checkpoint is damaged
+                if may_pass(error):
+                    raise
                 damaged[step] = first_line(error)
                 continue
             for other, reason in damaged.items():
                 print(
-                    f"{self.folder}/{other}: damaged ({reason}); going on from step {step}",
-                    file=sys.stderr,
-                )
+                    f"{self.folder}/{other}: damaged ({reason}); it is moved to {DAMAGED}/ there, "
+                    f"and the training goes on from step {step}", file=sys.stderr,
+                )  # fmt: skip
                 if hosts.first():
-                    shutil.rmtree(self.folder / str(other))
+                    aside = self.folder / DAMAGED / str(other)
+                    shutil.rmtree(aside, ignore_errors=True)
+                    aside.parent.mkdir(exist_ok=True)
+                    (self.folder / str(other)).rename(aside)
             hosts.meet(f"whole checkpoint in {self.folder}")
             self.manager.reload()
             return step, state, notes
@@ -156,6 +168,11 @@ def checksums(tree: Any, notes: Any = None) -> dict[str, str]:
     return sums | {"notes": fingerprint(encode(notes))}
 
 
+def may_pass(error: Exception) -> bool:
+    """Whether what failed to be read may be whole: memory or the disk has failed, not its bytes."""
+    return isinstance(error, MemoryError) or any(said in str(error) for said in PASSING)
+
+
 def compare(found: dict[str, str], expected: dict[str, str]) -> None:
     """Raises ValueError, which names what is not as it was saved."""
     if wrong := sorted(name for name in expected | found if found.get(name) != expected.get(name)):
@@ -164,15 +181,20 @@ def compare(found: dict[str, str], expected: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Turns what orbax says when it cannot write into one message."""
+    """Turns what a library says when it cannot write into one message.
+
+    Those of orbax, safetensors and tokenizers share no class of errors.
+    """
     try:
         yield
+    except (UserError, MemoryError):
+        raise
     except jax.errors.JaxRuntimeError:
         raise  # not of the disk: of the devices, or because another process of the job has ended
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise UserError(
-            f"{path}: cannot be written ({first_line(error)}); make room or name another folder in "
-            "RLHF_RESULTS, then repeat the command"
+            f"{path}: cannot be written ({first_line(error)}); make room or name another folder "
+            "(RLHF_RESULTS is that of runs), then repeat the command"
         ) from error
 
 
@@ -231,6 +253,8 @@ def load_weights(path: Path, like: Any) -> Any:
             weights = checkpointer.restore(path, abstract(like))
         compare(checksums(weights), read_json(path / CHECKSUMS))
     except Exception as error:  # of any kind, whatever byte of the weights is damaged
+        if may_pass(error):
+            raise
         raise UserError(
             f"{path}: damaged ({first_line(error)}); restore it from a copy, or remove "
             f"{path.parent.parent} to train this stage again"

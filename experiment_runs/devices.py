@@ -44,7 +44,8 @@ def mesh() -> Mesh:
 def _mesh(asked: str) -> Mesh:
     devices = jax.devices()
     parts = [part.partition("=") for part in asked.split(",") if part.strip()]
-    sizes = {name.strip(): int(size) if size.strip().isdecimal() else 0 for name, _, size in parts}
+    number = re.compile(r" *\d{1,6} *")
+    sizes = {name.strip(): int(size) if number.fullmatch(size) else 0 for name, _, size in parts}
     if sizes.keys() - set(AXES) or len(sizes) < len(parts) or not all(sizes.values()):
         raise UserError(f"mesh {asked!r}: write data=4,model=2, each a positive number, or one")
     model = sizes.get("model", 1)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ import numpy as np
 
 from experiment_runs.errors import UserError, brief, first_line
 
+LARGEST = 2**24  # bytes of a file that is read whole; as JSON it takes 24 times as much
+LARGEST_LOG = 3 * LARGEST  # of one of a JSON object a line
+DEEPEST = 100  # levels of JSON; what goes over them calls itself
 HALVES = "backslashreplace"  # of surrogate pairs, as file names may hold: JSON writes them so
 
 
@@ -60,46 +64,98 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: it is missing or broken.
     """
     try:
-        value = json.loads(path.read_bytes().decode())
+        return json_object(read_whole(path))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the run is not finished or was damaged") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({first_line(error)}); restore the file") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds {brief(value)}, not an object; restore the file")
-    return value
 
 
-def read_jsonl(path: Path, *, whole: bool = True) -> list[Any]:
+def read_jsonl(path: Path, *, whole: bool = True, **fields: type) -> list[Any]:
     """The rows of a file of JSON lines; none when it is missing.
 
     Args:
       path: the file.
       whole: False leaves out a broken last line, which a kill in mid-write leaves behind, and says
         so.
+      **fields: what every row must hold, and of what type.
 
     Raises:
-      UserError: a line is not a JSON object.
+      UserError: a line is not a JSON object, or lacks a field.
     """
     try:
-        content = path.read_bytes() if path.exists() else b""
+        content = read_whole(path, LARGEST_LOG)
+    except FileNotFoundError:
+        content = b""
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     rows = []
     lines = content.removesuffix(b"\n").split(b"\n") if content else []  # texts may hold U+2028
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line.decode())
-            if not isinstance(row, dict):
-                raise ValueError(f"{brief(row)} is not an object")
+            row = json_object(line)
         except (ValueError, RecursionError) as error:
             reason = f"{path}, line {number}: not JSON ({first_line(error)})"
             if whole or number < len(lines):
                 raise UserError(f"{reason}; restore or remove the line") from None
             print(f"{reason}; it was cut off and is left out", file=sys.stderr)
         else:
+            for name, kind in fields.items():
+                if not isinstance(row.get(name), kind):
+                    raise UserError(
+                        f"{path}, line {number}: '{name}' is {brief(row.get(name))}; restore or "
+                        "remove the line"
+                    )
             rows.append(row)
     return rows
+
+
+def read_whole(path: Path, largest: int = LARGEST) -> bytes:
+    """All of a file.
+
+    Raises:
+      UserError: it is no regular file, from which reading might never end, or larger than that.
+      OSError: it cannot be opened.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: not a regular file; put the file itself there")
+    if found.st_size > largest:
+        raise UserError(
+            f"{path}: {found.st_size:,} bytes, at most {largest:,} are read; restore the file"
+        )
+    return path.read_bytes()
+
+
+def json_object(content: bytes) -> dict[str, Any]:
+    """What bytes of JSON stand for.
+
+    Raises:
+      ValueError, RecursionError: they are no object, or one that is nested without end.
+    """
+    value = json.loads(content.decode())
+    if not isinstance(value, dict):
+        raise ValueError(f"{brief(value)} is not an object")
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        inner = [x.values() if isinstance(x, dict) else x for x in level]
+        level = [x for items in inner for x in items if isinstance(x, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"nested more than {DEEPEST} levels deep")
+
+
+def utf8(text: str, name: str) -> str:
+    """The text itself, which a terminal may have given in another encoding.
+
+    Raises:
+      UserError: it holds bytes that are none of UTF-8; `name` is what it was given for.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name} {brief(text)}: not UTF-8; write it in that encoding") from None
+    return text
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:

@@ -27,7 +27,9 @@ def readable(what: object, kind: str) -> Iterator[None]:
         if str(what) in str(error):
             raise
         raise UserError(f"{what}: {error}") from None
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a Rust library is no Exception
         raise UserError(
             f"{what}: cannot be read as {kind} ({type(error).__name__}: {first_line(error)}); "
             "download it again or name another"

@@ -25,7 +25,7 @@ from experiment_runs import settings
 from experiment_runs.errors import UserError, first_line
 
 SILENT = 60  # seconds after which a process that says nothing counts as ended
-EXPLICIT = re.compile(r"(\S+:\d+)/(\d+)/(\d+)")
+EXPLICIT = re.compile(r"(\S+:\d+)/(\d{1,6})/(\d{1,6})")
 
 
 def join() -> None:

@@ -72,7 +72,7 @@ def description(run: Run) -> str:
     """How a run was made, what it found, and the disk that it takes."""
     record = run.record
     weights = disk_bytes(run.checkpoints) if run.checkpoints.is_dir() else 0
-    seconds = sum(row["seconds"] for row in read_jsonl(run.path / "times.jsonl"))
+    seconds = sum(row["seconds"] for row in read_jsonl(run.path / "times.jsonl", seconds=float))
     parts = {
         "": {
             "folder": run.path, "stage": run.stage, "state": state(run),

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from experiment_runs import hosts
 from experiment_runs.errors import UserError
@@ -33,13 +34,18 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if hosts.first():
-            file = stack.enter_context(path.open("a+", encoding="utf-8", errors="replace"))
-            acquire(file, path, wait)
+            while not held(stack.enter_context(opened(path)), path, wait):
+                path.parent.mkdir(parents=True, exist_ok=True)  # its folder was removed meanwhile
         hosts.meet(f"lock of {path}")
         yield
 
 
-def acquire(file, path: Path, wait: bool) -> None:
+def opened(path: Path) -> TextIO:
+    return path.open("a+", encoding="utf-8", errors="replace")
+
+
+def held(file: TextIO, path: Path, wait: bool) -> bool:
+    """Acquires the lock; False where the file is no longer the one at the path."""
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,7 +65,13 @@ def acquire(file, path: Path, wait: bool) -> None:
             f"{path.parent}: this file system knows no locks ({error.strerror}); start no second "
             "process on it", file=sys.stderr,
         )  # fmt: skip
+    try:
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return False
+    except FileNotFoundError:
+        return False
     file.truncate(0)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     file.write(f"process {os.getpid()} on {platform.node()}, since {since}\n")
     file.flush()
+    return True

@@ -1,5 +1,6 @@
 """Arrays in an npz file: what it says of itself is checked before anything is unpacked."""
 
+import io
 import math
 import tokenize
 import zipfile
@@ -18,6 +19,9 @@ UNREADABLE = (
     ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError,
     IndexError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError,
 )  # fmt: skip
+
+LONGEST_HEADER = 2**16  # bytes of an array's type and shape; NumPy itself takes 10,000
+LARGEST = 2**29  # bytes of the arrays that a run keeps in a file
 
 
 class Header(NamedTuple):
@@ -45,6 +49,8 @@ def read_npz(
     Raises:
       UserError: not such a file, or it has problems.
     """
+    if not path.is_file() and path.exists():
+        raise UserError(f"{path}: not a regular file; put the npz file itself there")
     try:
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist() if name[-4:] == ".npy"]
@@ -63,21 +69,28 @@ def read_npz(
         ) from None
 
 
+def too_large(headers: Mapping[str, Header]) -> list[str]:
+    """What is wrong with the arrays of a run: they are more than one keeps."""
+    size = sum(math.prod(own.shape) * own.dtype.itemsize for own in headers.values())
+    return [f"{size:,} bytes of arrays, a run keeps {LARGEST:,} at most"] * (size > LARGEST)
+
+
 def npy_header(archive: zipfile.ZipFile, name: str) -> Header:
     """Type and shape of an array in an npz file, without unpacking the array."""
     member = archive.getinfo(f"{name}.npy")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is packed by method {member.compress_type}, needs deflate")
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
+        start = io.BytesIO(file.read(LONGEST_HEADER))  # NumPy reads one of any length
+        version = np.lib.format.read_magic(start)
         readers = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }
         if version not in readers:
             raise ValueError(f"{name} is of format {version}, needs 1.0 or 2.0")
-        shape, _, dtype = readers[version](file)
-        left = member.file_size - file.tell()
+        shape, _, dtype = readers[version](start)
+        left = member.file_size - start.tell()
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects")
     if math.prod(shape) * dtype.itemsize > left:

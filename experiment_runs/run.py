@@ -52,7 +52,7 @@ from experiment_runs.files import (
     write_text,
 )
 from experiment_runs.lock import locked
-from experiment_runs.npz import read_npz
+from experiment_runs.npz import read_npz, too_large
 from experiment_runs.precision import check_32_bits
 from experiment_runs.process import forget_peak_memory, release_memory
 from experiment_runs.provenance import code_fingerprint, provenance
@@ -64,6 +64,7 @@ RECORD = {"stage": str, "identity": str, "config": dict, "inputs": dict, "about"
 
 FORMAT = 1
 NUMERICS = 2
+NUMBERS = ("format", "numerics")  # as config.json calls them
 
 RENAMED = {"gold": "second_reward"}  # stages and keys of older runs, and what they are called now
 
@@ -86,11 +87,17 @@ class Run:
           UserError: it is broken.
         """
         path = self.path / "config.json"
-        record = renamed(read_json(path))
-        for name, kind in RECORD.items():
+        record = read_json(path)
+        numbers = {name: int for name in NUMBERS if name in record}
+        for name, kind in (RECORD | numbers).items():
             if not isinstance(record.get(name), kind):
                 raise UserError(f"{path}: '{name}' is {brief(record.get(name))}; restore the file")
-        return record
+        if len(numbers) == len(NUMBERS) and identity_of(record) != record["identity"]:
+            raise UserError(f"{path}: its identity is not that of its settings; restore the file")
+        for name, value in record["inputs"].items():
+            if not isinstance(value, str):
+                raise UserError(f"{path}: input '{name}' is {brief(value)}; restore the file")
+        return renamed(record)
 
     @property
     def stage(self) -> str:
@@ -152,11 +159,11 @@ class Run:
         """The logged rows in order; a row lacks the columns that it was not logged with."""
         return pd.DataFrame(read_jsonl(self.path / "metrics.jsonl"))
 
-    def samples(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.path / "samples.jsonl")
+    def samples(self, **fields: type) -> list[dict[str, Any]]:
+        return read_jsonl(self.path / "samples.jsonl", **fields)
 
     def arrays(self, name: str = "arrays") -> dict[str, np.ndarray]:
-        return renamed(read_npz(self.path / f"{name}.npz"))
+        return renamed(read_npz(self.path / f"{name}.npz", problems_of=too_large))
 
     def log(self, *, step: int, **row: Any) -> None:
         """Appends one line to metrics.jsonl and tells it to whoever follows the training."""
@@ -182,10 +189,7 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.path / name
             if path.exists():
-                rows = read_jsonl(path, whole=False)
-                for number, row in enumerate(rows, start=1):
-                    if type(row.get("step")) is not int:
-                        raise UserError(f"{path}, line {number}: no step; remove the line")
+                rows = read_jsonl(path, whole=False, step=int)
                 kept = [row for row in rows if row["step"] <= step]
                 write_text(path, "".join(encode(row) + "\n" for row in kept))
 
@@ -226,12 +230,11 @@ def ensure(
       Stopped: by a signal; what was reached is saved.
     """
     root = Path(root or settings.results())
-    config = to_plain(dataclasses.asdict(config))
-    numbers = {"format": FORMAT, "numerics": NUMERICS}
-    identity = fingerprint(stage, config, dict(sorted(inputs.items())), numbers)
+    own = {"config": to_plain(dataclasses.asdict(config)), "inputs": dict(inputs)}
+    own = {"stage": stage, **own, "format": FORMAT, "numerics": NUMERICS}
+    identity = identity_of(own)
+    record = own | {"identity": identity, "about": dict(about or {})}
     path = root / f"{stage}-{identity[:10]}"
-    record = {"stage": stage, "identity": identity, "config": config, "inputs": dict(inputs)}
-    record |= numbers | {"about": dict(about or {})}
     try:
         if is_recorded(path, identity) and Run(path).finished:
             return Run(path)
@@ -254,6 +257,13 @@ def ensure(
             "make it writable or name another folder in RLHF_RESULTS"
         ) from None
     return run
+
+
+def identity_of(record: Mapping[str, Any]) -> str:
+    """What the parts of a run's record stand for."""
+    numbers = {name: record.get(name) for name in NUMBERS}
+    inputs = dict(sorted(record["inputs"].items()))
+    return fingerprint(record["stage"], record["config"], inputs, numbers)
 
 
 def renamed(found: Any) -> Any:

@@ -33,7 +33,7 @@ from pathlib import Path
 
 import jax
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, first_line
 
 SOURCES = Path(__file__).resolve().parent.parent  # a checkout, or site-packages
 # An installed package writes into the working directory, never beside itself.
@@ -97,8 +97,23 @@ def check() -> None:
 
 def profile() -> str:
     """The profile that RLHF_PROFILE names, else the machine's own."""
-    machine = "cpu" if jax.default_backend() == "cpu" else "assignment"
+    machine = "cpu" if backend() == "cpu" else "assignment"
     return os.environ.get("RLHF_PROFILE") or machine
+
+
+def backend() -> str:
+    """The kind of JAX's devices.
+
+    Raises:
+      UserError: there is none of the kind that JAX_PLATFORMS names.
+    """
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"JAX_PLATFORMS={jax_platforms()}: JAX finds no such device ({first_line(error)}); "
+            "write cpu, or nothing, and see to the driver and to JAX's package for it"
+        ) from error
 
 
 def hand_in(profile: str) -> None:

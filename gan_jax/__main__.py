@@ -72,6 +72,9 @@ def train(command: Train) -> None:
 
 def evaluate(command: Evaluate) -> None:
     run = Run(command.run)
+    if run.stage != "gan":
+        raise UserError(f"{command.run}: a run of stage {run.stage!r}; name one of 'gan'")
+    run.require_finished()
     cfg, networks, state = export.load_networks(run)
     name = run.summary["dataset"]
     images = data.load(name, side=cfg.side, data_dir=command.data_dir, student_id=None)

@@ -1,6 +1,7 @@
 """Configuration of the GAN and its named profiles."""
 
 import dataclasses
+import itertools
 from typing import Literal
 
 from experiment_runs import assignment
@@ -13,6 +14,7 @@ from experiment_runs.configuration import (
 from experiment_runs.errors import UserError
 from experiment_runs.precision import resolved
 
+WEIGHTS = 2**28  # of a generator: with the discriminator, gradients and Adam's moments 8 GB
 POLICIES = ("colour", "translation", "cutout")  # of augmentation.py
 
 
@@ -77,6 +79,13 @@ class GANConfig:
             raise UserError(f"side is {self.side}; the generator's last layer makes 28 or 64")
         if len(self.widths) != 4 or min(self.widths) < 1:
             raise UserError(f"widths is {self.widths}; needs four positive numbers")
+        channels = [self.latents, *self.widths, 3]
+        weights = sum(16 * below * above for below, above in itertools.pairwise(channels))
+        if weights > WEIGHTS:
+            raise UserError(
+                f"widths is {self.widths} and latents {self.latents}: the generator would have "
+                f"{weights:,} weights; needs less than {WEIGHTS:,}"
+            )
         positive = ("latents", "batch", "epochs", "dispatch_steps", "checkpoint_steps", "frames")
         for name in positive:
             if getattr(self, name) < 1:
@@ -117,7 +126,7 @@ PROFILES = {
     # Half the protocol's widths.
     "study": GANConfig(widths=(256, 128, 64, 32), most_steps=6000),
     # The protocol, as assignment.toml has it: 1,000 epochs (results/measured/accelerator-h100.txt).
-    "assignment": made(
-        GANConfig, assignment.values("gan"), f"{assignment.PATH}: [protocol.gan]"
+    "assignment": assignment.needed(
+        lambda: made(GANConfig, assignment.values("gan"), f"{assignment.PATH}: [protocol.gan]")
     ),
 }  # fmt: skip

@@ -29,6 +29,7 @@ SPLITS = ("train", "val", "test")
 EVEN, ODD = SUBMISSION["even"], SUBMISSION["odd"]  # by the last digit of the student ID
 TIMEOUT_SECONDS = 5  # to notice that there is no network
 PATIENCE_SECONDS = 30  # for the first bytes of a download
+LARGEST = 2**34  # bytes of a download; the largest set has 13 GB
 SLOWEST = 10_000  # bytes a second of a download that is waited for
 PATCH_STRIDE = 7  # pixels between neighbouring patches of the section
 
@@ -95,7 +96,7 @@ def load(name: str | None, *, side: int, data_dir: Path | None, student_id: str 
     suffix = "" if side == 28 else f"_{side}"
     url, checksum = (info[chosen][key + suffix] for key in ("url", "MD5"))
     local = data_dir and Path(data_dir) / "medmnist" / f"{chosen}{suffix}.npz"
-    if local and local.exists():
+    if local and (local.exists() or local.is_symlink()):
         check_size(local, info[chosen], side)
         note = "" if md5(local) == checksum else ", not the official file (its MD5 differs)"
         return medmnist(local, chosen, side, f"{chosen}, from the local {local.name}{note}")
@@ -162,12 +163,14 @@ def fetch(url: str, path: Path) -> None:
     started, received = time.monotonic(), 0
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as remote:
         size = remote.headers.get("Content-Length", "")
-        total = int(size) if size.isdecimal() else None
+        total = int(size) if size.isdecimal() and len(size) < 20 else None
         with path.open("wb") as file, progress(label=path.name, total=total) as bar:
             while block := remote.read1(1 << 20):
                 file.write(block)
                 bar.update(len(block))
                 received += len(block)
+                if received > LARGEST:
+                    raise OSError(f"more than {LARGEST:,} bytes came")
                 if time.monotonic() - started > PATIENCE_SECONDS + received / SLOWEST:
                     raise TimeoutError(f"slower than {SLOWEST / 1e3:.0f} kB a second")
     if total is not None and received < total:

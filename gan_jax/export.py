@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from experiment_runs.checkpoints import load_weights, save_weights
+from experiment_runs.checkpoints import load_weights, save_weights, written
 from experiment_runs.run import Run
 from gan_jax.config import EvidenceConfig, GANConfig
 from gan_jax.training import Definitions, State, initial
@@ -21,7 +21,9 @@ def save_networks(run: Run, networks: Definitions, state: State) -> None:
     """Writes the run's final checkpoint and its `generator.safetensors`."""
     save_weights(run.checkpoints / FINAL, jax.tree.leaves(state))
     generator = nnx.merge(networks.generator, *state.generator[:2])
-    save_file(torch_layout(generator), run.path / "generator.safetensors", {"format": "pt"})
+    path = run.path / "generator.safetensors"
+    with written(path):
+        save_file(torch_layout(generator), path, {"format": "pt"})
 
 
 def torch_layout(generator) -> dict[str, np.ndarray]:

@@ -134,7 +134,7 @@ def execute(command: Command) -> None:
     match command:
         case Check():
             if experiment.committed is None:
-                experiment.check()
+                _ = experiment.checked
             print("inputs   read and checked")
         case Reward():
             show(experiment, ["reward"])
@@ -211,6 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def work():
         hosts.join()
+        settings.backend()  # before anything else asks for the devices
         command = parsed(arguments)
         execute(command) if isinstance(command, Command) else command.execute()
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
+from experiment_runs.errors import Stopped
 from rlhf_jax.language_model.sampling import draw_keys, sample
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
 from rlhf_jax.pretrained.responses import check_draws
@@ -62,6 +63,8 @@ def ask() -> str:
     """The next question; empty at the end of the conversation."""
     try:
         return input("\n> ").strip()
+    except Stopped:  # by a signal to end
+        raise
     except (EOFError, KeyboardInterrupt):
         print()
         return ""

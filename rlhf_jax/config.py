@@ -78,6 +78,8 @@ class RewardConfig:
         check_positive(self, "train_pairs", "validation_pairs", "test_pairs")
         check_positive(self, "reference_prompt_tokens", "reference_response_tokens")
         check_tokens(self, "batch_rows", "max_tokens")
+        lengths = ("reference_prompt_tokens", "reference_response_tokens")
+        check_tokens(self, "reference_samples", *lengths)
         check_not_negative(self, "margin", "weight_decay")
         check_fraction(self, "warmup_fraction")
         check_seed(self)
@@ -133,7 +135,8 @@ class PPOConfig:
         check_positive(self, "batch", "forward_batch", "passes", "inner_epochs", "sample_every")
         check_positive(self, "prompts", "prompt_tokens", "response_tokens", "temperature")
         check_positive(self, "ratio_clip", "value_clip", "target_kl")
-        check_tokens(self, "forward_batch", "prompt_tokens", "response_tokens")
+        for rows in ("batch", "forward_batch"):
+            check_tokens(self, rows, "prompt_tokens", "response_tokens")
         check_not_negative(self, "value_weight", "kl_weight", "kl_gain", "missing_end_penalty")
         check_fraction(self, "warmup_fraction")
         check_seed(self)
@@ -226,6 +229,8 @@ class EvaluationConfig:
         check_positive(self, "prompts", "rated_prompts", "batch", "resamples", "temperature")
         check_positive(self, "response_tokens", "responses_per_prompt", "best_of")
         check_seed(self)
+        if self.response_tokens is not None:
+            check_tokens(self, "batch", "response_tokens")
         if self.prompts < self.rated_prompts:
             raise UserError("EvaluationConfig.prompts must not be less than rated_prompts")
 

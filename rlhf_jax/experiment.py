@@ -23,6 +23,7 @@ from rlhf_jax.evaluation import policies as evaluation
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.pretrained import hub, loading
 from rlhf_jax.pretrained.model import Pretrained
+from rlhf_jax.pretrained.prompt_rows import read_prompts
 from rlhf_jax.profiles import Profile
 from rlhf_jax.reward_model import model as reward_models
 from rlhf_jax.reward_model import training as reward_training
@@ -133,22 +134,29 @@ class Experiment:
             pairs = dataclasses.replace(pairs, note="; ".join(filter(None, [pairs.note, said])))
         return {"preferences": pairs, "prompts": self.prompts[2]}
 
-    def check(self) -> None:
-        """Reads the inputs of all stages, as tokens too.
+    @functools.cached_property
+    def checked(self) -> bool:
+        """True once the inputs of all stages have been read, as tokens too.
 
         Raises:
           UserError: one of them cannot be used, or does not fit the settings.
         """
-        model = self.pretrained
+        model, unseen = self.pretrained, texts(self.prompts[1])
+        read = {(self.profile.ppo.prompt_tokens, None): unseen}  # by length and number
         for stage in REWARD_MODELS:
             cfg, parts = getattr(self.profile, stage), self._parts(stage)
             prompts = self.training_texts[: cfg.reference_samples]
             reward_models.check_references(prompts, cfg)
+            read[cfg.reference_prompt_tokens, len(prompts)] = prompts
             encode_parts(parts, model.tokenizer, max_tokens=cfg.max_tokens)
         for cfg in self.profile.policies.values():
             ppo_training.check(cfg, model)
+            read[cfg.prompt_tokens, cfg.prompts] = self.training_texts[: cfg.prompts]
+        for (length, _), prompts in read.items():
+            read_prompts(prompts, model.tokenizer, length=length)
         if self.profile.dpo:
             dpo.encoded(self.profile.dpo, model, self._pairs())
+        return True
 
     def run(self, stage: str) -> Run:
         """The finished run of a stage; trains it, and what it depends on, where there is none."""
@@ -196,7 +204,12 @@ class Experiment:
         }
         for name, source in self.sources.items():
             about[name] = dataclasses.asdict(dataclasses.replace(source, location=""))
-        return ensure(stage, cfg, train, inputs=inputs, about=about, on_step=self.on_step)
+
+        def checked(run: Run) -> None:  # a later stage's inputs too, before the first one's steps
+            _ = self.checked
+            train(run)
+
+        return ensure(stage, cfg, checked, inputs=inputs, about=about, on_step=self.on_step)
 
     def reward_model(self, stage: str = "reward") -> reward_models.FrozenRewardModel:
         return reward_models.load(self.run(stage), self.pretrained).for_products()

@@ -13,7 +13,7 @@ import tyro
 from experiment_runs import inventory, settings
 from experiment_runs.configuration import MOST_OF
 from experiment_runs.errors import UserError
-from experiment_runs.files import append_jsonl, fingerprint
+from experiment_runs.files import append_jsonl, fingerprint, read_whole, utf8
 from experiment_runs.lock import locked
 from experiment_runs.run import Run
 from rlhf_jax import trained
@@ -91,10 +91,11 @@ class Generate(UseModel):
                 f"--samples={self.samples}, --tokens={self.tokens}: at most {MOST_OF['best_of']:,} "
                 f"samples of {MOST_OF['response_tokens']:,} tokens"
             )
-        prompts = list(self.prompt)
+        prompts = [utf8(prompt, "--prompt") for prompt in self.prompt]
         if self.file is not None:
             try:
-                prompts += [line for line in self.file.read_text("utf-8").splitlines() if line]
+                lines = read_whole(self.file).decode().splitlines()
+                prompts += [line for line in lines if line]
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"--file {self.file}: cannot be read ({error})") from None
         if not prompts:
@@ -124,6 +125,8 @@ class Chat(UseModel):
     judge: str = ""  # folder or hub id of another reward model, for the same tokens
 
     def execute(self) -> None:
+        if self.judge == hub.RANDOM:
+            raise UserError("--judge random: no reward model; name the folder or hub id of one")
         run = Run(self.run)
         runs = trained.policy_runs(run)
         base = trained.starting_model(run, model=self.model)
@@ -156,7 +159,8 @@ class Rate:
 
     def execute(self) -> None:
         run = trained.run_of(self.run, "evaluate")
-        responses = [row for row in run.samples() if row["rated"]]
+        samples = run.samples(prompt=str, response=str, model=str, rated=bool)
+        responses = [row for row in samples if row["rated"]]
         rate = rate_in_browser if self.browser else rate_in_terminal
         own = f"lock-{fingerprint(self.rater)}"  # a rater rates in one place at a time
         with locked(run.path / own, wait=False):

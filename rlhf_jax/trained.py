@@ -12,7 +12,7 @@ from typing import Any
 
 from flax import nnx
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief
 from experiment_runs.files import fingerprint
 from experiment_runs.run import Run
 from rlhf_jax.config import SMOLLM2, PPOConfig, ppo_config
@@ -138,6 +138,9 @@ def starting_model(run: Run, *, model: str = "") -> Pretrained:
       UserError: the record names no model, or what is found is another one.
     """
     recorded, wanted = run.about.get("model"), run.record["inputs"].get("model")
+    texts = isinstance(recorded, dict) and all(isinstance(x, str) for x in recorded.values())
+    if recorded and not (texts and ("run" in recorded or {"name", "file", "dtype"} <= {*recorded})):
+        raise UserError(f"{run.path}/config.json: about.model is {brief(recorded)}; restore it")
     if not recorded or wanted is None:
         raise UserError(f"{run.path}: a run of stage {run.stage!r}, which has no language model")
     if "run" in recorded and not model:

@@ -32,6 +32,7 @@ from experiment_runs.errors import UserError
 from gan_jax.data import dataset_for
 from rlhf_jax.config import EvaluationConfig
 from rlhf_jax.evaluation.response_statistics import gain
+from rlhf_jax.ratings.plain_text import printable
 from rlhf_jax.ratings.store import rating_from, response_hash
 from rlhf_report.carried import PLACE, identity, marks, of_ratings
 from rlhf_report.ratings import criteria_table
@@ -95,13 +96,13 @@ def problems(files: Mapping[str, Path]) -> list[str]:
     found = [*name_problems(own), *table_problems(own)]
     try:
         data = json.loads(own.notebook.metadata.get(PLACE, ""))
-    except (TypeError, ValueError):
+    except (AttributeError, RecursionError, TypeError, ValueError):
         return [*found, "the notebook carries no runs: it was not written by `make submission`"]
     checks = (run_problems, rating_problems, protocol_problems, number_problems)
     for check in checks:
         try:
             found += check(own, data)
-        except (AttributeError, LookupError, TypeError, ValueError, UserError) as error:
+        except Exception as error:  # whatever a value of another kind makes it stumble over
             what = check.__name__.removesuffix("_problems")
             found.append(f"what the notebook carries is broken ({what}): {error!r}")
     return found
@@ -122,7 +123,7 @@ def opened(files: Mapping[str, Path]) -> Submission:
         raise UserError(f"{paper.name} cannot be read: {error}") from None
     try:
         notebook = nbformat.read(cells, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, OSError, ValueError) as error:
+    except Exception as error:  # and so does nbformat
         raise UserError(f"{cells.name} cannot be read: {error}") from None
     page = files[ENDINGS[2]].read_text("utf-8", "replace") if ENDINGS[2] in files else ""
     name = paper.name.removesuffix(ENDINGS[0])
@@ -266,7 +267,7 @@ def main(arguments: Sequence[str]) -> int:
         rows = results_table([Path(x) for x in arguments])
         width = max(map(len, rows["submission"]))
         for name, problem in [tuple(rows.columns), *rows.itertuples(index=False)]:
-            print(f"{name:<{width}}  {problem}")
+            print(f"{name:<{width}}  {printable(problem):.1000}")  # a value may be of any length
         wrong = rows.loc[rows["problem"] != "none", "submission"].nunique()
         print(f"{rows['submission'].nunique()} submissions, {wrong} with problems")
 

@@ -239,6 +239,9 @@ def parquet(path: Path) -> pd.DataFrame:
         names = file.schema_arrow.names
         if len(names) > MOST_COLUMNS or len(set(names)) < len(names):
             raise ValueError(f"{len(names)} columns, or two of one name")
+        groups = map(file.metadata.row_group, range(file.num_row_groups))
+        if sum(group.total_byte_size for group in groups) > limit:  # before anything is unpacked
+            raise ValueError(f"it unpacks to more than {limit:,} bytes")
         for batch in file.iter_batches(256):
             batches.append(batch)
             size += batch.nbytes

@@ -21,7 +21,7 @@ from datasets.naming import camelcase_to_snakecase
 from tqdm import tqdm
 
 from experiment_runs import settings
-from experiment_runs.errors import UserError, first_line
+from experiment_runs.errors import UserError, brief, first_line
 from experiment_runs.process import progress
 from rlhf_jax.data.formats import whole_frame
 
@@ -42,7 +42,10 @@ def reachable(seconds: float = 3.0) -> bool:
     """True when the hub answers in time; asked once a process, never in offline mode."""
     if datasets.config.HF_HUB_OFFLINE:
         return False
-    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+    address = huggingface_hub.constants.ENDPOINT
+    if not address.startswith(("https://", "http://")):
+        raise UserError(f"HF_ENDPOINT={brief(address)}: write the hub's address with https://")
+    request = urllib.request.Request(address, method="HEAD")
     answered = threading.Event()
 
     def ask() -> None:

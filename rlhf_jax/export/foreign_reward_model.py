@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief
 from experiment_runs.foreign import readable
 from rlhf_jax.language_model.decoder import DecoderConfig
 from rlhf_jax.pretrained.hub import model_files
@@ -59,9 +59,17 @@ def read_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str) -> Frozen
     state = decoder_state(cfg, tensors, source=str(path))
     check_finite(state, path)
     model = RewardModel(nnx.merge(nnx.split(abstract(cfg))[0], state), rngs=nnx.Rngs(0))
-    model.score.kernel[...] = jnp.asarray(weight.read(), jnp.float32)
+    head, offset = jnp.asarray(weight.read(), jnp.float32), config.get("reward_offset", 0.0)
+    if not jnp.isfinite(head).all():
+        raise UserError(f"{path}: score.weight is not finite; download the weights again")
+    if type(offset) not in (int, float) or not abs(offset) < 3e38:
+        raise UserError(
+            f"{path}/config.json: reward_offset is {brief(offset)}, not a finite number; "
+            "download it again"
+        )
+    model.score.kernel[...] = head
     if "reward_offset" in config:  # one of ours, which reads the end itself
-        model.offset[...] = jnp.float32(config["reward_offset"])
+        model.offset[...] = jnp.float32(offset)
     else:
         model.tail = read_after_end(theirs, config.get("pad_token_id"), path)
     return FrozenRewardModel(*nnx.split(model))

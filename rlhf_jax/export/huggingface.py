@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
+from experiment_runs.checkpoints import written
 from experiment_runs.errors import UserError
 from experiment_runs.files import write_text
 from experiment_runs.foreign import check_fetched
@@ -245,7 +246,8 @@ def every_end(tokenizer: Tokenizer) -> int | list[int]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
+    with written(path):
+        safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
 def save_tokenizer(tokenizer: Tokenizer, out: Path, *, padding_side: str) -> None:
@@ -253,7 +255,8 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path, *, padding_side: str) -> Non
     saved = copy.deepcopy(tokenizer.huggingface)
     saved.pad_token = saved.convert_ids_to_tokens(tokenizer.pad)
     saved.padding_side = saved.init_kwargs["padding_side"] = padding_side  # both, or it is lost
-    saved.save_pretrained(out)
+    with written(out):
+        saved.save_pretrained(out)
     # The class by the name that every version of transformers knows, which reads the file as it is;
     # the template where programs look for it that read no *.jinja.
     file = out / "tokenizer_config.json"

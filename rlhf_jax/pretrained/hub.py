@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
 from experiment_runs.errors import UserError, brief
-from experiment_runs.files import fingerprint
+from experiment_runs.files import LARGEST, fingerprint
 from experiment_runs.foreign import check_fetched, readable
 from rlhf_jax.config import SMOLLM2
 from rlhf_jax.data.hub import UNREACHABLE, download
@@ -26,8 +26,9 @@ FILES = (
 
 
 ENDINGS = (".safetensors", ".json", ".jinja")  # of the files that make up a model
-LARGEST_TEXT = 2**28  # bytes of one that holds no tensors
-LARGEST_FILE = 10**11  # bytes of a GGUF file
+LARGEST_FILE = 10**11  # bytes of one that holds tensors
+LARGEST_VOCABULARY = 2**26  # of one that holds a vocabulary; of all others `files.LARGEST`
+VOCABULARIES = ("tokenizer.json", "vocab.json")
 RANDOM = "random"  # two small layers on bytes
 
 
@@ -50,12 +51,12 @@ def find(model: str) -> Path | None:
         raise UserError(f"MODEL={model}: a file, and no GGUF; name the folder of config.json")
     if model.startswith((".", "/", "~")):
         raise UserError(f"MODEL={model}: no such directory; name a folder or a hub id")
-    repository, _, file = model.partition(":")
+    repository, named, file = model.partition(":")
     try:
         validate_repo_id(repository)
     except HFValidationError:
         raise UserError(f"MODEL={brief(model)}: neither a folder nor a hub id") from None
-    if file:
+    if named:
         return gguf_of(model, repository, file)
     failed = download("models", model, *FILES)
     folder = downloaded(model)
@@ -118,8 +119,7 @@ def identity(path: Path | None, *, dtype: str) -> str:
     if path is None:
         return fingerprint(RANDOM, dtype)
     if path.is_file():
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            raise UserError(f"{path}: {size:,} bytes are no model; download it again")
+        check_size(path, LARGEST_FILE)
         check_fetched(path)
         return fingerprint(path, dtype)
     return fingerprint(dtype, *model_files(path))
@@ -141,14 +141,21 @@ def model_files(folder: Path) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}: not a regular file, or a link to nothing; remove it")
+        weights = file.suffix == ".safetensors"
+        largest = LARGEST_VOCABULARY if file.name in VOCABULARIES else LARGEST
+        check_size(file, LARGEST_FILE if weights else largest)
         with readable(file, "a file of a model"):
             check_fetched(file)
-        if file.suffix == ".safetensors":
+        if weights:
             with readable(file, "a whole safetensors file"), safe_open(file, framework="numpy"):
                 pass  # its header tells its size
-        elif (size := file.stat().st_size) > LARGEST_TEXT:
-            raise UserError(f"{file}: {size:,} bytes; remove it or download it again")
     return files
+
+
+def check_size(file: Path, largest: int) -> None:
+    """Refuses a file of a model that is larger than such a file can be, for its bytes are read."""
+    if (size := file.stat().st_size) > largest:
+        raise UserError(f"{file}: {size:,} bytes; remove it or download it again")
 
 
 def packaged_gguf() -> Path | None:

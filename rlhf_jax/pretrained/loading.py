@@ -5,7 +5,6 @@ decoder that its configuration describes. Nothing here reads a pickle or runs a 
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from safetensors import safe_open
 
-from experiment_runs.errors import UserError, brief, first_line
+from experiment_runs.errors import UserError, first_line
+from experiment_runs.files import json_object, read_whole
 from experiment_runs.foreign import readable
 from experiment_runs.precision import resolved
 from experiment_runs.process import release_memory
@@ -93,7 +93,7 @@ def read_config(path: Path) -> dict[str, Any]:
             "merge_and_unload; `export --merged` for one of ours) and name the folder of that"
         )
     try:
-        config = json.loads((path / "config.json").read_text())
+        return json_object(read_whole(path / "config.json"))
     except FileNotFoundError:
         inside = [*path.glob("*/config.json"), *path.glob("*/*/config.json")]
         near = sorted([*path.glob("*.gguf"), *(file.parent for file in inside)])
@@ -103,9 +103,6 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}/config.json: not JSON ({first_line(error)})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}/config.json: holds {brief(config)}, not an object")
-    return config
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -151,9 +148,9 @@ def tensor_places(path: Path) -> dict[str, str]:
     if not index.exists():
         return {}
     try:
-        places = json.loads(index.read_text())["weight_map"]
+        places = json_object(read_whole(index))["weight_map"]
         return {str(name): str(file) for name, file in places.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, RecursionError, AttributeError) as error:
         raise UserError(f"{index}: not an index with a weight_map ({error!r})") from None
 
 

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from experiment_runs.errors import UserError, brief, first_line
+from experiment_runs.errors import UserError, brief
+from experiment_runs.files import json_object, read_whole
+from experiment_runs.foreign import readable
 from rlhf_jax.data.dialogues import Turn
 from rlhf_jax.pretrained.chat_template import MARK, ChatTemplate, Slot
 
@@ -158,16 +159,14 @@ class Tokenizer:
                 f"{path}/tokenizer.json: missing; only fast tokenizers are supported, and "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes it"
             )
-        try:
+        ends = generation_ends(path)
+        with readable(path / "tokenizer.json", "a tokenizer with its other files"):
             # The general class: those of single families build the tokenizer anew from vocabulary
             # and merges, with their own rules for splitting words in place of the file's.
             huggingface = PreTrainedTokenizerFast.from_pretrained(path)
-        except Exception as error:  # nothing more special comes out of the Rust library
-            raise UserError(
-                f"{path}/tokenizer.json: cannot be read with the tokenizer's other files "
-                f"({type(error).__name__}: {first_line(error)}); download them again"
-            ) from None
-        return cls.of(huggingface, ends=generation_ends(path), embeddings=embeddings)
+            made = cls.of(huggingface, ends=ends, embeddings=embeddings)
+            made.decode_exact([*range(made.vocab_size)])  # some broken ones fail only then
+        return made
 
     @property
     def end(self) -> int:
@@ -241,8 +240,8 @@ def generation_ends(path: Path) -> list[int]:
     for file in (path / "generation_config.json", path / "config.json"):
         if file.exists():
             try:
-                ends = json.loads(file.read_text()).get("eos_token_id")
-            except (ValueError, AttributeError) as error:
+                ends = json_object(read_whole(file)).get("eos_token_id")
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{file}: not a JSON object ({error}); write it anew") from None
             if ends is not None:
                 ends = ends if isinstance(ends, list) else [ends]

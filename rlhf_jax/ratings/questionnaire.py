@@ -5,6 +5,7 @@ stopped. The page is served to this machine only. What a model wrote is text on 
 and the page may load or send nothing (Content-Security-Policy).
 """
 
+import contextlib
 import html
 import http.server
 import secrets
@@ -12,10 +13,10 @@ import string
 import threading
 import urllib.parse
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import Stopped, UserError
 from rlhf_jax.ratings.plain_text import block, printable, read_until
 from rlhf_jax.ratings.store import (
     CRITERIA,
@@ -54,6 +55,8 @@ def rate_in_terminal(
         try:
             scores = ask_scores()
             note = input("a note, or nothing: ") if scores else ""
+        except Stopped:  # by a signal to end
+            raise
         except (EOFError, KeyboardInterrupt):
             scores = None
         if scores is None:
@@ -91,6 +94,8 @@ def rate_in_browser(
         webbrowser.open(serving.url)
         try:
             serving.serve_forever()
+        except Stopped:  # by a signal to end
+            raise
         except KeyboardInterrupt:
             print()
     left = len(pending(responses, path, rater))
@@ -143,6 +148,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
     timeout = 60  # seconds; browsers open connections that they may never use
 
     def do_GET(self):
+        with self.told():
+            self.show()
+
+    def do_POST(self):
+        with self.told():
+            self.save()
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Inside, what is wrong with the file or the disk is the answer."""
+        try:
+            yield
+        except ConnectionError:  # the browser has gone
+            self.close_connection = True
+        except (UserError, OSError) as error:
+            self.reply(500, html.escape(str(error)))
+
+    def show(self) -> None:
+        """Answers with the next response, or with thanks."""
         address = urllib.parse.urlsplit(self.path)
         if address.path != "/":
             self.reply(404, "There is nothing here.")
@@ -154,7 +178,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.reply(200, thanks(self.server.rater))
                 threading.Thread(target=self.server.shutdown).start()
 
-    def do_POST(self):
+    def save(self) -> None:
+        """Saves what the form says."""
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > LARGEST_FORM:
             self.reply(400, "This is not a rating.")

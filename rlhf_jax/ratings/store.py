@@ -24,7 +24,7 @@ import pandas as pd
 
 from experiment_runs.assignment import ASSIGNMENT, PATH
 from experiment_runs.errors import UserError
-from experiment_runs.files import append_jsonl, read_jsonl
+from experiment_runs.files import append_jsonl, read_jsonl, utf8
 
 RUBRIC = ASSIGNMENT["ratings"]
 CRITERIA: dict[str, list[str]] = RUBRIC["rubric"]  # to what the scores mean that are explained
@@ -148,7 +148,7 @@ def pending(responses: Sequence[Response], path: Path, rater: str) -> dict[str, 
         raise UserError("rater is missing; say who rates")
     texts = by_hash(responses)
     done = {r.response_hash for r in load_ratings(path, responses) if r.rater == rater}
-    order = np.random.default_rng(list(rater.encode())).permutation(len(texts))
+    order = np.random.default_rng(list(utf8(rater, "rater").encode())).permutation(len(texts))
     shuffled = [sorted(texts)[i] for i in order]
     return {key: texts[key] for key in shuffled if key not in done}
 

@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 
 from experiment_runs.errors import UserError
 from rlhf_report.quarto.cells import cell_markdown, unescape_shortcodes
-from rlhf_report.quarto.notebook import Source
+from rlhf_report.quarto.notebook import Source, file_lines
 
 KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
 CALLOUTS = [[f"callout-{kind}"] for kind in ("note", "tip", "important", "caution", "warning")]
@@ -273,7 +273,8 @@ def bibliography_keys(path: Path | None) -> set[str]:
         return set()
     if not path.is_file():
         raise UserError(f"{path}: this bibliography, named in _quarto.yml, does not exist")
-    return set(re.findall(r"^\s*@\w+\s*\{\s*([^,\s]+)", path.read_text("utf-8"), re.MULTILINE))
+    text = "\n".join(line.text for line in file_lines(path))
+    return set(re.findall(r"^\s*@\w+\s*\{\s*([^,\s]+)", text, re.MULTILINE))
 
 
 # Parts of pandoc's tree ------------------------------------------------------------------------

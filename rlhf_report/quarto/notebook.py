@@ -31,7 +31,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
 from experiment_runs import settings
-from experiment_runs.errors import UserError
+from experiment_runs.errors import LONGEST, UserError
 from experiment_runs.process import progress
 
 CELL_OPTIONS = {
@@ -131,7 +131,7 @@ def shown(lines: list[Line]) -> list[Line]:
     return kept
 
 
-def expand(lines: list[Line]) -> list[Line]:
+def expand(lines: list[Line], within: tuple[Path, ...] = ()) -> list[Line]:
     """The lines with includes in their place; a path is relative to the file that names it."""
     expanded = []
     for line in lines:
@@ -141,10 +141,13 @@ def expand(lines: list[Line]) -> list[Line]:
         path = line.path.parent / match[1]
         if not path.is_file():
             raise UserError(f"{line.place}: cannot include {match[1]}: there is no {path}")
+        inside = (*within, line.path.resolve())
+        if path.resolve() in inside:
+            raise UserError(f"{line.place}: {match[1]} includes itself; remove the line")
         included = file_lines(path)
         if included and included[0].text.rstrip() == "---":
             raise UserError(f"{included[0].place}: an included file carries no YAML; remove it")
-        expanded += expand(included)
+        expanded += expand(included, inside)
     return expanded
 
 
@@ -159,7 +162,7 @@ def file_lines(path: Path) -> list[Line]:
 def parse_yaml(text: str, place: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that cannot be
         raise UserError(f"{place}: this YAML cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{place}: expected `key: value` lines, got {text!r}")
@@ -278,7 +281,7 @@ def failure(what: str, name: str, message: str, trace: str) -> UserError:
     if name in ("UserError", "FloatingPointError"):
         return UserError(f"{what}: {message}{debug}")
     hint = debug or "; RLHF_DEBUG=1 shows where"
-    return CellError(f"{what}: {name}: {message}{hint}")
+    return CellError(f"{what}: {name}: {message:.{LONGEST}}{hint}")
 
 
 def interrupt(client: NotebookClient) -> None:

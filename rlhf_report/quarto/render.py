@@ -115,7 +115,8 @@ def render(
 
 
 def project_settings(path: Path) -> Node:
-    settings = notebook.parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    lines = notebook.file_lines(path)
+    settings = notebook.parse_yaml("\n".join(line.text for line in lines), str(path))
     check_known(settings, SETTINGS, path)
     return settings
 

@@ -60,6 +60,11 @@ def test_lists_and_ranges_are_compared_and_said_in_words():
         ("[kl]", "[kl", "cannot be read"),
         ("band = ", "bands = ", r"\[kl\] has no band"),
         ('"[0-9]+"', '"[0-9"', "student_id is no regular expression"),
+        ("[submission]", "submission = 5\n[other]", "submission is 5, not a table"),
+        ("[0.02, 0.1]", "3", r"\[kl\] band is 3"),
+        ("[0.02, 0.1]", "[0.02]", r"\[kl\] band is .*two numbers"),
+        ('"[0-9]+"', "9", r"\[submission\] student_id is 9"),
+        ("value = 6000, ", "", r"\[protocol.reward\] train_pairs has no value"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path, before, after, named):
@@ -99,3 +104,10 @@ def test_what_is_edited_in_the_file_is_what_is_trained(tmp_path):
     )  # fmt: skip
     assert done.stdout == "3 7\n"
     assert PROTOCOL["gan"]["epochs"] == 1000
+
+
+def test_what_cannot_be_made_of_the_file_ends_the_program_with_one_message(capsys):
+    with pytest.raises(SystemExit) as end:
+        assignment.needed(lambda: made(PPOConfig, {"batch": 10, "forward_batch": 4}, "the file"))
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: the file: ") and said.count("\n") == 1

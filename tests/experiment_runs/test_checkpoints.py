@@ -1,5 +1,6 @@
 """What is saved comes back bit by bit, or is refused: never anything else."""
 
+import errno
 import gc
 import itertools
 import json
@@ -109,8 +110,35 @@ def test_a_state_that_reads_well_but_is_not_as_it_was_saved_is_passed_over(
         patch.setattr(checkpoints, "checksums", rotten)
         assert is_that_of(restored(tmp_path), 1)
     said = capsys.readouterr().err
-    assert "resume/2: damaged" in said and "going on from step 1" in said
+    assert "resume/2: damaged" in said and "goes on from step 1" in said
+    assert every_file(tmp_path / "resume" / "damaged" / "2")  # it is not thrown away
     saved(tmp_path, 2)  # the step can be saved again
+    assert is_that_of(restored(tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(errno.EIO, "Input/output error"),
+     ValueError("RESOURCE_EXHAUSTED: out of memory"), OSError(errno.EMFILE, "Too many open files")],
+    ids=str,
+)  # fmt: skip
+def test_memory_and_disks_that_fail_for_once_damage_no_state(tmp_path, monkeypatch, error):
+    """Neither the newer state is given up for the older one, nor do weights count as damaged."""
+    saved(tmp_path, 1, 2)
+    save_weights(tmp_path / "best", state_of(3))
+    sums = checkpoints.checksums
+
+    def failing(tree, notes=None):
+        if int(tree["step"]) != 1:
+            raise error
+        return sums(tree, notes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "checksums", failing)
+        with pytest.raises(type(error)):
+            restored(tmp_path)
+        with pytest.raises(type(error)):
+            load_weights(tmp_path / "best", state_of(0))
     assert is_that_of(restored(tmp_path), 2)
 
 

@@ -1,5 +1,6 @@
 """Two processes at once: one trains, the other waits or is told; a kill frees the lock."""
 
+import concurrent.futures
 import errno
 import fcntl
 import json
@@ -113,3 +114,23 @@ def test_only_the_first_process_of_a_job_holds_the_lock(held, monkeypatch):
     monkeypatch.setattr(lock.hosts, "meet", met.append)
     with locked(path, wait=False):
         assert met == [f"lock of {path}"]
+
+
+def test_who_waits_while_the_folder_is_removed_holds_the_lock_of_the_new_one(tmp_path):
+    """The file that it waited for is gone; one that starts anew would hold another."""
+    path = tmp_path / "run" / "lock"
+    path.parent.mkdir()
+    process = start(HOLDING, path)
+    assert process.stdout.readline() == "held\n"
+
+    def end():
+        time.sleep(0.2)  # until this one waits; where it does not yet, the test is only weaker
+        path.unlink()
+        path.parent.rmdir()
+        process.kill()
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        pool.submit(end)
+        with locked(path, wait=True), path.open("a") as own, pytest.raises(BlockingIOError):
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    process.communicate()

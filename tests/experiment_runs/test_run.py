@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import stat
+import zipfile
 
 import numpy as np
 import pytest
@@ -289,6 +290,26 @@ def test_a_damaged_record_is_written_anew_and_the_run_goes_on(tmp_path, content,
     assert again.record | {"started": 0} == whole | {"started": 0}
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("config", {"rate": 0.3, "name": "x"}), ("inputs", {"data": "d2"}), ("stage", "other"),
+     ("format", None), ("numerics", "2"), ("numerics", 1)],
+)  # fmt: skip
+def test_a_record_of_which_anything_is_changed_is_not_taken_for_the_run(
+    tmp_path, place, value, capsys
+):
+    """Not shown, not exported, not finished; where it is trained the record is written anew."""
+    run = ensured(tmp_path)
+    record = json.loads((run.path / "config.json").read_text())
+    assert place in record and runs.identity_of(record) == run.identity
+    (run.path / "config.json").write_text(json.dumps(record | {place: value}))
+    assert not Run(run.path).finished
+    with pytest.raises(UserError, match="config.json: .*restore the file"):
+        _ = Run(run.path).config
+    again = ensured(tmp_path, train=lambda run: pytest.fail("trained again"))
+    assert again.config == run.config and "written anew" in capsys.readouterr().err
+
+
 def test_the_record_of_another_run_is_written_anew(tmp_path):
     one, two = ensured(tmp_path).path, ensured(tmp_path, config=Config(rate=0.2)).path
     (two / "config.json").write_bytes((one / "config.json").read_bytes())
@@ -324,6 +345,57 @@ def test_damaged_arrays_are_named(tmp_path):
     (run.path / "scores.npz").write_bytes(content)
     with pytest.raises(UserError, match="scores.npz: not a readable npz file"):
         run.arrays("scores")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "summary.json", "metrics.jsonl", "samples.jsonl", "arrays.npz"]
+)
+def test_what_is_no_regular_file_or_never_ends_is_not_read(tmp_path, name):
+    """A pipe that nobody writes into would be waited for, an endless file would fill memory."""
+    path = ensured(tmp_path).path / name
+
+    def read():
+        run = Run(path.parent)
+        return run.record, run.summary, run.metrics(), run.samples(), run.arrays()
+
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"{name}: not a regular file"):
+        read()
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"{name}: not a regular file"):
+        read()
+    path.unlink()
+    path.touch()
+    os.truncate(path, 2**40)  # it takes no space
+    with pytest.raises(UserError, match=f"{name}: .*(bytes, at most|not a readable npz)"):
+        read()
+
+
+def test_arrays_that_a_run_could_not_have_written_are_not_unpacked(tmp_path):
+    run = ensured(tmp_path)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (2**29 + 1,)}
+    with (
+        zipfile.ZipFile(run.path / "arrays.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("zeros.npy", "w") as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(2**9 + 1):
+            file.write(bytes(2**20))
+    with pytest.raises(UserError, match="arrays.npz: does not fit: 536,870,913 bytes of arrays"):
+        run.arrays()
+
+
+@pytest.mark.parametrize("depth", [101, 520, 10**4, 10**5])
+def test_values_that_are_nested_without_end_are_one_message(tmp_path, depth):
+    run = ensured(tmp_path)
+    content = b'{"a": ' * depth + b"1" + b"}" * depth
+    for name in ("config.json", "summary.json", "samples.jsonl"):
+        (run.path / name).write_bytes(content)
+    for read in (lambda: Run(run.path).record, lambda: run.summary, run.samples):
+        with pytest.raises(UserError, match=r"not JSON \((nested more than 100|.*recursion)"):
+            read()
 
 
 def test_a_full_disk_is_one_message(tmp_path):

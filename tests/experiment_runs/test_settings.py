@@ -54,3 +54,15 @@ def test_a_value_that_cannot_be_is_named_with_its_remedy(name, value, ask, messa
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         ask()
+
+
+def test_devices_that_jax_does_not_find_are_one_message(monkeypatch):
+    """What it raises then may be an assertion without a word."""
+
+    def fail():
+        raise AssertionError
+
+    monkeypatch.setattr(settings.jax, "default_backend", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(UserError, match="JAX_PLATFORMS=cuda: JAX finds no such device"):
+        settings.profile()

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -164,9 +165,26 @@ def test_nothing_is_unpacked_before_the_header_fits(tmp_path, arrays, monkeypatc
         npz.read_npz(path, ["train_images"], lambda headers: ["too much"])
 
 
+def test_a_header_without_end_is_refused_before_it_is_unpacked(tmp_path):
+    """64 MB of it, which deflate packs into 64 kB."""
+    header = b"\x93NUMPY\x02\x00" + (2**26).to_bytes(4, "little") + b" " * 2**26
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", header)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="not a readable npz file.*EOF"):
+        npz.read_npz(tmp_path / "x.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
 def test_what_is_no_regular_file_is_not_opened(tmp_path):
     (tmp_path / "medmnist").mkdir()
     os.mkfifo(tmp_path / "medmnist" / "dermamnist.npz")
+    with pytest.raises(UserError, match="not a regular file"):
+        load(tmp_path)
+    (tmp_path / "medmnist" / "dermamnist.npz").unlink()
+    (tmp_path / "medmnist" / "dermamnist.npz").symlink_to("nowhere")
     with pytest.raises(UserError, match="not a regular file"):
         load(tmp_path)
 
@@ -315,3 +333,10 @@ def test_an_environment_without_medmnist_says_how_to_install_it_alone(monkeypatc
     monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="^package medmnist: missing; run `pip install --no-deps m"):
         data.load("dermamnist", side=28, data_dir=tmp_path, student_id=None)
+
+
+def test_a_download_without_end_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "LARGEST", 100)
+    (tmp_path / "remote").write_bytes(bytes(1000))
+    with pytest.raises(OSError, match="more than 100 bytes came"):
+        data.fetch((tmp_path / "remote").as_uri(), tmp_path / "local")

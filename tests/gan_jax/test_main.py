@@ -1,12 +1,16 @@
 """The stage as a whole: results, command line, exported generator."""
 
+import resource
+
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 from experiment_runs.errors import UserError
+from experiment_runs.run import ensure
 from gan_jax import experiment, export
-from gan_jax.__main__ import main, parsed
+from gan_jax.__main__ import Evaluate, execute, main, parsed
+from gan_jax.config import GANConfig
 from gan_jax.training import evaluated
 
 
@@ -168,3 +172,28 @@ def test_a_run_without_its_networks_says_so(finished, tmp_path):
         (tmp_path / name).write_bytes((finished.path / name).read_bytes())
     with pytest.raises(UserError, match="no weights there"):
         export.load_networks(type(finished)(tmp_path))
+
+
+def test_networks_that_a_full_disk_does_not_take_are_one_message(finished, tmp_path, monkeypatch):
+    _, networks, state = export.load_networks(finished)
+    monkeypatch.setattr(export, "save_weights", lambda *_: None)
+    (tmp_path / "config.json").write_bytes((finished.path / "config.json").read_bytes())
+    own = type(finished)(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match="generator.safetensors: cannot be written .*make room"):
+            export.save_networks(own, networks, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_run_of_another_stage_has_no_evidence(tmp_path):
+    other = ensure("reward", GANConfig(), lambda run: run.finish(), inputs={}, root=tmp_path)
+    with pytest.raises(UserError, match="a run of stage 'reward'; name one of 'gan'"):
+        execute(Evaluate(run=other.path))
+
+
+def test_networks_that_no_memory_holds_are_refused():
+    with pytest.raises(UserError, match="the generator would have .* weights; needs less than"):
+        GANConfig(widths=(8192,) * 4)

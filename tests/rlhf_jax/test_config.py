@@ -182,6 +182,9 @@ def test_a_size_of_a_thousand_million_is_refused_before_memory_is_taken(found, f
     [
         (RewardConfig, {"batch_rows": 4096, "max_tokens": 2**17}),
         (PPOConfig, {"batch": 8192, "forward_batch": 8192, "prompts": 8192, "prompt_tokens": 2048}),
+        (PPOConfig, {"batch": 2**16, "forward_batch": 16, "prompts": 2**16}),
+        (RewardConfig, {"reference_samples": 2**16}),
+        (config.EvaluationConfig, {"batch": 2**16, "response_tokens": 2**17}),
         (config.DPOConfig, {"batch_pairs": 8192, "forward_pairs": 8192, "max_tokens": 4096}),
     ],
 )

@@ -1,6 +1,7 @@
 """What every stage is given, on small local data; nothing is trained."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -129,15 +130,37 @@ def test_a_function_of_ones_own_is_called_with_every_step(data_dir):
         ({"reward": {"reference_samples": 1}}, "reference_samples"),
         ({"ppo": {"batch": 9, "forward_batch": 9}}, "PPOConfig.batch=9 cannot be divided over 2"),
         ({"lora": {"forward_batch": 1}}, "PPOConfig.forward_batch=1 cannot be divided over 2"),
+        ({"ppo": {"prompt_tokens": 4}}, "prompt_tokens=4 leaves no room"),
+        ({"second_reward": {"reference_prompt_tokens": 4}}, "prompt_tokens=4 leaves no room"),
         ({"dpo": {"max_tokens": 40}}, "train pairs fit into DPOConfig.max_tokens=40"),
         ({"dpo": {"forward_pairs": 1}}, "DPOConfig.forward_pairs=1 cannot be divided over 2"),
     ],
     ids=str,
 )
 def test_what_a_later_stage_would_refuse_is_told_before_the_first(data_dir, changes, told):
-    changed(data_dir).check()
+    _ = changed(data_dir).checked
     with pytest.raises(UserError, match=told):
-        changed(data_dir, **changes).check()
+        _ = changed(data_dir, **changes).checked
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["trained on", "unseen"])
+def test_a_dialogue_that_the_template_cannot_write_is_told_before_the_first_stage(data_dir, part):
+    """It is the last of the prompts."""
+    made = changed(data_dir)
+    turns = (("user", "a"), ("assistant", "b"), ("user", "c<|im_end|>"))
+    made.prompts[part][-1] = dataclasses.replace(made.prompts[part][-1], turns=turns)
+    with pytest.raises(UserError, match="holds '<.im_end.>', which only the chat template"):
+        _ = made.checked
+
+
+def test_a_stage_is_trained_only_when_the_inputs_of_all_are_right(data_dir, tmp_path, monkeypatch):
+    """The reward model's own inputs are; those of the policies, which come later, are not."""
+    ensure = functools.partial(runs.ensure, root=tmp_path)
+    monkeypatch.setattr(experiment, "ensure", ensure)
+    made = changed(data_dir, ppo={"prompt_tokens": 4})
+    monkeypatch.setattr(Experiment, "_reward", lambda *args, **options: pytest.fail("trained"))
+    with pytest.raises(UserError, match="prompt_tokens=4 leaves no room"):
+        made.run("reward")
 
 
 def test_an_unknown_stage_is_an_error(data_dir, tmp_path):

@@ -121,6 +121,7 @@ def test_a_mesh_is_what_is_asked_for_and_all_devices_on_data_by_default(monkeypa
         ("data=4", "data=4,model=1 is of 4 devices, and there are 2; these fit: data=2,model=1, "),
         ("rows=2", "'rows=2': write data=4,model=2"),
         ("data=0", "'data=0': write"),
+        (f"data={'9' * 5000}", "write data=4,model=2"),
         ("data=2,data=1", "write data=4,model=2"),
     ],
 )

@@ -161,6 +161,11 @@ def test_a_rater_rates_in_one_place_at_a_time(results, monkeypatch, capsys):
         (["rate", "ppo-lora", "--rater", "A"], "a run of stage 'ppo-lora'; name one of 'evaluate'"),
         (["export", "evaluate"], "stage 'evaluate' has no weights to export"),
         (["chat", "ppo-lora", "--model", "nowhere/else"], "nowhere/else"),
+        (["chat", "ppo-lora", "--model", "owner/name:"], "has no such GGUF file"),
+        (["chat", "ppo-lora", "--judge", "random"], "--judge random: no reward model"),
+        (["generate", "ppo-lora", "--prompt", "\udcff"], "--prompt '\\udcff': not UTF-8"),
+        (["generate", "ppo-lora", "--file", "/dev/zero"], "/dev/zero: not a regular file"),
+        (["rate", "evaluate", "--rater", "\udcff"], "rater '\\udcff': not UTF-8"),
     ],
 )
 def test_what_a_run_cannot_do_is_told_in_one_message(results, arguments, message, capsys):
@@ -176,11 +181,40 @@ def test_another_model_than_a_run_started_from_is_refused(results, tmp_path):
     shutil.copytree(directory(results, "ppo-lora"), copy)
     record = json.loads((copy / "config.json").read_text())
     record["inputs"]["model"] = "another"
+    record["identity"] = runs.identity_of(record)
     (copy / "config.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="started from random .* say with --model"):
         trained.starting_model(runs.Run(copy))
     with pytest.raises(UserError, match=r"was made from reward-\w+, which is not beside it"):
         trained.upstream(runs.Run(copy), "reward")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("samples.jsonl", {"rated": None}, "samples.jsonl, line 1: 'rated' is None"),
+        ("samples.jsonl", {"prompt": ["p"]}, "samples.jsonl, line 1: 'prompt' is"),
+        ("config.json", {"inputs": {"reward": 5}}, "input 'reward' is 5"),
+        ("config.json", {"about": {"model": {"run": 5}}}, "about.model is {'run': 5}"),
+        ("config.json", {"about": {"model": {"name": "random"}}}, "about.model is"),
+    ],
+)
+def test_a_value_of_another_kind_in_the_files_of_a_run_is_named(
+    results, tmp_path, capsys, name, change, message
+):
+    stage, command = ("reward", "export") if name == "config.json" else ("evaluate", "rate")
+    copy = shutil.copytree(directory(results, stage), tmp_path / "copy")
+    first, _, rest = (copy / name).read_text().partition("\n" if name[0] == "s" else "\0")
+    row = json.loads(first) | change
+    if "inputs" in row:
+        row["identity"] = runs.identity_of(row)
+        summary = json.loads((copy / "summary.json").read_text()) | {"identity": row["identity"]}
+        (copy / "summary.json").write_text(json.dumps(summary))
+    (copy / name).write_text(json.dumps(row) + "\n" + rest)
+    with pytest.raises(SystemExit) as stopped:
+        main([command, str(copy)])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in said and said.count("\n") == 1
 
 
 def test_a_run_of_a_gan_has_no_language_model(tmp_path):

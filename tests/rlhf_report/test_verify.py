@@ -202,6 +202,23 @@ def test_thirty_submissions_are_one_table(good, tmp_path, capsys):
     assert re.search(r"7/Babbage +the first page does not name Babbage", wrong)
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "null", "5", '{"cells": 5}', "[" * 10**5, '{"metadata": []}'], ids=len
+)
+def test_a_notebook_of_another_kind_is_one_line_of_the_table(good, tmp_path, content):
+    """And what it says of itself is printed as text, of bounded length."""
+    copy = Path(shutil.copytree(good, tmp_path / "copy"))
+    (copy / "Lovelace_HW2_source_code.ipynb").write_text(content)
+    assert any("cannot be read" in x or "carries no runs" in x for x in found(copy))
+
+
+def test_values_of_a_notebook_are_printed_as_text_of_bounded_length(copy, capsys):
+    edit(copy, lambda own: own.update(student_id="\x1b[2J" + "x" * 10**6))
+    verify.main([str(copy)])
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and max(map(len, said.splitlines())) < 2000
+
+
 def test_a_file_that_is_no_submission_is_told(tmp_path, capsys):
     for wrong in ([], [str(tmp_path)], [str(tmp_path / "lost")]):
         assert verify.main(wrong) == 2

@@ -114,3 +114,14 @@ def test_a_folder_of_parts_that_is_named_like_a_file_is_read(tmp_path):
     pd.DataFrame(ROWS).to_parquet(folder / "part-0.snappy.parquet")
     [(_, frame)] = tables.tables(tmp_path, ["text"])
     assert frame.to_dict("records") == ROWS
+
+
+def test_one_text_that_fills_memory_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    """A million letters in some hundred bytes; the file says of itself how many they are."""
+    pd.DataFrame({"prompt": ["x" * 10**6]}).to_parquet(tmp_path / "x.parquet", compression="zstd")
+    monkeypatch.setattr(formats, "SMALL_CONTENT", 10**5)
+    monkeypatch.setattr(
+        formats.pyarrow.parquet.ParquetFile, "iter_batches", lambda *_: pytest.fail("unpacked")
+    )
+    with pytest.raises(UserError, match="it unpacks to more than 100,000 bytes"):
+        formats.table(tmp_path / "x.parquet")

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import resource
 
 import gguf
 import jax
@@ -292,6 +293,15 @@ def test_foreign_directories_are_refused_with_the_reason(model, tmp_path):
         foreign_reward_model.load_reward_model(out, model.tokenizer)
     (out / "config.json").write_text(json.dumps(config))
     tensors = tensors_in(out / "model.safetensors")
+    for offset in (float("nan"), 1e300, "0", None, True):
+        (out / "config.json").write_text(json.dumps(config | {"reward_offset": offset}))
+        with pytest.raises(UserError, match="reward_offset is .*, not a finite number"):
+            foreign_reward_model.load_reward_model(out, model.tokenizer)
+    (out / "config.json").write_text(json.dumps(config))
+    broken = tensors | {"score.weight": tensors["score.weight"] * np.float32("nan")}
+    huggingface.save_tensors(out / "model.safetensors", broken)
+    with pytest.raises(UserError, match="score.weight is not finite"):
+        foreign_reward_model.load_reward_model(out, model.tokenizer)
     tensors["score.weight"] = np.repeat(tensors["score.weight"], 2, axis=0)
     huggingface.save_tensors(out / "model.safetensors", tensors)
     with pytest.raises(UserError, match="has 2 labels"):
@@ -301,6 +311,19 @@ def test_foreign_directories_are_refused_with_the_reason(model, tmp_path):
         foreign_reward_model.load_reward_model(out, model.tokenizer)
     with pytest.raises(UserError, match="missing"):
         foreign_reward_model.load_reward_model(tmp_path / "nowhere", model.tokenizer)
+
+
+def test_a_disk_that_is_full_is_one_message(model, tmp_path):
+    """Safetensors and tokenizers raise errors of kinds of their own, none of them the system's."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match="m.safetensors: cannot be written .*make room"):
+            huggingface.save_tensors(tmp_path / "m.safetensors", {"a": np.zeros(9999)})
+        with pytest.raises(UserError, match="cannot be written .*make room"):
+            huggingface.save_tokenizer(model.tokenizer, tmp_path, padding_side="left")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_run_without_weights_is_refused_with_the_reason(model, tmp_path):

@@ -367,6 +367,29 @@ def test_a_broken_tokenizer_is_named(content, tmp_path):
         Tokenizer.from_folder(tmp_path, embeddings=400)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"decoder": {"type": "Strip", "content": "a", "start": 0, "stop": 10**9}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"model": {"continuing_subword_prefix": "######"}},
+    ],
+    ids=lambda part: [*part][0],
+)  # fmt: skip
+def test_a_tokenizer_that_ends_its_library_is_one_message(part, tmp_path):
+    """What panics in Rust is no Exception in Python, at loading, at reading or at writing."""
+    byte_pairs(QWEN).save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    ((name, changes),) = part.items()
+    file.write_text(
+        json.dumps(whole | {name: whole[name] | changes if name == "model" else changes})
+    )
+    with pytest.raises(UserError, match="tokenizer.json: .*Panic"):
+        Tokenizer.from_folder(tmp_path, embeddings=400)
+
+
 def test_a_length_that_the_file_cuts_at_cuts_nothing(tmp_path):
     huggingface = byte_pairs(QWEN)
     huggingface.backend_tokenizer.enable_truncation(8)

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from experiment_runs import devices
 from experiment_runs.errors import UserError
 from rlhf_jax import config
+from rlhf_jax.data import hub as data_hub
 from rlhf_jax.language_model import logprobs
 from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.pretrained import chat_template, gguf_files, hub, loading, tensor_names
@@ -458,3 +459,31 @@ def test_what_is_no_regular_file_is_not_read(folder):
         load(str(folder))
     with pytest.raises(UserError, match="extra.json: not a regular file"):
         hub.identity(folder, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("config.json", 2**24 + 1),
+        ("generation_config.json", 2**24 + 1),
+        ("model.safetensors.index.json", 2**24 + 1),
+        ("tokenizer_config.json", 2**24 + 1),
+        ("tokenizer.json", 2**26 + 1),
+        ("model.safetensors", 10**11 + 1),
+    ],
+)
+def test_a_file_larger_than_its_kind_can_be_is_refused_before_it_is_read(name, size, tmp_path):
+    """Parsed, JSON takes many times as much; a sparse file is hashed for hours."""
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, size)
+    with pytest.raises(UserError, match=f"{name}: {size:,} bytes; remove it"):
+        hub.identity(tmp_path, dtype="float32")
+
+
+@pytest.mark.parametrize("address", ["hf-mirror.com", "ftp://mirror", "x" * 10**5])
+def test_an_address_of_the_hub_that_cannot_be_asked_is_one_message(address, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(data_hub.datasets.config, "HF_HUB_OFFLINE", False)
+    data_hub.reachable.cache_clear()
+    with pytest.raises(UserError, match="HF_ENDPOINT=.*: write the hub's address with https://"):
+        data_hub.reachable()

@@ -1,12 +1,16 @@
+import errno
 import html
 import http.client
 import re
+import signal
 import threading
 import urllib.parse
 
 import pytest
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import Stopped, UserError
+from rlhf_jax import chat
+from rlhf_jax.ratings import questionnaire
 from rlhf_jax.ratings.questionnaire import Server, form, rate_in_browser, rate_in_terminal
 from rlhf_jax.ratings.store import CRITERIA, load_ratings, pending, save_rating
 
@@ -166,3 +170,38 @@ def test_broken_file_is_refused_before_the_browser_opens(path):
     path.write_text("{\n")
     with pytest.raises(UserError, match="line 1: not JSON"):
         Server(RESPONSES, path, "Anna", "person")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_that_is_damaged_meanwhile_or_a_full_disk_is_told_on_the_page(
+    server, path, monkeypatch, capsys
+):
+    key = hash_on(page(server)[2])
+    path.write_text("{\n")
+    status, _, content = page(server)
+    assert status == 500 and "line 1: not JSON" in content
+    path.unlink()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(questionnaire, "save_rating", full)
+    status, _, content = rate(server, key)
+    assert status == 500 and "No space left" in content
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_signal_to_end_is_not_the_raters_own_end(path, monkeypatch):
+    def ended(*_):
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("builtins.input", ended)
+    monkeypatch.setattr(Server, "serve_forever", ended)
+    monkeypatch.setattr("webbrowser.open", lambda url: True)
+    for work in (
+        lambda: questionnaire.rate_in_terminal(RESPONSES, path, "Anna"),
+        lambda: rate_in_browser(RESPONSES, path, "Anna"),
+        chat.ask,
+    ):
+        with pytest.raises(Stopped):
+            work()

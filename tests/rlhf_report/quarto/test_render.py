@@ -21,7 +21,7 @@ import pytest
 from nbclient import NotebookClient
 
 from experiment_runs.settings import PROJECT
-from rlhf_report.quarto import render
+from rlhf_report.quarto import notebook, render
 from rlhf_report.quarto.cells import INVISIBLE
 from rlhf_report.quarto.document import pandoc
 from rlhf_report.quarto.notebook import captions
@@ -204,6 +204,8 @@ HEAD = "---\ntitle: T\n---\n\n"
     [
         (HEAD + "{{< video x.mp4 >}}", 5, "shortcode"),
         (HEAD + "a\n\n{{< include lost.qmd >}}", 7, "lost.qmd"),
+        (HEAD + "a\n\n{{< include report.qmd >}}", 7, "includes itself"),
+        ("---\ndate: 2024-13-45\n---\n", 1, "cannot be read"),
         (HEAD + "```{python}\n#| fig-width: 3\n```", 5, "'fig-width'"),
         (HEAD + "```{python}\n#| output: maybe\n```", 5, "'maybe'"),
         (HEAD + "```{python}\n#| label: fig-a\n```", 5, "fig-cap"),
@@ -238,6 +240,15 @@ def test_a_setting_that_is_not_known_is_refused_with_its_line(tmp_path, capsys):
     assert render.main([str(path)]) == 2
     line = settings[: settings.index("html-math-method")].count("\n") + 1
     assert f"_quarto.yml:{line}: format.html.html-math-method" in capsys.readouterr().err
+    (tmp_path / "_quarto.yml").write_text(settings, encoding="utf-16")
+    assert render.main([str(path)]) == 2
+    assert "_quarto.yml: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ValueError", "UserError"])
+def test_what_a_cell_says_without_end_is_cut(name, monkeypatch):
+    monkeypatch.delenv("RLHF_DEBUG", raising=False)
+    assert len(str(notebook.failure("here", name, "x" * 10**6, "trace"))) < 5000
 
 
 def test_an_error_in_an_included_chapter_names_the_chapter(tmp_path, capsys):
