@@ -133,8 +133,8 @@ def test_a_run_of_an_older_number_is_neither_continued_nor_taken_for_the_present
 
 
 def test_committed_runs_stay_readable_and_older_ones_are_shown_as_such():
-    folders = ("reference", "assignment", "collapse")
-    paths = [path for name in folders for path in (PROJECT / "results" / name).glob("*/config.json")]
+    folders = [PROJECT / "results" / name for name in ("reference", "assignment", "collapse")]
+    paths = [path for folder in folders for path in folder.glob("*/config.json")]
     committed = [Run(path.parent) for path in paths]
     older = [run for run in committed if run.record["numerics"] < runs.NUMERICS]
     assert len(committed) > 15 and 0 < len(older) < len(committed)
