@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 
 from experiment_runs.assignment import KL_BAND
 from experiment_runs.run import Run
-from rlhf_jax.experiment import Experiment
 from rlhf_report.ppo import draw_kl
 from rlhf_report.style import (
     GREY,
@@ -127,50 +126,6 @@ def answers_reading(summary: Mapping[str, Any]) -> str:
         f"draw the {summary['conversations']} conversations that the prompts belong to, and a "
         "prompt counts once, with the mean of its responses."
     )
-
-
-def best_of_n_reading(summary: Mapping[str, Any]) -> str:
-    """Which tuned policies are worth more than choosing among samples."""
-    sentences = []
-    for name, own in summary["gains"].items():
-        if "best_of_n" not in own:
-            return "Best of n was not sampled in this run."
-        against = own["best_of_n"]
-        low, high = against["reward"]["low"], against["reward"]["high"]
-        verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not to be told from"
-        distance = summary["policies"][name]["kl_per_sequence"]
-        second = against["second_reward"]
-        sentences.append(
-            f"{policy_name(name)}, {distance:.1f} nats a response "
-            f"from the reference, is {verdict} the best of {against['n']} "
-            f"(at most {against['kl_per_sequence']:.1f} nats) by the reward that both go by, "
-            f"{with_interval(against['reward'], 2)}, and {with_interval(second, 2)} by the second "
-            "reward model"
-        )
-    return "; ".join(sentences) + "."
-
-
-def dpo_reading(experiment: Experiment) -> str:
-    """How DPO was trained and how well it orders pairs, where it was."""
-    if not experiment.baselines:
-        return "DPO was not trained beside these runs."
-    run = experiment.run("dpo")
-    pairs, found = run.summary["pairs"], run.summary["validation"]
-    return (
-        f"DPO took {run.summary['steps']} steps on {pairs['train']} pairs and then orders "
-        f"{found['accuracy']:.0%} of {pairs['validation']} held-out ones by its own log-ratios."
-    )
-
-
-def critic_free_reading(runs: Mapping[str, Run]) -> str:
-    """How the policies without a critic were trained, where there are any."""
-    told = [
-        f"{policy_name(name)}: {run.config['responses_per_prompt']} responses to each of "
-        f"{run.config['prompts']} prompts, {run.summary['steps']} steps"
-        for name, run in runs.items()
-        if run.config.get("advantages", "gae") != "gae"
-    ]
-    return "; ".join(told) + "." if told else "No policy without a critic stands beside these runs."
 
 
 def changes_reading(summary: Mapping[str, Any]) -> str:

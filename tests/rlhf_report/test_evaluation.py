@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlhf_report import evaluation
+from rlhf_report import baselines, evaluation
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,10 @@ def test_only_policies_without_a_critic_are_told_as_such():
 
     full = run(advantages="gae", responses_per_prompt=1)
     group = run(advantages="group", responses_per_prompt=4)
-    told = evaluation.critic_free_reading({"ppo-full": full, "ppo-group": group})
+    told = baselines.critic_free_reading({"ppo-full": full, "ppo-group": group})
     assert told == "group (GRPO): 4 responses to each of 100 prompts, 25 steps."
     for runs in ({"ppo-full": full}, {"ppo-full": run()}):
-        assert evaluation.critic_free_reading(runs).startswith("No policy without a critic")
+        assert baselines.critic_free_reading(runs).startswith("No policy without a critic")
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def test_of_uncertain_runs_it_is_told_what_their_logs_show(gain, kls, price, wor
 def test_dpo_is_told_with_its_pairs_where_it_was_trained():
     summary = {"steps": 30, "pairs": {"train": 64, "validation": 16}}
     run = SimpleNamespace(summary=summary | {"validation": {"accuracy": 0.625}})
-    told = evaluation.dpo_reading(SimpleNamespace(baselines=["dpo"], run=lambda stage: run))
+    told = baselines.dpo_reading(SimpleNamespace(baselines=["dpo"], run=lambda stage: run))
     assert told == (
         "DPO took 30 steps on 64 pairs and then orders 62% of 16 held-out ones by its own "
         "log-ratios."
     )
-    assert "not trained" in evaluation.dpo_reading(SimpleNamespace(baselines=[]))
+    assert "not trained" in baselines.dpo_reading(SimpleNamespace(baselines=[]))
 
 
 def test_a_run_that_did_not_count_cut_prompts_says_so():
@@ -143,22 +143,27 @@ def summary_of(against):
 
 @pytest.mark.parametrize(
     ("against", "verdict", "by_second"),
-    [(0.3, "ahead of", "better"), (-0.3, "behind", "worse"), (0.05, "not to be told", "no diff")],
+    [
+        (0.3, "ahead of", "better"),
+        (-0.3, "behind", "worse"),
+        (0.05, "not to be told from", "no diff"),
+    ],
 )
 def test_a_policy_beats_best_of_n_only_where_the_interval_says_so(against, verdict, by_second):
-    text = evaluation.best_of_n_reading(summary_of(against))
-    assert f"PPO, full, 6.0 nats a response from the reference, is {verdict}" in text
-    assert "the best of 64 (at most 3.2 nats)" in text
+    text = baselines.best_of_n_reading(summary_of(against))
+    assert f"PPO, full and PPO, LoRA are {verdict} it." in text
+    (row, _) = baselines.best_of_n_table(summary_of(against)).to_dict("records")
+    assert row["best of"] == 64 and row["KL per response"] == 6.0
     changes = evaluation.changes_reading(summary_of(against))
     assert f"PPO, LoRA: {by_second}" in changes
     assert "perplexity 4.0 to 5.0" in changes and "answers that end 20% to 50%" in changes
-    assert (
-        f", and {-against:.2f} [{-against - 0.1:.2f}, {-against + 0.1:.2f}] by the second" in text
-    )
+    second = f"{-against:.2f} [{-against - 0.1:.2f}, {-against + 0.1:.2f}]"
+    assert row["by the second model"] == second
 
 
 def test_a_run_without_best_of_n_or_conversations_says_so():
-    assert "was not sampled" in evaluation.best_of_n_reading({"gains": {"ppo-full": {}}})
+    assert "was not sampled" in baselines.best_of_n_reading({"gains": {"ppo-full": {}}})
+    assert baselines.best_of_n_table({"gains": {"ppo-full": {}}}).empty
     assert "as if they were independent" in evaluation.answers_reading({})
     text = evaluation.answers_reading({"conversations": 5, "responses_per_prompt": 4})
     assert "4 times" in text and "the 5 conversations" in text
