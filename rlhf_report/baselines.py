@@ -36,8 +36,10 @@ def best_of_n_reading(summary: Mapping[str, Any]) -> str:
         low, high = (own["best_of_n"]["reward"][end] for end in ("low", "high"))
         verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not to be told from"
         verdicts.setdefault(verdict, []).append(policy_name(name))
+    total = len(summary["gains"])
     told = "; ".join(
-        f"{listed(names)} {'is' if len(names) == 1 else 'are'} {verdict} it"
+        f"{listed(names) if len(names) < 3 else f'{len(names)} of {total} policies'} "
+        f"{'is' if len(names) == 1 else 'are'} {verdict} it"
         for verdict, names in verdicts.items()
     )
     return f"Beside the best of n at no greater distance, by the reward that both go by: {told}."

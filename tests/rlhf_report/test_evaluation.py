@@ -154,6 +154,9 @@ def test_a_policy_beats_best_of_n_only_where_the_interval_says_so(against, verdi
     assert f"PPO, full and PPO, LoRA are {verdict} it." in text
     (row, _) = baselines.best_of_n_table(summary_of(against)).to_dict("records")
     assert row["best of"] == 64 and row["KL per response"] == 6.0
+    four = summary_of(against)
+    four["gains"] |= {f"ppo-full-{n}": four["gains"]["ppo-full"] for n in (1, 2)}
+    assert f": 4 of 4 policies are {verdict} it." in baselines.best_of_n_reading(four)
     changes = evaluation.changes_reading(summary_of(against))
     assert f"PPO, LoRA: {by_second}" in changes
     assert "perplexity 4.0 to 5.0" in changes and "answers that end 20% to 50%" in changes
