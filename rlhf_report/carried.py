@@ -65,12 +65,6 @@ def record(run: Run) -> dict[str, Any]:
     return {name: run.record[name] for name in RECORD if name in run.record}
 
 
-def identity(own: Mapping[str, Any]) -> str:
-    """The identity that the parts of a run's record stand for."""
-    numbers = {name: own.get(name) for name in ("format", "numerics")}
-    return fingerprint(own["stage"], own["config"], dict(sorted(own["inputs"].items())), numbers)
-
-
 def marks(own: Mapping[str, Any]) -> list[str]:
     """The keywords that PDF, notebook and page of one submission have in common."""
     identities = [f"{stage}={run['identity']}" for stage, run in own["runs"].items()]

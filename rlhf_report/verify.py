@@ -29,12 +29,13 @@ import pypdf
 from experiment_runs.assignment import ASSIGNMENT, KL_BAND, PROTOCOL, SUBMISSION, departures
 from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
+from experiment_runs.run import identity_of
 from gan_jax.data import dataset_for
 from rlhf_jax.config import EvaluationConfig
 from rlhf_jax.evaluation.response_statistics import gain
 from rlhf_jax.ratings.plain_text import printable
 from rlhf_jax.ratings.store import rating_from, response_hash
-from rlhf_report.carried import PLACE, identity, marks, of_ratings
+from rlhf_report.carried import PLACE, marks, of_ratings
 from rlhf_report.ratings import criteria_table
 from rlhf_report.style import with_interval
 from rlhf_report.submission import ENDINGS, PROFILE
@@ -164,7 +165,7 @@ def run_problems(own: Submission, data: Mapping[str, Any]) -> Iterator[str]:
     if own.page and in_page != own.keywords:
         yield "PDF and page show different runs"
     for stage, run in data["runs"].items():
-        if identity(run) != run["identity"]:
+        if identity_of(run) != run["identity"]:
             yield f"{stage}: its configuration is not the one that its identity stands for"
         for name in UPSTREAM:
             made_from = run["inputs"].get(name)

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from experiment_runs.files import encode
+from experiment_runs.run import identity_of
 from experiment_runs.settings import PROJECT
 from rlhf_jax.config import EvaluationConfig
 from rlhf_jax.evaluation.response_statistics import gain
@@ -142,7 +143,7 @@ def no_identity(data):
 def other_upstream(data):
     own = data["runs"]["evaluate"]
     own["inputs"]["reward"] = "0" * 16
-    own["identity"] = carried.identity(own)
+    own["identity"] = identity_of(own)
 
 
 @pytest.mark.parametrize(
