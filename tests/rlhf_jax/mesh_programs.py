@@ -24,7 +24,8 @@ from hlo import collectives, flops
 from experiment_runs import devices
 from gan_jax import training as gan_training
 from gan_jax.config import GANConfig
-from rlhf_jax.config import LoRAConfig, PPOConfig, RewardConfig
+from rlhf_jax.baselines import dpo
+from rlhf_jax.config import DPOConfig, LoRAConfig, PPOConfig, RewardConfig
 from rlhf_jax.evaluation.policies import sequence_kl
 from rlhf_jax.language_model import layer_loop
 from rlhf_jax.language_model.decoder import Decoder
@@ -114,13 +115,31 @@ def ppo(base, lora=None):
     return ppo_training.update, arguments, {"static": static}
 
 
-def reward(base):
-    definition, trainable, frozen = reward_models.initial(base, 0)
+def preferences(base):
+    """The step of DPO on pairs of a prompt and two replies, each a quarter of the row or less."""
+    rng = np.random.default_rng(0)
+    shape = PAIRS, 2, TIME
+    ends = rng.integers(TIME // 2, 3 * TIME // 4, (PAIRS, 2, 1))
+    mask = np.arange(TIME) < ends
+    reply = mask & (np.arange(TIME) >= TIME // 2)
+    tokens = np.where(mask, rng.integers(0, 256, shape), base.tokenizer.pad).astype(np.int32)
+    arguments = (
+        initial_state(shaken(base.state), OPTIMIZER), devices.sharded(base.state, RULES),
+        devices.over_devices(dpo.PairRows(tokens, mask, reply)),
+    )  # fmt: skip
+    cfg = DPOConfig(batch_pairs=PAIRS, forward_pairs=PAIRS)
+    static = {"definition": base.definition, "optimizer": OPTIMIZER, "cfg": cfg}
+    return dpo.update, arguments, static
+
+
+def reward(base, lora=None):
+    definition, trainable, frozen = reward_models.initial(base, 0, lora)
+    trainable = shaken(trainable) if lora else trainable
     arguments = (
         initial_state(trainable, OPTIMIZER), devices.sharded(frozen, RULES),
         reward_training.placed(pairs()),
     )  # fmt: skip
-    static = {"definition": definition, "optimizer": OPTIMIZER, "cfg": RewardConfig()}
+    static = {"definition": definition, "optimizer": OPTIMIZER, "cfg": RewardConfig(lora=lora)}
     return reward_training.update, arguments, static
 
 
@@ -140,6 +159,8 @@ PROGRAMS = {
     "PPO full": ppo,
     "PPO LoRA": functools.partial(ppo, lora=LORA),
     "reward": reward,
+    "reward LoRA": functools.partial(reward, lora=LoRAConfig(rank=8, dropout=0.0)),
+    "DPO": preferences,
     "GAN": gan,
 }
 
