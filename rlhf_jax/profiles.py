@@ -158,7 +158,7 @@ def study() -> Profile:
             reward, train_pairs=1250, validation_pairs=200, test_pairs=400, evaluations_per_epoch=1
         ),
         ppo=ppo,
-        # At twice these rates the KL leaves its band within ten steps.
+        # At higher rates the KL leaves its band.
         lora=with_lora(ppo, learning_rate=1.2e-3),
         leave_one_out=leave_one_out,
         group=dataclasses.replace(leave_one_out, advantages="group"),
