@@ -187,11 +187,11 @@ def written(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, MemoryError):
-        raise
-    except jax.errors.JaxRuntimeError:
-        raise  # not of the disk: of the devices, or because another process of the job has ended
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+        raise  # not of the disk
     except Exception as error:
+        if hosts.lost(error):
+            raise
         raise UserError(
             f"{path}: cannot be written ({first_line(error)}); make room or name another folder "
             "(RLHF_RESULTS is that of runs), then repeat the command"

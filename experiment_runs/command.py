@@ -40,10 +40,11 @@ def concluded(work: Callable[[], None]) -> int:
         return told(
             f"{where!s:.300}: {error.strerror or error}; see to it, then repeat the command"
         )
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    except (MemoryError, ValueError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             return told(f"memory is full ({first_line(error)}); lower batch sizes or lengths")
-        if hosts.several():
+        unknown = isinstance(error, jax.errors.JaxRuntimeError) and hosts.several()
+        if unknown or hosts.lost(error):
             return told(
                 f"another process of this job has ended ({first_line(error)}); repeat the command "
                 "on all hosts: it goes on from the last checkpoint"

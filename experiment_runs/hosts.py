@@ -25,6 +25,8 @@ from experiment_runs import settings
 from experiment_runs.errors import UserError, first_line
 
 SILENT = 60  # seconds after which a process that says nothing counts as ended
+# What the collectives of JAX's backends say, in errors of several classes, when one of them ends.
+ENDED = re.compile("gloo|nccl|coordination service|connection (closed|reset)", re.IGNORECASE)
 EXPLICIT = re.compile(r"(\S+:\d+)/(\d{1,6})/(\d{1,6})")
 
 
@@ -65,6 +67,11 @@ def join() -> None:
 def several() -> bool:
     """Whether this process is one of several; asks nothing of the devices."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def lost(error: BaseException) -> bool:
+    """Whether it was raised because another process of the job has ended."""
+    return several() and bool(ENDED.search(str(error)))
 
 
 def first() -> bool:

@@ -132,17 +132,20 @@ def test_several_processes_train_what_one_trains(start, several, tmp_path, count
 def test_when_one_process_is_killed_the_other_ends_and_the_job_goes_on(
     several, tmp_path, monkeypatch, killed
 ):
-    """From where it was: what had been logged before what was saved is not logged again."""
+    """From where it was: what had been logged before what was saved is not logged again. With the
+    first process goes the service by which they find each other, and JAX may end the others."""
     monkeypatch.setenv("RLHF_CHECKPOINT_SECONDS", "0")
     arguments = ["reward", "--reward.epochs", "40", "--reward.reference-samples", "8"]
     jobs = several("two", *arguments)
-    while not (saved := [*(tmp_path / "two").glob("reward-*/checkpoints/resume/[1-9]*")]):
+    pattern = "reward-*/checkpoints/resume/*"
+    while not (saved := [p for p in (tmp_path / "two").glob(pattern) if p.name.isdigit()]):
         assert [job.poll() for job in jobs] == [None, None], said(jobs[0])
         time.sleep(0.1)
     jobs[killed].kill()
     other = jobs[1 - killed]
-    assert other.wait(120) > 0
-    assert said(other).count("error: another process of this job has ended") == 1, said(other)
+    assert other.wait(120) != 0
+    told = said(other).count("error: another process of this job has ended")
+    assert told == 1 or (killed == 0 and "coordination" in said(other).lower()), said(other)
     (path,) = (tmp_path / "two").iterdir()
     logged = (path / "metrics.jsonl").read_text().splitlines()[: int(saved[0].name)]
     finished(*several("two", *arguments))
