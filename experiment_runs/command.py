@@ -6,8 +6,6 @@ import sys
 import traceback
 from collections.abc import Callable
 
-import jax
-
 from experiment_runs import hosts, settings
 from experiment_runs.errors import Stopped, UserError, first_line
 
@@ -43,8 +41,7 @@ def concluded(work: Callable[[], None]) -> int:
     except (MemoryError, ValueError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             return told(f"memory is full ({first_line(error)}); lower batch sizes or lengths")
-        unknown = isinstance(error, jax.errors.JaxRuntimeError) and hosts.several()
-        if unknown or hosts.lost(error):
+        if hosts.lost(error):
             return told(
                 f"another process of this job has ended ({first_line(error)}); repeat the command "
                 "on all hosts: it goes on from the last checkpoint"

@@ -71,7 +71,8 @@ def several() -> bool:
 
 def lost(error: BaseException) -> bool:
     """Whether it was raised because another process of the job has ended."""
-    return several() and bool(ENDED.search(str(error)))
+    unknown = isinstance(error, jax.errors.JaxRuntimeError)
+    return several() and (unknown or bool(ENDED.search(str(error))))
 
 
 def first() -> bool:

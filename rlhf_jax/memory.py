@@ -123,20 +123,19 @@ class Memory:
 
     def ppo_update(self, cfg: PPOConfig) -> Use:
         """Of the policy; reference and reward model are there, the first within LoRA's base."""
-        held, time = self.held(2, cfg.lora), cfg.prompt_tokens + cfg.response_tokens
-        return held._replace(
-            gradients=held.optimizer / MOMENTS,
-            activations=self.activations(cfg.forward_batch * time, time),
-            logits=self.logits(3) + self.gathered(4),  # both matrices and their gradients
-        )
+        time = cfg.prompt_tokens + cfg.response_tokens
+        return self.policy_update(self.held(2, cfg.lora), cfg.forward_batch, time)
 
     def dpo_update(self, cfg: DPOConfig) -> Use:
         """Of the policy beside the reference."""
-        held = self.held(1, None)
+        return self.policy_update(self.held(1, None), 2 * cfg.forward_pairs, cfg.max_tokens)
+
+    def policy_update(self, held: Use, rows: int, time: int) -> Use:
+        """Of a policy on so many rows at a time, beside what is held."""
         return held._replace(
             gradients=held.optimizer / MOMENTS,
-            activations=self.activations(2 * cfg.forward_pairs * cfg.max_tokens, cfg.max_tokens),
-            logits=self.logits(3) + self.gathered(4),
+            activations=self.activations(rows * time, time),
+            logits=self.logits(3) + self.gathered(4),  # both matrices and their gradients
         )
 
     def sampling(self, cfg: PPOConfig) -> Use:

@@ -57,20 +57,22 @@ class Profile:
     @property
     def policies(self) -> dict[str, PPOConfig]:
         """Every policy that is tuned, by the name of its stage."""
-        variants = {"ppo-full": self.ppo, "ppo-lora": self.lora}
         seeds = {
             f"{name}-{number}": dataclasses.replace(cfg, seed=cfg.seed + number)
             for number in range(1, self.seeds)
-            for name, cfg in variants.items()
+            for name, cfg in self.variants.items()
         }
-        return variants | seeds | self.different_policies
+        return self.variants | seeds | self.different_policies
+
+    @property
+    def variants(self) -> dict[str, PPOConfig]:
+        return {"ppo-full": self.ppo, "ppo-lora": self.lora}
 
     @property
     def different_policies(self) -> dict[str, PPOConfig]:
         """Those that differ by more than a seed."""
         others = {"ppo-leave-one-out": self.leave_one_out, "ppo-group": self.group}
-        found = {"ppo-full": self.ppo, "ppo-lora": self.lora}
-        return found | {name: cfg for name, cfg in others.items() if cfg}
+        return self.variants | {name: cfg for name, cfg in others.items() if cfg}
 
 
 def second_reward_config(cfg: RewardConfig, **changes) -> RewardConfig:

@@ -33,6 +33,8 @@ from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tensor_names import leaf_name
 from rlhf_jax.reward_model.packing import PairBatch
 
+SCORED = 16  # responses that are scored at a time, at most
+
 
 class RewardScale(nnx.Variable):
     """Centre and gain of the reward; set after training, never trained."""
@@ -152,7 +154,7 @@ def with_end(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "end", "forward_batch"))
+@functools.partial(jax.jit, static_argnames=("definition", "end"))
 def response_rewards(
     state: nnx.State,
     prompts: Int[Array, "batch prompt"],
@@ -161,15 +163,13 @@ def response_rewards(
     *,
     definition: nnx.GraphDef,
     end: int | tuple[int, ...],
-    forward_batch: int = 16,
 ) -> Float[Array, "batch"]:
-    """Normalised reward of sampled responses, about `forward_batch` at a time; nothing is added or
-    taken away."""
+    """Normalised reward of sampled responses, a few at a time; nothing is added or taken away."""
     tokens = jnp.concatenate([prompts, responses.tokens], axis=1)
     mask = jnp.concatenate([prompt_mask, responses.mask], axis=1)
     model = nnx.merge(definition, state)
     rows = with_end(tokens, mask, end, model.tail)
-    return in_parts(lambda rows: model(*rows), rows, whole_part(len(tokens), forward_batch))
+    return in_parts(lambda rows: model(*rows), rows, whole_part(len(tokens), SCORED))
 
 
 def scale_on_reference(
