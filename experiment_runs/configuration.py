@@ -112,7 +112,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, numbers.Real) and not math.isnan(value)
     if hint is int:
         return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    return isinstance(value, origin or hint)
 
 
 def described(hint: Any) -> str:

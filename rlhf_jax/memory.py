@@ -218,9 +218,9 @@ def remedies(memory: Memory, profile: Profile, stage: str, there: float) -> str:
     found = []
     if fits(rematerialised):
         found.append("--remat")
-    policies = ("ppo", "lora", "leave_one_out", "group")
-    own = {name: cfg for name in policies if (cfg := getattr(profile, name))}
-    small = dataclasses.replace(profile, **{name: smallest(cfg) for name, cfg in own.items()})
+    others = {name: smallest(cfg) for name, cfg in profile.others.items()}
+    two = {"ppo": smallest(profile.ppo), "lora": smallest(profile.lora)}
+    small = dataclasses.replace(profile, **two, others=others)
     if fits(memory, small):
         found.append("a smaller forward_batch")
     more = (n for n in (2, 4, 8, 16, 32, 64, 128) if n > memory.data)

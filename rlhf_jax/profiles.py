@@ -1,6 +1,7 @@
 """All that a report is made with, under a name: how much is trained, and how."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from experiment_runs import assignment as protocol
@@ -33,8 +34,7 @@ class Profile:
     ppo: PPOConfig
     lora: PPOConfig
     seeds: int = 1  # of both variants; the report shows the first in full, the others as numbers
-    leave_one_out: PPOConfig | None = None  # one run more each, without a critic
-    group: PPOConfig | None = None
+    others: Mapping[str, PPOConfig] = dataclasses.field(default_factory=dict)  # one run more each
     dpo: DPOConfig | None = None  # the baseline that learns from the pairs directly
     evaluation: EvaluationConfig
 
@@ -62,7 +62,7 @@ class Profile:
             for number in range(1, self.seeds)
             for name, cfg in self.variants.items()
         }
-        return self.variants | seeds | self.different_policies
+        return {**self.variants, **seeds, **self.others}
 
     @property
     def variants(self) -> dict[str, PPOConfig]:
@@ -71,8 +71,7 @@ class Profile:
     @property
     def different_policies(self) -> dict[str, PPOConfig]:
         """Those that differ by more than a seed."""
-        others = {"ppo-leave-one-out": self.leave_one_out, "ppo-group": self.group}
-        return self.variants | {name: cfg for name, cfg in others.items() if cfg}
+        return {**self.variants, **self.others}
 
 
 def second_reward_config(cfg: RewardConfig, **changes) -> RewardConfig:
@@ -162,8 +161,10 @@ def study() -> Profile:
         ppo=ppo,
         # At higher rates the KL leaves its band.
         lora=with_lora(ppo, learning_rate=1.2e-3),
-        leave_one_out=leave_one_out,
-        group=dataclasses.replace(leave_one_out, advantages="group"),
+        others={
+            "ppo-leave-one-out": leave_one_out,
+            "ppo-group": dataclasses.replace(leave_one_out, advantages="group"),
+        },
         seeds=3,
         dpo=DPOConfig(train_pairs=400, max_tokens=384),
         evaluation=EvaluationConfig(prompts=50, rated_prompts=30, response_tokens=128),
