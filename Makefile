@@ -35,7 +35,7 @@ $(error GPU=$(GPU): unknown; choose cuda12 or cuda13, the newer one with a drive
 endif
 INSTALLED := .venv/done $(if $(GPU),.venv/$(GPU))
 
-.PHONY: report submission colab test invariants test-slow test-exhaustive test-hostile test-interop lint bench bench-gan bench-reward bench-ppo clean
+.PHONY: report submission colab test test-slow test-all test-exhaustive test-hostile test-interop invariants lint bench bench-gan bench-reward bench-ppo clean
 
 report: $(INSTALLED)
 	$(PY) -m rlhf_jax check
@@ -65,12 +65,16 @@ invariants: .venv/done
 test-slow test-exhaustive: .venv/done
 	$(PY) $(PYTEST) --dist loadfile --no-loadscope-reorder -m $(@:test-%=%)
 
+# The fast and the slow ones, collected once.
+test-all: .venv/done
+	$(PY) $(PYTEST) --dist loadfile --no-loadscope-reorder -m "not exhaustive and not hostile and not interop"
+
 # Hundreds of malformed files: another seed makes others.
 test-hostile: .venv/done
 	HOSTILE_FILES=$(or $(FILES),400) HOSTILE_SEED=$(or $(SEED),1) $(PY) $(PYTEST) -m hostile tests/hostile
 
 test-interop: .venv-interop/done .venv-transformers4/done
-	.venv-interop/bin/python $(PYTEST) -m interop
+	.venv-interop/bin/python $(PYTEST) -m interop tests/interop tests/gan_jax/test_main.py
 
 lint: .venv/done
 	$(PY) -m ruff check

@@ -130,7 +130,7 @@ def cpu() -> Profile:
         second_reward=second_reward_config(reward, train_pairs=300, evaluations_per_epoch=1),
         ppo=ppo,
         lora=with_lora(ppo, learning_rate=2.5e-3),
-        evaluation=EvaluationConfig(prompts=96, responses_per_prompt=2, best_of=8, batch=64),
+        evaluation=EvaluationConfig(prompts=64, responses_per_prompt=2, best_of=4, batch=64),
     )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float(least))
 
 
-LONGEST = "test_submission.py", "test_wheel.py"  # begun first, so that no process waits for them
+# Files that are begun first, so that no process waits for them at the end.
+LONGEST = "test_submission.py", "test_wheel.py", "test_mesh.py", "test_hosts.py", "test_survival.py"
 
 
 def pytest_collection_modifyitems(items):

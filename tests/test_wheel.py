@@ -17,6 +17,8 @@ GIVEN = """
 prompts = [f"Say {i}." for i in range(64)]
 pairs = [{"prompt": p, "chosen": f"Yes: {p}", "rejected": f"No, not {p}"} for p in prompts]
 """
+LONG = "gentler_settings.py", "known_optimum.py"  # examples of many trainings
+SHORT = sorted({path.name for path in EXAMPLES.glob("*.py")} - {*LONG})
 PACKAGES = ("experiment_runs", "rlhf_jax", "gan_jax", "rlhf_report")
 
 
@@ -75,8 +77,11 @@ def test_an_installed_package_runs_anywhere_and_keeps_its_results_there(python, 
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", *sorted(p.name for p in EXAMPLES.glob("*.py"))])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("README.md", *SHORT)]
+    + [pytest.param(name, marks=pytest.mark.exhaustive) for name in LONG],
+)
 def test_what_is_shown_runs_from_an_installation_in_an_empty_folder(python, tmp_path, name):
     script, folder = tmp_path / "script.py", tmp_path / "work"
     if name == "README.md":

@@ -1,0 +1,103 @@
+"""The committed trial of four settings of the LoRA variant: examples/gentler_settings.py."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiment_runs import settings
+from experiment_runs.run import Run
+from rlhf_jax.intervals import Interval, bootstrap
+from rlhf_jax.ratings.rater_agreement import mean_scores
+from rlhf_jax.ratings.store import RATINGS, load_ratings
+from rlhf_report.style import listed, policy_name, with_interval
+
+RESULTS = settings.PROJECT / "results"
+WORDS = {
+    "target_kl": "KL target {:g}", "learning_rate": "rate {:g}", "response_tokens": "{} tokens",
+    "temperature": "trained at temperature {:g}",
+}  # fmt: skip
+
+
+def evaluations() -> list[Run]:
+    """The evaluations of the trial, the one at the higher temperature first."""
+    found = map(Run, (RESULTS / "gentler").glob("evaluate-*"))
+    return sorted(found, key=lambda run: -run.config["temperature"])
+
+
+def setting(run: Run, name: str) -> str:
+    """A policy of an evaluation by what sets it apart from the variant as the profile has it."""
+    if name == "pretrained":
+        return policy_name(name)
+    (path,) = RESULTS.glob(f"*/{name}-{run.record['inputs'][name][:10]}")
+    cfg, base = (Run(path).config, lora_as_it_is())
+    if not cfg["lora"]:
+        return policy_name(name)
+    words = [text.format(cfg[field]) for field, text in WORDS.items() if cfg[field] != base[field]]
+    return ", ".join([policy_name("ppo-lora"), *words])
+
+
+def lora_as_it_is() -> dict[str, Any]:
+    """The configuration that the settings change."""
+    (path,) = (path for path in RESULTS.glob("reference/ppo-lora-*") if path.name.count("-") == 2)
+    return Run(path).config
+
+
+def rating_changes(run: Run) -> dict[str, tuple[float, Interval | None]]:
+    """By policy, the mean rating and its change from the pretrained one, prompt by prompt; those
+    that were not rated are left out."""
+    responses = run.samples()
+    scores: dict[str, dict[int, float]] = {}
+    for row, score in mean_scores(responses, load_ratings(run.path / RATINGS, responses)):
+        scores.setdefault(row["model"], {})[row["prompt_id"]] = score
+    base, found = scores.get("pretrained", {}), {}
+    for name, own in scores.items():
+        both = sorted(own.keys() & base.keys())
+        change = bootstrap(np.array([own[prompt] - base[prompt] for prompt in both]))
+        found[name] = np.mean([*own.values()]), None if name == "pretrained" else change
+    return found
+
+
+def table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Every policy of the trial: gains over the pretrained policy at the same temperature,
+    distance, and the ratings, with paired 95 % intervals."""
+    rows = []
+    for run in runs:
+        rated = rating_changes(run)
+        for name, own in run.summary["policies"].items():
+            gain = run.summary["gains"].get(name)
+            rating, change = rated.get(name, (np.nan, None))
+            rows.append(
+                {
+                    "sampled at": f"{run.config['temperature']:g}", "policy": setting(run, name),
+                    "gain in reward": with_interval(gain["reward"], 2) if gain else "–",
+                    "by the second": with_interval(gain["second_reward"], 2) if gain else "–",
+                    "KL per response": own["kl_per_sequence"], "perplexity": own["perplexity"],
+                    "ended": f"{own['ended']:.0%}", "rating": rating,
+                    "change": with_interval(change.asdict(), 2) if change else "–",
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def reading(runs: Sequence[Run]) -> str:
+    """Which policies are rated below the pretrained one at the same temperature."""
+    verdicts: dict[str, list[str]] = {}
+    for run in runs:
+        for name, (_, change) in rating_changes(run).items():
+            if change:
+                below, above = change.high < 0, change.low > 0
+                verdict = "below" if below else "above" if above else "not to be told from"
+                at = f"{setting(run, name)} (sampled at {run.config['temperature']:g})"
+                verdicts.setdefault(verdict, []).append(at)
+    told = "; ".join(f"{verdict} it: {listed(names)}" for verdict, names in verdicts.items())
+    return f"Beside the pretrained policy at the same temperature, by the mean rating: {told}."
+
+
+def raters_reading(runs: Sequence[Run]) -> str:
+    """How many responses were rated, and by whom."""
+    given = [rating for run in runs for rating in load_ratings(run.path / RATINGS)]
+    kinds = {"ai": "an AI system", "person": "people"}
+    by = listed(kinds[kind] for kind in sorted({rating.rater_kind for rating in given}))
+    return f"{len(given)} responses were rated blind, in one random order, by {by or 'nobody yet'}."
