@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from experiment_runs.checkpoints import Checkpoints, load_weights, save_weights
-from experiment_runs.devices import check_divisible, data_size, kept, on_mesh, over_devices, sharded
+from experiment_runs.devices import check_divisible, filled, kept, on_mesh, over_devices, sharded
 from experiment_runs.errors import UserError
 from experiment_runs.process import peak_memory_gb, progress
 from experiment_runs.run import Run
@@ -54,7 +54,7 @@ def encoded(
         name: pairs_of(encode_posts(posts, pretrained.tokenizer, max_tokens=cfg.max_tokens)[0])
         for name, posts in parts.items()
     }
-    for name, needed in (("train", cfg.batch_pairs), ("validation", data_size())):
+    for name, needed in (("train", cfg.batch_pairs), ("validation", 1)):
         if len(pairs[name]) < needed:
             raise UserError(
                 f"{len(pairs[name])} {name} pairs fit into DPOConfig.max_tokens={cfg.max_tokens}; "
@@ -116,10 +116,10 @@ def train(
     bar.close()
     checkpoints.close()
     save_weights(run.checkpoints / "policy", state.trainable, step=len(plan))
-    found = [
-        measure(state.trainable, reference, over_devices(rows(some, pad)), **static)
-        for some in whole_batches(pairs["validation"], cfg.forward_pairs)
-    ]
+    found = []
+    for some in whole_batches(pairs["validation"], cfg.forward_pairs):
+        batch = over_devices(rows([some[i] for i in filled(len(some))], pad))
+        found.append(measure(state.trainable, reference, batch, len(some), **static))
     run.finish(
         steps=len(plan),
         pairs={name: len(own) for name, own in pairs.items()},
@@ -139,9 +139,8 @@ def pairs_of(posts: Sequence[EncodedPost]) -> list[tuple[tuple[int, ...], ...]]:
 
 
 def whole_batches(pairs: Sequence, size: int) -> list[Sequence]:
-    """Batches of `size` pairs, what is left over not counted; one smaller where there are fewer,
-    of as many pairs as the devices share."""
-    size = min(size, len(pairs) - len(pairs) % data_size())
+    """Batches of `size` pairs, what is left over not counted; one smaller where there are fewer."""
+    size = min(size, len(pairs))
     return [pairs[start : start + size] for start in range(0, len(pairs) - size + 1, size)]
 
 
@@ -172,16 +171,16 @@ def reply_logprobs(decoder: Decoder, batch: PairRows) -> Float[Array, "pairs 2"]
 
 
 def some_pairs(trainable, reference, batch: PairRows, *, definition, cfg: DPOConfig):
-    """Sum of the loss over some pairs, and sums of what is logged beside it."""
+    """Sum of the loss over some pairs, and what is logged of each."""
     others = reply_logprobs(nnx.merge(definition, reference), batch)
     logprobs = reply_logprobs(nnx.merge(definition, trainable), batch)
     losses = objectives.dpo_loss(logprobs, jax.lax.stop_gradient(others), beta=cfg.beta)
     gained = cfg.beta * (logprobs - others)  # the implicit reward, up to a constant of the prompt
     return losses.sum(), {
-        "loss": losses.sum(),
-        "accuracy": (gained[:, 0] > gained[:, 1]).sum(),
-        "reward_chosen": gained[:, 0].sum(),
-        "reward_rejected": gained[:, 1].sum(),
+        "loss": losses,
+        "accuracy": gained[:, 0] > gained[:, 1],
+        "reward_chosen": gained[:, 0],
+        "reward_rejected": gained[:, 1],
     }
 
 
@@ -204,7 +203,7 @@ def update(
         (_, metrics), grads = jax.value_and_grad(function, has_aux=True)(
             state.trainable, reference, part
         )
-        return jax.tree.map(jnp.add, total, grads), metrics
+        return jax.tree.map(jnp.add, total, grads), jax.tree.map(jnp.sum, metrics)
 
     zeros = jax.tree.map(jnp.zeros_like, state.trainable)
     grads, metrics = jax.lax.scan(accumulate, zeros, divided(batch, cfg.forward_pairs))
@@ -219,10 +218,13 @@ def update(
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "cfg"))
-def measure(trainable, reference, batch: PairRows, *, definition, cfg) -> dict[str, Array]:
-    """Means over a batch of pairs of what a step logs."""
-    _, sums = some_pairs(trainable, reference, batch, definition=definition, cfg=cfg)
-    return jax.tree.map(lambda x: x / len(batch.tokens), sums)
+def measure(
+    trainable, reference, batch: PairRows, count: int | Int[Array, ""], *, definition, cfg
+) -> dict[str, Array]:
+    """Means over the first pairs of a batch of what a step logs."""
+    _, found = some_pairs(trainable, reference, batch, definition=definition, cfg=cfg)
+    counts = jnp.arange(len(batch.tokens)) < count
+    return jax.tree.map(lambda x: jnp.where(counts, x, 0).sum() / count, found)
 
 
 def tuned_decoder(run: Run, pretrained: Pretrained) -> tuple[nnx.GraphDef, nnx.State]:

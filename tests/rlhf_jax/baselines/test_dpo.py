@@ -130,6 +130,27 @@ def test_a_training_that_is_cut_off_goes_on_bit_for_bit(
     assert timeless(train(tmp_path)).equals(timeless(trained))
 
 
+def test_of_fewer_pairs_than_devices_can_share_every_one_is_measured_once(toy, tmp_path):
+    parts = {"train": posts(4), "validation": posts(3, seed=2)}
+    cfg = dataclasses.replace(CFG, forward_pairs=4, epochs=1)
+    run = runs.ensure(
+        "dpo", cfg, lambda run: dpo.train(run, cfg, toy, parts), inputs={}, root=tmp_path
+    )
+    pairs = dpo.pairs_of(dpo.encode_posts(parts["validation"], toy.tokenizer, max_tokens=64)[0])
+    logprobs, others = (
+        dpo.reply_logprobs(nnx.merge(toy.definition, state), dpo.rows(pairs, toy.tokenizer.pad))
+        for state in (dpo.tuned_decoder(run, toy)[1], toy.state)
+    )
+    gained = np.asarray(cfg.beta * (logprobs - others))
+    expected = {
+        "loss": float(dpo_loss(logprobs, others, beta=cfg.beta).mean()),
+        "accuracy": (gained[:, 0] > gained[:, 1]).mean(),
+        "reward_chosen": gained[:, 0].mean(),
+        "reward_rejected": gained[:, 1].mean(),
+    }
+    assert run.summary["validation"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
 def test_too_few_pairs_are_named_with_the_room_that_they_had(toy, tmp_path):
     with pytest.raises(UserError, match="3 train pairs fit into DPOConfig.max_tokens=64; 4 are"):
         few = PARTS | {"train": posts(3)}
