@@ -65,6 +65,18 @@ def placement() -> contextlib.AbstractContextManager:
     return jax.set_mesh(mesh())
 
 
+def alone() -> contextlib.AbstractContextManager:
+    """The context in which programs are on this process's first device, as those of functions that
+    users give must be where no other process calls them."""
+    return jax.set_mesh(_alone())
+
+
+@functools.cache
+def _alone() -> Mesh:
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((1, 1), AXES, axis_types=kinds, devices=jax.local_devices()[:1])
+
+
 def on_mesh(function: Callable) -> Callable:
     """The function in that context."""
 
@@ -82,7 +94,7 @@ def whole() -> NamedSharding:
 
 
 def data_size() -> int:
-    """Over how many devices the rows of a batch are divided."""
+    """Over how many devices the rows of a batch will be divided; for programs see `rows_parted`."""
     return mesh().shape["data"]
 
 

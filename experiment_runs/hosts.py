@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,9 +82,20 @@ def first() -> bool:
 
 
 def meet(where: str) -> None:
-    """Waits until all processes are there."""
-    if several():
+    """Waits until all processes are there.
+
+    Raises:
+      UserError: another one is somewhere else, as where settings or inputs differ.
+    """
+    if not several():
+        return
+    try:
         multihost_utils.sync_global_devices(where)
+    except AssertionError:
+        raise UserError(
+            f"process {jax.process_index()} of this job is at the {where}, another one is not: "
+            "start all with the same command, settings and inputs"
+        ) from None
 
 
 def any_of(flag: bool) -> bool:
@@ -91,15 +103,35 @@ def any_of(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any()) if several() else flag
 
 
+def of_first(tree: Any) -> Any:
+    """NumPy's arrays as the first process has them; the others give some of the same shapes."""
+    return multihost_utils.broadcast_one_to_all(tree) if several() else tree
+
+
+@contextlib.contextmanager
+def first_ahead(where: str) -> Iterator[None]:
+    """Lets the first process do something before the others, which may find it done."""
+    if not first():
+        meet(where)
+    try:
+        yield
+    finally:
+        if first():
+            meet(where)
+
+
 @contextlib.contextmanager
 def own_copy(path: Path) -> Iterator[Path]:
     """The folder that this process writes: the path itself, or a copy of its small files."""
+    copied = f"copy of {path}"  # after which the first one may change it
     if first():
+        meet(copied)
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         for file in path.glob("*.json*"):
             shutil.copy(file, folder)
+        meet(copied)
         yield Path(folder)
 
 

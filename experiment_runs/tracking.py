@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from experiment_runs import settings
+from experiment_runs import hosts, settings
 from experiment_runs.errors import UserError
 
 StepCallback = Callable[[int, Mapping[str, Any]], None]  # step, what was logged of it
@@ -23,6 +23,8 @@ PACKAGES = {"tensorboard": "tensorboardX", "trackio": "trackio"}
 def tracker(path: Path, config: Mapping[str, Any]) -> Iterator[StepCallback | None]:
     """The tracker that RLHF_LOG_TO names, open while a run trains; None where it names none.
 
+    Of several processes the first alone has one.
+
     Args:
       path: the run's directory, whose name the tracker shows.
       config: the run's configuration, for a tracker that shows it.
@@ -30,7 +32,7 @@ def tracker(path: Path, config: Mapping[str, Any]) -> Iterator[StepCallback | No
     Raises:
       UserError: its package is not installed.
     """
-    asked = settings.log_to()
+    asked = settings.log_to() if hosts.first() else None
     if asked is None:
         yield None
         return

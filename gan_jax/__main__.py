@@ -10,7 +10,7 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
-from experiment_runs import settings
+from experiment_runs import hosts, settings
 from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
 from experiment_runs.compilation import keep_programs
@@ -113,7 +113,14 @@ def parsed(arguments: list[str]) -> Train | Evaluate:
 def main(arguments: list[str] | None = None) -> None:
     """What goes wrong is one message and an exit code; see `concluded`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if code := concluded(lambda: execute(parsed(arguments))):
+
+    def work():
+        hosts.join()
+        execute(parsed(arguments))
+
+    code = concluded(work)
+    hosts.left(code)
+    if code:
         sys.exit(code)
 
 

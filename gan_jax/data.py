@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from experiment_runs import hosts
 from experiment_runs.assignment import SUBMISSION
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
@@ -101,7 +102,8 @@ def load(name: str | None, *, side: int, data_dir: Path | None, student_id: str 
         note = "" if md5(local) == checksum else ", not the official file (its MD5 differs)"
         return medmnist(local, chosen, side, f"{chosen}, from the local {local.name}{note}")
     try:
-        path = download(url, checksum, f"{chosen}{suffix}.npz")
+        with hosts.first_ahead(f"download of {url}"):
+            path = download(url, checksum, f"{chosen}{suffix}.npz")
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error) or type(error).__name__
         if name is not None:

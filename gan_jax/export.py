@@ -10,6 +10,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from experiment_runs.checkpoints import load_weights, save_weights, written
+from experiment_runs.devices import replicated
 from experiment_runs.run import Run
 from gan_jax.config import EvidenceConfig, GANConfig
 from gan_jax.training import Definitions, State, initial
@@ -19,7 +20,7 @@ FINAL = "final"  # of a run's checkpoints: both networks after the last step
 
 def save_networks(run: Run, networks: Definitions, state: State) -> None:
     """Writes the run's final checkpoint and its `generator.safetensors`."""
-    save_weights(run.checkpoints / FINAL, jax.tree.leaves(state))
+    save_weights(run.checkpoints / FINAL, replicated(jax.tree.leaves(state)))
     generator = nnx.merge(networks.generator, *state.generator[:2])
     path = run.path / "generator.safetensors"
     with written(path):

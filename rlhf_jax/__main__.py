@@ -20,6 +20,7 @@ from experiment_runs import devices, hosts, precision, settings
 from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
 from experiment_runs.compilation import keep_programs
+from experiment_runs.errors import UserError
 from experiment_runs.run import Run
 from rlhf_jax import memory, run_commands
 from rlhf_jax.config import LoRAConfig
@@ -213,7 +214,13 @@ def main(arguments: list[str] | None = None) -> None:
         hosts.join()
         settings.backend()  # before anything else asks for the devices
         command = parsed(arguments)
-        execute(command) if isinstance(command, Command) else command.execute()
+        if isinstance(command, Command):
+            execute(command)
+        elif hosts.several():
+            name = type(command).__name__.lower()
+            raise UserError(f"{name} works in one process: call it once, without RLHF_HOSTS")
+        else:
+            command.execute()
 
     code = concluded(work)
     hosts.left(code)

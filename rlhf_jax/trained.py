@@ -12,6 +12,7 @@ from typing import Any
 
 from flax import nnx
 
+from experiment_runs import hosts
 from experiment_runs.errors import UserError, brief
 from experiment_runs.files import fingerprint
 from experiment_runs.run import Run
@@ -43,7 +44,9 @@ class TunedModel(Pretrained):
     def save(self, folder: str | Path) -> None:
         """Writes the model in the layout of Hugging Face, for `load` and for transformers."""
         decoder = nnx.merge(self.definition, self.state)
-        export_policy(decoder, self, Path(folder), generation_settings(self.settings))
+        if hosts.first():
+            export_policy(decoder, self, Path(folder), generation_settings(self.settings))
+        hosts.meet(f"model in {folder}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -162,7 +162,7 @@ def in_parts(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
 
 def whole_part(rows: int, at_most: int) -> int:
     """The most rows of which whole parts can be made, the same on every device."""
-    each = math.gcd(rows, devices.data_size())
+    each = math.gcd(rows, devices.rows_parted())
     return max(size for size in range(each, max(each, at_most) + 1, each) if rows % size == 0)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from experiment_runs import devices, hosts
 from experiment_runs.errors import UserError
 from rlhf_jax.data.dialogues import Conversation, messages
 from rlhf_jax.reward_model.model import FrozenRewardModel
@@ -86,7 +87,7 @@ def function_rewards(
     prompts: Sequence[Conversation],
     responses: Sequence[str],
 ) -> dict[str, Float[np.ndarray, "batch"]]:
-    """What each function says of the responses.
+    """What each function says of the responses; of several processes the first one asks, once.
 
     Args:
       functions: by name.
@@ -97,10 +98,14 @@ def function_rewards(
       UserError: a function returns other than one finite number for each response.
     """
     asked = [messages(prompt) for prompt in prompts]
-    return {
-        name: checked(name, function(list(asked), list(responses)), responses)
-        for name, function in functions.items()
-    }
+    found = dict.fromkeys(functions, np.zeros(len(responses), np.float32))
+    if hosts.first():
+        with devices.alone():
+            found = {
+                name: checked(name, function(list(asked), list(responses)), responses)
+                for name, function in functions.items()
+            }
+    return hosts.of_first(found)
 
 
 def checked(name: str, returned: Any, responses: Sequence[str]) -> Float[np.ndarray, "batch"]:

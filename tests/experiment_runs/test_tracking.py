@@ -4,8 +4,10 @@ import types
 
 import pytest
 
+from experiment_runs import hosts
 from experiment_runs import run as runs
 from experiment_runs.errors import UserError
+from experiment_runs.tracking import tracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,14 @@ def test_tensorboard_gets_the_numbers_of_every_step_and_is_closed(tmp_path, monk
         str(run.path / "tensorboard"), ("loss", 2.0, 1), ("tokens", 7.0, 1), ("loss", 1.5, 2),
         "closed",
     ]  # fmt: skip
+
+
+def test_of_several_processes_the_first_alone_tells_a_tracker(tmp_path, monkeypatch, package):
+    package("trackio", init=lambda **options: pytest.fail("a second run of the same name"))
+    monkeypatch.setenv("RLHF_LOG_TO", "trackio")
+    monkeypatch.setattr(hosts, "first", lambda: False)
+    with tracker(tmp_path, {}) as told:
+        assert told is None
 
 
 def test_event_files_of_tensorboard_are_written(tmp_path, monkeypatch):

@@ -16,10 +16,53 @@ from flax import nnx
 from experiment_runs import hosts
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
+from gan_jax.export import load_networks
+from rlhf_jax import load
 from rlhf_jax.export.huggingface import export_policy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RLHF = [sys.executable, "-m", "rlhf_jax"]
+GAN = [sys.executable, "-m", "gan_jax"]
+MEETING = """
+import sys
+import numpy as np
+from experiment_runs import command, hosts
+
+def work():
+    hosts.join()
+    own = np.full(3, 1 + float(sys.argv[1]), np.float32)
+    assert (hosts.of_first({"rewards": own})["rewards"] == 1).all()
+    hosts.meet("door")
+    hosts.meet("room " + sys.argv[1])
+
+code = command.concluded(work)
+hosts.left(code)
+"""
+REWARDED = """
+import json, os, pathlib
+import jax
+import rlhf_jax
+
+results = pathlib.Path(os.environ["RLHF_RESULTS"])
+def letters(prompts, responses):
+    with (results / "asked.jsonl").open("a") as file:
+        file.write(json.dumps([prompts, responses]) + "\\n")
+    return [sum(map(ord, text)) / 1000 for text in responses]
+
+def rank(prompts, responses):
+    sums = jax.numpy.asarray([sum(text.encode()) for text in responses])
+    return jax.jit(lambda x: x.argsort().argsort())(sums)
+
+config = rlhf_jax.PPOConfig(
+    batch=8, forward_batch=4, prompts=8, passes=2, inner_epochs=2, prompt_tokens=16,
+    response_tokens=4, value_learning_rate=1e-3, learning_rate=1e-3, sample_every=1,
+)
+tuned = rlhf_jax.train_policy(
+    rlhf_jax.load("random"), [f"question {n}" for n in range(8)], config=config,
+    reward={"letters": (letters, 0.5), "rank": (rank, 0.1)}, reward_name="both",
+)
+tuned.save(results.with_name("saved-" + results.name))
+"""
 SRUN = """#!/bin/bash
 for number in 0 1; do SLURM_PROCID=$number SLURM_LOCALID=$number "$@" & done
 wait -n && wait -n
@@ -65,12 +108,18 @@ def start(request, local_data, model, tmp_path):
 def several(start):
     """A function that starts the processes of a job, two or more, with one device each."""
 
-    def run(results, *arguments, count=2):
+    def run(results, *arguments, program=RLHF, count=2):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         return [
-            start(results, *RLHF, *arguments, devices=1, RLHF_HOSTS=f"{address}/{count}/{number}")
+            start(
+                results,
+                *program,
+                *(str(x).format(number=number) for x in arguments),
+                devices=1,
+                RLHF_HOSTS=f"{address}/{count}/{number}",
+            )
             for number in range(count)
         ]
 
@@ -128,6 +177,50 @@ def test_several_processes_train_what_one_trains(start, several, tmp_path, count
 
 
 @pytest.mark.exhaustive
+def test_several_processes_train_the_gan_that_one_trains(start, several, tmp_path):
+    """And write one checkpoint, from which another job goes on and any process reads."""
+    train = ("train", "--profile", "tiny", "--dataset", "histology")
+    finished(*several("two", *train, program=GAN))
+    finished(start("one", *GAN, *train, devices=2))
+    assert same(tmp_path / "two", tmp_path / "one") == 1
+    (run,) = map(Run, (tmp_path / "two").iterdir())
+    assert load_networks(run)[0].seed == 0
+    finished(*several("two", "evaluate", run.path, program=GAN))
+
+
+@pytest.mark.slow
+def test_functions_are_asked_once_for_every_row_and_train_what_they_train_in_one_process(
+    start, several, tmp_path
+):
+    """Whatever they make of the rows beside one, as a rank does."""
+    script = [sys.executable, "-c", REWARDED]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    finished(*several("two", program=script))
+    finished(start("one", *script, devices=2))
+    asked = [(tmp_path / name / "asked.jsonl") for name in ("two", "one")]
+    assert len(asked[0].read_text().splitlines()) == 2
+    assert asked[0].read_text() == asked[1].read_text()
+    for file in asked:
+        file.unlink()
+    assert same(tmp_path / "two", tmp_path / "one") == 1
+    assert load(tmp_path / "saved-two").config == load(tmp_path / "saved-one").config
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_are_told_and_a_command_for_one_process_is_refused(several):
+    """What the first one has read is what all have."""
+    jobs = several("met", "{number}", program=[sys.executable, "-c", MEETING])
+    for number, job in enumerate(jobs):
+        assert job.wait(600) == 2
+        told = f"process {number} of this job is at the room {number}, another one is not"
+        assert said(job).count(told) == 1
+    for job in several("listed", "runs", "list"):
+        assert job.wait(600) == 2
+        assert said(job).count("error: runs works in one process: call it once, without RLHF") == 1
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_process_is_killed_the_other_ends_and_the_job_goes_on(
     several, tmp_path, monkeypatch, killed
@@ -165,5 +258,29 @@ def test_hosts_that_cannot_be_read_are_told(monkeypatch, asked):
 def test_one_process_is_the_first_and_waits_for_nobody(tmp_path):
     assert hosts.first() and not hosts.several() and hosts.any_of(True) and not hosts.any_of(False)
     hosts.meet("nobody")
-    with hosts.own_copy(tmp_path) as own:
+    with hosts.own_copy(tmp_path) as own, hosts.first_ahead("nobody"):
         assert own == tmp_path
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_others_wait_for_the_first_where_it_goes_ahead(monkeypatch, number):
+    """Also where it fails, so that they can fail themselves."""
+    seen = []
+    monkeypatch.setattr(hosts, "first", lambda: number == 0)
+    monkeypatch.setattr(hosts, "meet", seen.append)
+    with contextlib.suppress(OSError), hosts.first_ahead("download"):
+        seen.append("tried")
+        raise OSError("no network")
+    assert seen == (["tried", "download"] if number == 0 else ["download", "tried"])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_run_is_not_changed_before_all_have_their_copy(monkeypatch, tmp_path, number):
+    """Of two processes: the first works in the folder itself."""
+    (tmp_path / "answers.json").write_text("{}")
+    met = []
+    monkeypatch.setattr(hosts, "first", lambda: number == 0)
+    monkeypatch.setattr(hosts, "meet", lambda where: met.append(where))
+    with hosts.own_copy(tmp_path) as own:
+        assert (own == tmp_path) is (number == 0) and (own / "answers.json").exists()
+        assert len(met) == 1

@@ -1,8 +1,10 @@
 """Rewards that a user writes: functions of texts, and weighted sums."""
 
+import jax
 import numpy as np
 import pytest
 
+from experiment_runs import devices, hosts
 from experiment_runs.errors import UserError
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.ppo.reward_identity import function_fingerprint
@@ -30,6 +32,29 @@ def train_with(train_toy):
         return train_toy("full", root, train=train, **{"passes": 4} | changes)[0]
 
     return run
+
+
+def test_of_several_processes_the_first_alone_asks_and_all_get_what_it_was_told(monkeypatch):
+    """A judge that costs money or gives another answer each time is asked once."""
+    told = {}
+    monkeypatch.setattr(hosts, "of_first", lambda found: told.setdefault("found", found))
+    first = function_rewards({"c": count_c}, TEXTS, TEXTS)
+    monkeypatch.setattr(hosts, "first", lambda: False)
+    other = function_rewards({"c": lambda *_: pytest.fail("asked again")}, TEXTS, TEXTS)
+    assert first["c"].tolist() == other["c"].tolist() == [2, 0, 1]
+
+
+def test_what_a_function_computes_is_of_its_own_process():
+    """Where training is divided over the devices of several, the others would not come."""
+
+    def own(prompts, responses):
+        assert not devices.parted()
+        return jax.numpy.arange(3.0)
+
+    with devices.placement():
+        assert devices.parted()
+        assert function_rewards({"own": own}, TEXTS, TEXTS)["own"].tolist() == [0, 1, 2]
+        assert devices.parted()
 
 
 def test_a_function_of_texts_is_optimised(train_with, tmp_path):
