@@ -13,6 +13,8 @@ from experiment_runs.errors import UserError
 from rlhf_jax.data import tables
 from rlhf_jax.data.formats import encodable
 
+# The question of a row, its replies by where they stand, and the pairs (better, worse) of these.
+Compared = tuple[Any, dict[str, Any], list[tuple[str, str]]]
 REPLIES = (
     "response", "answer", "completion", "conversation", "output", "reply", "summary", "generation",
     "candidate",
@@ -49,8 +51,8 @@ def reply_pair(frame: pd.DataFrame) -> tuple[str, str] | None:
 
 def chosen_of_two(
     where: str, frame: pd.DataFrame, pair: tuple[str, str], prompt: str | None, notes: Counter
-) -> pd.DataFrame:
-    """The rows of a frame with a pair of replies as `chosen` and `rejected`; ties are left out.
+) -> list[Compared]:
+    """The rows of a frame with a pair of replies; of ties none is better.
 
     Which one is chosen is told by a column of CHOICES (a reply's number, letter or model), one of
     STRENGTHS, a column of zeros and ones for each winner, or, as in WebGPT, two scores that add up
@@ -68,21 +70,12 @@ def chosen_of_two(
     """
     better = verdicts(where, frame, pair)
     notes["ties and rows without a choice left out"] += int((better < 0).sum())
-    frame, better = frame[better >= 0], better[better >= 0]
-    rows = [
-        dialogues(row.get(prompt), *(row[name] for name in pair))
-        for row in frame.to_dict("records")
-    ]
-    ordered = [
-        replies[::-1] if second else replies
-        for (_, *replies), second in zip(rows, better, strict=True)
-    ]
-    columns = {"chosen": [pair[0] for pair in ordered], "rejected": [pair[1] for pair in ordered]}
-    if prompt:
-        columns[prompt] = [row[0] for row in rows]
-    return frame.assign(
-        **{name: pd.Series(values, frame.index, object) for name, values in columns.items()}
-    )
+    orders = {-1: [], 0: [pair], 1: [pair[::-1]]}
+    found = []
+    for row, verdict in zip(frame.to_dict("records"), better, strict=True):
+        asked, *replies = dialogues(row.get(prompt), *(row[name] for name in pair))
+        found.append((asked, dict(zip(pair, replies, strict=True)), orders[verdict]))
+    return found
 
 
 def verdicts(where: str, frame: pd.DataFrame, pair: tuple[str, str]) -> pd.Series:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,16 @@ Conversation = (
 )  # a single question, or a dialogue that ends with the user's turn
 
 ROLES = {
-    "system": "system",
+    "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "bot": "assistant", "bing": "assistant", "bard": "assistant",
 }  # fmt: skip
 LABELS = {"user": "Human", "assistant": "Assistant"}
 MARKED = re.compile(r"\s*(Human|Assistant): ?")
 MARK = re.compile(r"(?:\A\s*|\n\r?\n)(Human|Assistant):")
+LINE_MARK = re.compile(r"(?:\A|\n)(prompter|assistant): ")  # of OASST's paths in one text
+POST = "info"  # column of what summarize_from_feedback's summaries are of
 SYSTEMS = ("system", "system_prompt")  # columns of a system message
 DIALOGUES = ("messages", "conversations", "conversation")  # of dialogues, which may begin with one
 BESIDE = ("input", "context")  # columns of what an instruction or a question is about
@@ -40,29 +43,62 @@ def is_messages(value: Any) -> bool:
 def turns(value: Any, where: str) -> list[Turn]:
     """The turns of a dialogue: a list of messages, or text as HH-RLHF writes it.
 
-    Messages are {"role", "content"} or {"from", "value"}; a content may be a list of text parts,
-    and a message alone is a list of one. A text without marks is one turn of the user's. An
-    assistant's turn that is still empty at the end is none.
+    Messages are {"role", "content"} or {"from", "value"}, or two of them {"input", "output"}; a
+    content may be a list of text parts, and a message alone is a list of one. A text without marks
+    is one turn of the user's, and so is a record of `record_text`. An assistant's turn that is
+    still empty at the end is none.
 
     Raises:
       UserError: it is neither.
     """
-    if isinstance(value, dict) and isinstance(value.get("full_text"), str):  # WebGPT's question
-        value = value["full_text"]
+    value = record_text(value) or value
     if isinstance(value, str):
-        if not MARKED.match(value):
+        of_lines = value.startswith("prompter: ")
+        if not of_lines and not MARKED.match(value):
             return [("user", value.strip())]
-        _, *parts = MARK.split(value)
+        _, *parts = (LINE_MARK if of_lines else MARK).split(value)
         pairs = zip(parts[::2], parts[1::2], strict=True)
         found = [(ROLES[mark.lower()], text.strip()) for mark, text in pairs]
     elif is_messages(value) or isinstance(value, dict):
-        found = [message(item, where) for item in ([value] if isinstance(value, dict) else value)]
+        items = [value] if isinstance(value, dict) else value
+        found = [message(part, where) for item in items for part in parts_of(item)]
     else:
         raise UserError(
             f"{where} is {value!r:.80}; it must be a text or a list of messages with role and "
             "content; correct or remove the row"
         )
     return found[:-1] if found[-1:] == [("assistant", "")] else found
+
+
+def record_text(value: Any) -> str | None:
+    """The text of a record that asks something: WebGPT's question, or a post or an article to
+    summarize, in the words of Stiennon et al. (2020)."""
+    if not isinstance(value, dict):
+        return None
+    if isinstance(value.get("full_text"), str):
+        return value["full_text"]
+    if isinstance(article := value.get("article"), str) and article.strip():
+        return f"Article:\n\n{article}\n\nTL;DR:"
+    if isinstance(post := value.get("post"), str) and post.strip():
+        heads = [f"SUBREDDIT: r/{value['subreddit']}"] * bool(value.get("subreddit"))
+        heads += [f"TITLE: {value['title']}"] * bool(value.get("title"))
+        return "\n\n".join([*heads, f"POST: {post}", "TL;DR:"])
+    return None
+
+
+def question_column(frame: pd.DataFrame, names: Sequence[str]) -> str | None:
+    """The first of the names that a frame has as column, or that of its posts."""
+    if found := next((name for name in names if name in frame), None):
+        return found
+    return POST if POST in frame and frame[POST].map(record_text).notna().any() else None
+
+
+def parts_of(item: Any) -> list[Any]:
+    """The messages of an item of a dialogue: it, or the two of {"input", "output"} (Capybara)."""
+    if not (isinstance(item, dict) and {"input", "output"} <= {*item}):
+        return [item]
+    roles = {"input": "user", "output": "assistant"}
+    return [{"role": role, "content": item[name]} for name, role in roles.items()]
 
 
 def message(item: Any, where: str) -> Turn:
@@ -82,14 +118,14 @@ def message(item: Any, where: str) -> Turn:
     return role, content.strip()
 
 
-def check_plain(where: str, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+def check_plain(where: str, columns: Mapping[str, Iterable[Any]]) -> None:
     """Refuses columns of texts most of which are dialogues, written as none that is read.
 
     Raises:
       UserError: names column and mark.
     """
-    for column in columns:
-        texts = [value for value in frame[column] if isinstance(value, str)]
+    for column, values in columns.items():
+        texts = [value for value in values if isinstance(value, str)]
         marks = [found.group() for text in texts if (found := WRITTEN.search(text))]
         if len(marks) > len(texts) / 2:
             raise UserError(
@@ -116,8 +152,8 @@ def with_system(asked: list[Turn], row: Mapping[str, Any], where: str) -> list[T
     texts = [row[name].strip() for name in SYSTEMS if isinstance(row.get(name), str)]
     for name in DIALOGUES:
         for item in row[name][:1] if is_messages(row.get(name)) else ():
-            role, text = message(item, f"{where}: '{name}'")
-            texts += [text] * (role == "system")
+            if isinstance(item, dict) and "system" in (item.get("role"), item.get("from")):
+                texts.append(message(item, f"{where}: '{name}'")[1])
     system = next(filter(None, texts), "")
     if not system or not asked or asked[0][0] == "system" or asked[0][1].startswith(system):
         return asked

@@ -13,23 +13,19 @@ import pandas as pd
 
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
-from rlhf_jax.data import choices, documentation, tables
+from rlhf_jax.data import choices, documentation, replies, tables
 from rlhf_jax.data.dialogues import (
     BESIDE,
     DIALOGUES,
+    POST,
     SYSTEMS,
     Turn,
-    check_plain,
-    conversation_of,
     identifying,
-    question,
-    spoken,
-    turns,
-    with_context,
-    with_system,
+    question_column,
 )
 from rlhf_jax.data.documentation import STANDIN_LICENCE, STANDIN_NAME, standin_note
 from rlhf_jax.data.locations import LICENCES, locate, rows
+from rlhf_jax.data.replies import QUESTION_AND_REPLIES
 from rlhf_jax.data.tables import Source, digest, file_names, is_text, is_text_or_empty, is_there
 
 SHP = "stanfordnlp/SHP"
@@ -38,15 +34,14 @@ FOLDERS = ("shp", "preferences")  # of a local copy
 PAIR_TEXTS = ["post_id", "domain", "history", "human_ref_A", "human_ref_B"]
 PAIR_COLUMNS = [*PAIR_TEXTS, "score_A", "score_B", "labels"]
 KEPT = [*PAIR_COLUMNS, "score_ratio", "split"]
-QUESTION_AND_REPLIES = ("history", "human_ref_A", "human_ref_B")
 PROMPT_COLUMNS = (
     "prompt", "question", "instruction", "conversations", "input", "query", "context",
-    "history",
+    "history", "user_input", "inputs", "trajectory",
 )  # fmt: skip
 FEWEST_DECIDED = 20  # rows whose replies differ in votes, from which on
 CONTRADICTION = 0.9  # of them with labels against the votes mean that the labels are turned around
 KNOWN_COLUMNS = [
-    *KEPT, *PROMPT_COLUMNS, *BESIDE, *SYSTEMS, *DIALOGUES, *choices.COLUMNS, "chosen", "rejected",
+    *KEPT, *PROMPT_COLUMNS, POST, *BESIDE, *SYSTEMS, *DIALOGUES, *choices.COLUMNS, *replies.COLUMNS,
 ]  # fmt: skip
 
 
@@ -145,7 +140,8 @@ def comparisons(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[pd.DataFrame
     notes["comparisons of a reply with itself, which say nothing"] += int(same.sum())
     if same.all():
         raise UserError(
-            f"{parts[0][0]}: no row has a question and two answers ({said(notes)}). Without a "
+            f"{parts[0][0]}: no row has a question and two answers ({said(notes)}) in its columns, "
+            f"{tables.brief_list(parts[0][1].columns)}. Without a "
             "'prompt', 'chosen' and 'rejected' are whole dialogues: lists of messages, or texts "
             "with 'Human:' and 'Assistant:' before the turns"
         )
@@ -167,17 +163,16 @@ def comparisons(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[pd.DataFrame
 def in_shp_columns(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFrame:
     """The comparisons of a frame, whatever columns they come in."""
     kept = KEPT
-    prompt = next((name for name in PROMPT_COLUMNS if name in frame), None)
-    if pair := choices.reply_pair(frame):
-        frame = choices.chosen_of_two(where, frame, pair, prompt, notes)
-    if {"chosen", "rejected"} <= {*frame.columns}:
-        frame, kept = chosen_and_rejected(where, frame, prompt, notes), [*KEPT, "turns"]
+    prompt = question_column(frame, PROMPT_COLUMNS)
+    if (pairs := replies.in_pairs(where, frame, prompt, notes)) is not None:
+        frame, kept = pairs, [*KEPT, "turns"]
     lacking = [name for name in (*QUESTION_AND_REPLIES, "labels") if name not in frame]
     if lacking:
         raise UserError(
             f"{where}: no preferences in its columns, {tables.brief_list(frame.columns)}. They "
             "must be 'chosen' and 'rejected' (whole dialogues, or replies beside a 'prompt'), two "
-            "replies such as 'response_a' and 'response_b' beside a 'prompt' and a 'winner', or "
+            "replies such as 'response_a' and 'response_b' beside a 'prompt' and a 'winner', a "
+            "list 'responses' beside a 'prompt' and a list 'scores' or 'ranks', or "
             "'history', 'human_ref_A', 'human_ref_B' and 'labels' as SHP has them"
         )
     if "post_id" not in frame:
@@ -185,53 +180,6 @@ def in_shp_columns(where: str, frame: pd.DataFrame, notes: Counter) -> pd.DataFr
     if "domain" not in frame:
         frame = frame.assign(domain="all")
     return frame[[name for name in kept if name in frame]]
-
-
-def chosen_and_rejected(
-    where: str, frame: pd.DataFrame, prompt: str | None, notes: Counter
-) -> pd.DataFrame:
-    """In SHP's columns: A is the chosen reply.
-
-    Without a prompt, or with replies that are whole dialogues, the question is all that comes
-    before the last answer.
-    """
-    check_plain(where, frame, [*filter(None, [prompt]), "chosen", "rejected"])
-    texts, dialogues = [], []
-    for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
-        place = f"{where}, {frame.index.name} {number}"
-        texts.append(("", "", ""))  # left out, unless there is a comparison
-        dialogues.append("")
-        if not (is_there(row["chosen"]) and is_there(row["rejected"])):
-            continue
-        before = []
-        if prompt and is_there(row[prompt]):
-            before = with_context(turns(row[prompt], f"{place}: '{prompt}'"), row, prompt)
-        (asked, chosen), (other, rejected) = (
-            answer(row[name], before, f"{place}: '{name}'") for name in ("chosen", "rejected")
-        )
-        if asked != other:
-            notes["pairs of dialogues part before the last answer"] += bool(chosen and rejected)
-        elif chosen and rejected and asked and asked[-1][0] == "user":
-            asked = with_system(asked, row, place)
-            notes["questions are dialogues of several turns"] += len(spoken(asked)) > 1
-            texts[-1] = (question(asked), chosen, rejected)
-            if not isinstance(whole := conversation_of(asked), str):
-                dialogues[-1] = json.dumps(whole)
-    columns = pd.DataFrame(texts, frame.index, QUESTION_AND_REPLIES)
-    if any(dialogues):
-        columns["turns"] = dialogues
-    others = frame[[name for name in ("domain", "split") if name in frame]]
-    return pd.concat([columns, others], axis=1).assign(labels=1)
-
-
-def answer(value: Any, before: list[Turn], where: str) -> tuple[list[Turn], str]:
-    """The turns before the answer, and the answer; it is empty where a dialogue has none."""
-    dialogue = turns(value, where)
-    if isinstance(value, str) and before and (not dialogue or dialogue[-1][0] != "assistant"):
-        return before, value.strip()
-    if not dialogue or dialogue[-1][0] != "assistant":
-        return before, ""
-    return dialogue[:-1] or before, dialogue[-1][1]
 
 
 def said(notes: Counter) -> str:

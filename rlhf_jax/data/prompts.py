@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,16 @@ from experiment_runs.files import fingerprint
 from rlhf_jax.data import documentation, tables
 from rlhf_jax.data.dialogues import (
     BESIDE,
+    POST,
     SYSTEMS,
     Turn,
     check_plain,
     conversation_of,
     first_question,
     identifying,
+    is_messages,
     question,
+    question_column,
     turns,
     with_context,
     with_system,
@@ -47,9 +50,10 @@ MESSAGE_RULES |= dict.fromkeys(REVIEW_COLUMNS, (tables.is_boolean_or_empty, "tru
 # Where other data sets have the question, as a text or as a dialogue; the first of these is read.
 QUESTION_COLUMNS = [
     "prompt", "question", "instruction", "query", "history", "messages", "conversations",
-    "conversation", "input", "text", "chosen",
+    "conversation", "input", "text", "user_input", "inputs", "trajectory", "conversation_a",
+    "context", "turns", "data", "chosen",
 ]  # fmt: skip
-KNOWN_COLUMNS = [*MESSAGE_COLUMNS, *REVIEW_COLUMNS, *QUESTION_COLUMNS, *SYSTEMS, *BESIDE]
+KNOWN_COLUMNS = [*MESSAGE_COLUMNS, *REVIEW_COLUMNS, *QUESTION_COLUMNS, *SYSTEMS, *BESIDE, POST]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +112,7 @@ def questions(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[list[Prompt], 
     """
     of_oasst, others, notes = [], [], []
     for where, frame in parts:
-        column = next((name for name in QUESTION_COLUMNS if name in frame), None)
+        column = question_column(frame, QUESTION_COLUMNS)
         if {*MESSAGE_COLUMNS} <= {*frame.columns}:
             tables.check(where, frame, MESSAGE_RULES)
             of_oasst.append(frame)
@@ -176,13 +180,13 @@ def tree_messages(where: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 def column_questions(where: str, frame: pd.DataFrame, column: str) -> list[Prompt]:
     """The questions of a column of texts or dialogues, with what belongs to them beside it."""
-    check_plain(where, frame, [column])
+    check_plain(where, {column: frame[column]})
     found = []
     for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
         if not is_there(row[column]):
             continue
         place = f"{where}, {frame.index.name} {number}"
-        dialogue = turns(row[column], f"{place}: '{column}'")
+        dialogue = turns(first_of_texts(row[column]), f"{place}: '{column}'")
         if column == "chosen" and dialogue[-1:] == [("user", str(row[column]).strip())]:
             continue  # an answer whose question is not there
         asked = with_system(with_context(first_question(dialogue), row, column), row, place)
@@ -198,6 +202,15 @@ def column_questions(where: str, frame: pd.DataFrame, column: str) -> list[Promp
                 )  # fmt: skip
             )
     return found
+
+
+def first_of_texts(value: Any) -> Any:
+    """The first of a list of texts: the user's (MT-bench; Arena-Hard, as {"content"} each), or
+    those of both speakers (UltraChat, LIMA). Any other value stays as it is."""
+    first = value[0] if is_messages(value) and len(value) else None
+    if isinstance(first, dict) and [*first] == ["content"]:
+        first = first["content"]
+    return first if isinstance(first, str) else value
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:

@@ -26,6 +26,7 @@ from rlhf_jax.export import model_card
 from rlhf_jax.language_model.config_fields import FAMILIES
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.ppo import training as ppo_training
+from rlhf_jax.pretrained.hub import TOKENIZERS
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.tensor_names import (
     huggingface_tensors,
@@ -36,8 +37,6 @@ from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model import model as reward_models
 from rlhf_jax.reward_model.model import FrozenRewardModel, RewardModel
 
-# Of sentence-piece models, from which llama.cpp's converter takes their scores.
-COPIED = ("tokenizer.model", "added_tokens.json")
 # fields of a config.json that would no longer be true, or that name code to run
 DROPPED = (
     "_name_or_path",
@@ -270,10 +269,9 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path, *, padding_side: str) -> Non
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     write_json(file, config)
     if name := saved.name_or_path:  # of the folder that it was read from
-        for source in (Path(name, copied) for copied in COPIED):
-            if source.is_file():
-                check_fetched(source)
-                shutil.copyfile(source, out / source.name)
+        for source in (file for pattern in TOKENIZERS for file in Path(name).glob(pattern)):
+            check_fetched(source)
+            shutil.copyfile(source, out / source.name)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

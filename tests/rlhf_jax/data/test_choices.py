@@ -113,7 +113,7 @@ def test_questions_of_several_turns_that_are_printed_are_read_as_dialogues():
         (A_B | {"winner_model_a": 0.3, "winner_model_b": 0.7}, "'winner_model_a' is 0.3"),
         (A_B | {"score_a": 3, "score_b": 4}, "score_a, score_b. Add 'winner' with 'a', 'b'"),
         (ZERO_ONE, "prompt, response_0, response_1. Add 'winner' with '0', '1' or 'tie'"),
-        ({"instruction": ASKED, "completions": [GOOD, BAD]}, "'response_b' beside a 'prompt'"),
+        ({"instruction": ASKED, "output": GOOD}, "'response_b' beside a 'prompt'"),
     ],
 )
 def test_what_states_no_choice_is_refused_with_what_would_do(row, message):

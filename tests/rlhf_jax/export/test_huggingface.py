@@ -117,14 +117,18 @@ def test_the_reader_of_llama_cpps_converter_finds_the_special_tokens_and_the_tem
     assert found.chat_template == own.huggingface.chat_template
 
 
-def test_an_export_keeps_the_sentence_piece_model_of_the_folder_that_was_read(model, tmp_path):
+def test_an_export_keeps_the_tokenizers_of_other_programs_of_the_folder_that_was_read(
+    model, tmp_path
+):
     source, out = tmp_path / "source", tmp_path / "out"
     model.tokenizer.huggingface.save_pretrained(source)
-    (source / "tokenizer.model").write_bytes(b"pieces")
+    others = ("tokenizer.model", "tokenizer.model.v3", "tekken.json", "added_tokens.json")
+    for name in others:
+        (source / name).write_text("{}")
     (source / "pytorch_model.bin").write_bytes(b"pickle")
     tokenizer = Tokenizer.from_folder(source, embeddings=model.config.vocab_size)
     huggingface.save_tokenizer(tokenizer, out, padding_side="left")
-    assert (out / "tokenizer.model").read_bytes() == b"pieces"
+    assert {(out / name).read_text() for name in others} == {"{}"}
     assert not (out / "pytorch_model.bin").exists()
     (source / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match="git lfs pull"):
