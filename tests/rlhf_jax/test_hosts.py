@@ -54,7 +54,7 @@ def rank(prompts, responses):
     return jax.jit(lambda x: x.argsort().argsort())(sums)
 
 config = rlhf_jax.PPOConfig(
-    batch=8, forward_batch=4, prompts=8, passes=2, inner_epochs=2, prompt_tokens=16,
+    batch=8, forward_batch=4, prompts=8, passes=2, inner_epochs=2, prompt_tokens=48,
     response_tokens=4, value_learning_rate=1e-3, learning_rate=1e-3, sample_every=1,
 )
 tuned = rlhf_jax.train_policy(
