@@ -3,26 +3,32 @@
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiment_runs.errors import UserError, brief
+from experiment_runs.errors import UserError, brief, first_line
+from experiment_runs.files import read_whole
 
 PATH = Path(__file__).with_name("assignment.toml")  # leads to the file at the top of the project
-NEEDED = {
-    "submission": {"profile", "paper", "notebook", "page", "student_id", "even", "odd"},
-    "kl": {"band"},
-    "ratings": {"prompts", "scores", "rubric"},
-    "protocol": {"data", "reward", "ppo", "lora", "evaluation", "gan"},
-}
-
-KINDS = {
-    "submission": dict.fromkeys(NEEDED["submission"], str),
+FIELDS = {  # that every table must have, and of what type
+    "submission": dict.fromkeys(
+        ("profile", "paper", "notebook", "page", "student_id", "even", "odd"), str
+    ),
     "kl": {"band": list},
     "ratings": {"prompts": int, "scores": list, "rubric": dict},
-    "protocol": dict.fromkeys(NEEDED["protocol"], dict),
-}
+    "protocol": dict.fromkeys(("data", "reward", "ppo", "lora", "evaluation", "gan"), dict),
+    "protocol.data": {"preferences": str, "prompts": str},
+    "protocol.reward": dict.fromkeys(
+        ("loss", "learning_rate", "batch_pairs", "epochs", "train_pairs"), object
+    ),
+    "protocol.ppo": dict.fromkeys(
+        ("learning_rate", "batch", "forward_batch", "passes", "inner_epochs", "prompts",
+         "prompt_tokens", "response_tokens"), object
+    ),
+    "protocol.lora": dict.fromkeys(("targets", "rank", "alpha", "dropout"), object),
+    "protocol.evaluation": {"prompts": object},
+}  # fmt: skip
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -32,31 +38,55 @@ def read(path: Path) -> dict[str, Any]:
       UserError: it cannot be read, or a table or entry is missing.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    for name, needed in NEEDED.items():
-        table = tables.get(name, {})
+        tables = tomllib.loads(read_whole(path).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
+    for place, fields in FIELDS.items():
+        table = tables
+        for name in place.split("."):
+            table = table.get(name, {})
         if not isinstance(table, dict):
-            raise UserError(f"{path}: {name} is {brief(table)}, not a table; write [{name}]")
-        if missing := sorted(needed - set(table)):
-            raise UserError(f"{path}: [{name}] has no {', '.join(missing)}; add what is missing")
-    for place, kind in KINDS.items():
-        for name, value in tables[place].items():
-            if not isinstance(value, kind.get(name, object)):
-                raise UserError(f"{path}: [{place}] {name} is {brief(value)}; see the file's notes")
+            raise UserError(f"{path}: {place} is {brief(table)}, not a table; write [{place}]")
+        if missing := sorted(set(fields) - set(table)):
+            raise UserError(f"{path}: [{place}] has no {', '.join(missing)}; add what is missing")
+        for name, kind in fields.items():
+            if not isinstance(table[name], kind) or table[name] == "":
+                raise UserError(
+                    f"{path}: [{place}] {name} is {brief(table[name])}; see the file's notes"
+                )
+    if wrong := next(faults(tables), ""):
+        raise UserError(f"{path}: {wrong}")
+    return tables
+
+
+def faults(tables: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong inside the values of a file that has all its fields."""
     for part, fields in tables["protocol"].items():
-        for name, value in fields.items():
+        for name, value in fields.items() if isinstance(fields, dict) else ():
             if isinstance(value, dict) and "value" not in value:
-                raise UserError(f"{path}: [protocol.{part}] {name} has no value; add it")
-    band = tables["kl"]["band"]
-    if len(band) != 2 or not all(type(end) in (int, float) for end in band):
-        raise UserError(f"{path}: [kl] band is {brief(band)}; write two numbers")
+                yield f"[protocol.{part}] {name} has no value; add it"
+            elif isinstance(value, dict) and not all(map(is_number, value.values())):
+                yield f"[protocol.{part}] {name} is {brief(value)}; write numbers"
+    band, scores = tables["kl"]["band"], tables["ratings"]["scores"]
+    if len(band) != 2 or not all(map(is_number, band)):
+        yield f"[kl] band is {brief(band)}; write two numbers"
+    if not all(type(score) is int and 1 <= score <= 5 for score in scores):
+        yield f"[ratings] scores is {brief(scores)}; write whole numbers from 1 to 5"
+    for criterion, meanings in tables["ratings"]["rubric"].items():
+        texts = isinstance(meanings, list) and all(isinstance(x, str) for x in meanings)
+        if not texts or len(meanings) != len(scores):
+            yield (
+                f"[ratings.rubric] {criterion} is {brief(meanings)}; write a text for each of the "
+                f"{len(scores)} scores"
+            )
     try:
         re.compile(tables["submission"]["student_id"])
-    except re.error as error:
-        raise UserError(f"{path}: student_id is no regular expression: {error}") from None
-    return tables
+    except (re.error, RecursionError, OverflowError) as error:
+        yield f"student_id is no regular expression: {first_line(error)}"
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and value == value
 
 
 def needed(make: Callable[[], Any]) -> Any:

@@ -131,9 +131,10 @@ def json_object(content: bytes) -> dict[str, Any]:
     """What bytes of JSON stand for.
 
     Raises:
-      ValueError, RecursionError: they are no object, or one that is nested without end.
+      ValueError, RecursionError: they are no object, one that is nested without end, or one with a
+        number that is not finite.
     """
-    value = json.loads(content.decode())
+    value = json.loads(content.decode(), parse_float=finite, parse_int=whole, parse_constant=finite)
     if not isinstance(value, dict):
         raise ValueError(f"{brief(value)} is not an object")
     level: list[Any] = [value]
@@ -143,6 +144,27 @@ def json_object(content: bytes) -> dict[str, Any]:
         if not level:
             return value
     raise ValueError(f"nested more than {DEEPEST} levels deep")
+
+
+def finite(text: str) -> float:
+    """A number of JSON, which has no word for others.
+
+    Raises:
+      ValueError: it is another.
+    """
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text:.20} is not a finite number")
+    return number
+
+
+def whole(text: str) -> int:
+    """A whole number of JSON, which a float can hold too.
+
+    Raises:
+      ValueError: it is too large.
+    """
+    finite(text)
+    return int(text)
 
 
 def utf8(text: str, name: str) -> str:

@@ -137,10 +137,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
+        numbers = isinstance(value, Mapping) and all(
+            x is None or isinstance(x, int | float) for x in value.values()
+        )
+        if numbers and {"value", "low", "high"} <= set(value):
             found[prefix + name] = (value["value"], value["low"], value["high"])
-        elif isinstance(value, Mapping) and name in COUNTS:
-            found[prefix + name] = sum(value.values())
+        elif numbers and name in COUNTS:
+            found[prefix + name] = sum(x or 0 for x in value.values())
         elif isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{name}.")
         elif not (isinstance(value, list) and value and isinstance(value[0], dict | list)):

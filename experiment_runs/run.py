@@ -59,8 +59,7 @@ from experiment_runs.provenance import code_fingerprint, provenance
 from experiment_runs.signals import heard
 from experiment_runs.tracking import StepCallback, tracker
 
-# What config.json holds at least.
-RECORD = {"stage": str, "identity": str, "config": dict, "inputs": dict, "about": dict}
+RECORD = {"stage": str, "identity": str, "config": dict, "inputs": dict, "about": dict}  # at least
 
 FORMAT = 1
 NUMERICS = 2
@@ -150,10 +149,12 @@ class Run:
           UserError: summary.json is missing, broken or of another configuration.
         """
         path = self.path / "summary.json"
-        summary = renamed(read_json(path))
+        summary = read_json(path)
         if summary.pop("identity", None) != self.identity:
             raise UserError(f"{path}: not of the configuration in config.json; restore the file")
-        return summary
+        if summary.pop("content", "") not in ("", fingerprint(summary)):
+            raise UserError(f"{path}: something in it was changed; restore the file")
+        return renamed(summary)
 
     def metrics(self) -> pd.DataFrame:
         """The logged rows in order; a row lacks the columns that it was not logged with."""
@@ -195,7 +196,7 @@ class Run:
 
     def finish(self, **summary: Any) -> None:
         """Writes summary.json, which marks the run as finished."""
-        summary = {"identity": self.identity} | summary
+        summary = {"identity": self.identity, "content": fingerprint(summary)} | summary
         write_text(self.path / "summary.json", encode(summary, indent=1) + "\n")
 
 
@@ -344,7 +345,6 @@ def available(root: Path) -> str:
 def code_since(run: Run) -> str:
     """What has become of the libraries' sources since they made a run, in words.
 
-    "the same"; "changed", which should give the same results; or which of the run's numbers are
-    older, after which the same configuration gives other results.
+    "the same"; "changed", with the same results; or which numbers are older, with other results.
     """
     return run.older or ("the same" if run.record.get("code") == code_fingerprint() else "changed")

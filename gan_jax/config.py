@@ -15,6 +15,7 @@ from experiment_runs.errors import UserError
 from experiment_runs.precision import resolved
 
 WEIGHTS = 2**28  # of a generator: with the discriminator, gradients and Adam's moments 8 GB
+VALUES = 2**28  # in the widest layer of a batch, of which a step keeps some ten; 1 GB each
 POLICIES = ("colour", "translation", "cutout")  # of augmentation.py
 
 
@@ -90,12 +91,22 @@ class GANConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; needs at least 1")
+        if (values := self.batch * max(self.dispatch_steps, self.widest)) > VALUES:
+            raise UserError(
+                f"batch is {self.batch}: with these widths and dispatch_steps it has "
+                f"{values:,} values; needs less than {VALUES:,}"
+            )
         if self.most_steps is not None and self.most_steps < 1:
             raise UserError(f"most_steps is {self.most_steps}; needs at least 1, or None")
         if not 0 <= self.label_smoothing < 0.5:
             raise UserError(f"label_smoothing is {self.label_smoothing}; needs 0 to below 0.5")
         if unknown := set(self.augmentation) - set(POLICIES):
             raise UserError(f"augmentation has {unknown}; known are {', '.join(POLICIES)}")
+
+    @property
+    def widest(self) -> int:
+        """Values of one image in the generator's widest layer."""
+        return max(width * 4 ** (2 + layer) for layer, width in enumerate(self.widths))
 
     def resolved(self) -> "GANConfig":
         """With the precision of this machine; on an accelerator convolutions stay in float32."""

@@ -41,6 +41,8 @@ class Profile:
     def __post_init__(self):
         check_types(self)
         check_positive(self, "seeds")
+        length = self.evaluation.response_tokens or self.ppo.response_tokens
+        dataclasses.replace(self.evaluation, response_tokens=length)  # checks a batch of those
         for field in ("max_pairs_per_post", "min_score_ratio"):
             if getattr(self.second_reward, field) != getattr(self.reward, field):
                 raise UserError(

@@ -9,8 +9,8 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.axes import Axes
 
-from experiment_runs import settings
-from experiment_runs.assignment import KL_BAND, PROTOCOL
+from experiment_runs import assignment, settings
+from experiment_runs.assignment import KL_BAND
 from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.ppo.rollout import REWARD_EDGES
@@ -207,8 +207,8 @@ def learning_rates_reading(full: Run, lora: Run) -> str:
 
 def limits_reading(full: Run, lora: Run) -> str:
     """Why the variants are not ranked: their rates, their steps beside the protocol's, one seed."""
-    asked, steps = PROTOCOL["ppo"], full.summary["steps"]
-    protocol = asked["passes"] * asked["prompts"]["from"] // asked["batch"]
+    asked, steps = assignment.values("ppo"), full.summary["steps"]
+    protocol = asked["passes"] * asked["prompts"] // asked["batch"]
     reasons = []
     if steps < protocol:
         reasons.append(f"{steps} steps are few beside the protocol's {protocol}")

@@ -13,6 +13,7 @@ It reads text and metadata and runs nothing of what is given.
 
 import collections
 import dataclasses
+import io
 import json
 import re
 import sys
@@ -29,6 +30,7 @@ import pypdf
 from experiment_runs.assignment import ASSIGNMENT, KL_BAND, PROTOCOL, SUBMISSION, departures
 from experiment_runs.command import concluded
 from experiment_runs.errors import UserError
+from experiment_runs.files import LARGEST_LOG, read_whole
 from experiment_runs.run import identity_of
 from gan_jax.data import dataset_for
 from rlhf_jax.config import EvaluationConfig
@@ -92,7 +94,7 @@ def problems(files: Mapping[str, Path]) -> list[str]:
         return missing
     try:
         own = opened(files)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return [str(error)]
     found = [*name_problems(own), *table_problems(own)]
     try:
@@ -117,16 +119,18 @@ def opened(files: Mapping[str, Path]) -> Submission:
     """
     paper, cells = (files[ending] for ending in ENDINGS[:2])
     try:
-        reader = pypdf.PdfReader(paper)
+        reader = pypdf.PdfReader(io.BytesIO(read_whole(paper, LARGEST_LOG)))
         pages = [plain(page.extract_text()) for page in reader.pages]
         keywords = [x.strip() for x in (reader.metadata.get("/Keywords") or "").split(",")]
     except Exception as error:  # pypdf raises what a malformed file makes it stumble over
         raise UserError(f"{paper.name} cannot be read: {error}") from None
     try:
-        notebook = nbformat.read(cells, as_version=4)
+        notebook = nbformat.reads(read_whole(cells, LARGEST_LOG).decode(), as_version=4)
     except Exception as error:  # and so does nbformat
         raise UserError(f"{cells.name} cannot be read: {error}") from None
-    page = files[ENDINGS[2]].read_text("utf-8", "replace") if ENDINGS[2] in files else ""
+    page = ""
+    if ENDINGS[2] in files:
+        page = read_whole(files[ENDINGS[2]], LARGEST_LOG).decode("utf-8", "replace")
     name = paper.name.removesuffix(ENDINGS[0])
     return Submission(name, pages, keywords, notebook, page)
 

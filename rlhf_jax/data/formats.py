@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.compute
 import pyarrow.parquet
 
 from experiment_runs.errors import UserError, first_line
@@ -23,6 +24,7 @@ LONGEST_LINE = 2**24  # bytes; of an array, characters of an item
 LONGEST_HEADER = 2**16  # bytes
 MOST_COLUMNS = 1000
 MOST_ROWS = 1_000_000
+ROWS_AT_A_TIME = 4096  # of a Parquet file
 MANY_LINES = 100_000
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", *(
     f"{text}.gz" for text in (".jsonl", ".json", ".csv", ".tsv")
@@ -233,21 +235,44 @@ def check_count(rows: int) -> None:
 
 
 def parquet(path: Path) -> pd.DataFrame:
+    """A Parquet file; a text that many rows have stays one text until all are counted."""
     limit, size, batches = largest_content(path), 0, []
-    with pyarrow.parquet.ParquetFile(path) as file:
+    schema = pyarrow.parquet.read_metadata(path).schema
+    texts = [schema.column(i).path for i in range(len(schema))]
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
         check_count(file.metadata.num_rows)
         names = file.schema_arrow.names
         if len(names) > MOST_COLUMNS or len(set(names)) < len(names):
             raise ValueError(f"{len(names)} columns, or two of one name")
-        groups = map(file.metadata.row_group, range(file.num_row_groups))
-        if sum(group.total_byte_size for group in groups) > limit:  # before anything is unpacked
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        values = sum(group.column(i).num_values for group in groups for i in range(len(schema)))
+        unpacked = sum(group.total_byte_size for group in groups)
+        if max(unpacked, values) > limit:  # before anything is unpacked
             raise ValueError(f"it unpacks to more than {limit:,} bytes")
-        for batch in file.iter_batches(256):
+        for batch in file.iter_batches(ROWS_AT_A_TIME):
             batches.append(batch)
-            size += batch.nbytes
+            size += max(batch.nbytes, sum(map(written_out, batch.columns)))
             if size > limit:
                 raise ValueError(f"it unpacks to more than {limit:,} bytes")
     return whole_frame(pyarrow.Table.from_batches(batches, file.schema_arrow))
+
+
+def written_out(column: pyarrow.Array) -> int:
+    """Bytes of a column in which every row has its own copy of its text."""
+    types = pyarrow.types
+    if types.is_dictionary(column.type):
+        lengths = pyarrow.compute.binary_length(column.dictionary.cast(pyarrow.large_binary()))
+        return pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0
+    if not types.is_nested(column.type):
+        return column.nbytes
+    if types.is_struct(column.type):
+        parts = column.flatten()
+    elif types.is_map(column.type):
+        lists = pyarrow.ListArray.from_arrays
+        parts = [lists(column.offsets, own).flatten() for own in (column.keys, column.items)]
+    else:
+        parts = [column.flatten()]
+    return sum(map(written_out, parts))
 
 
 def whole_frame(table: pyarrow.Table) -> pd.DataFrame:
@@ -258,4 +283,6 @@ def whole_frame(table: pyarrow.Table) -> pd.DataFrame:
     """
     table.validate(full=True)
     frame = table.to_pandas(ignore_metadata=True)
-    return frame.astype(dict.fromkeys(frame.select_dtypes("category"), object))
+    values = {name: frame[name].cat.categories.dtype for name in frame.select_dtypes("category")}
+    texts = {name: kind if kind == "str" else object for name, kind in values.items()}
+    return frame.astype(texts)

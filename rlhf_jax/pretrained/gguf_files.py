@@ -57,6 +57,7 @@ NEUTRAL = {
 }  # fmt: skip
 ROPE_FACTORS = "rope_freqs.weight"
 
+LONGEST_PADDING = 2**16  # bytes behind the last tensor
 MOST_VALUES = 5_000_000  # in the header of a file; a large vocabulary makes two million
 
 
@@ -132,6 +133,19 @@ def load_gguf(path: Path, *, name: str, dtype: str = "float32") -> Pretrained:
         state=decoder_state(decoder, stored, source=str(path)),
         tokenizer=Tokenizer.of(tokenizer, ends=ends, embeddings=decoder.vocab_size),
     )
+
+
+def check_end(path: Path) -> None:
+    """Refuses a file that does not end where its header says, as one with a hole does not.
+
+    Raises:
+      UserError: it is longer.
+      ValueError: it is shorter, or no GGUF file.
+    """
+    tensors = Reader(path).tensors
+    end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in tensors), default=0)
+    if (size := path.stat().st_size) > end + LONGEST_PADDING:
+        raise UserError(f"{path}: {size:,} bytes, its header says {end:,}; download it again")
 
 
 def read_tensor(tensor: gguf.ReaderTensor, path: Path) -> np.ndarray:

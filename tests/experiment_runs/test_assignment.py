@@ -65,6 +65,13 @@ def test_lists_and_ranges_are_compared_and_said_in_words():
         ("[0.02, 0.1]", "[0.02]", r"\[kl\] band is .*two numbers"),
         ('"[0-9]+"', "9", r"\[submission\] student_id is 9"),
         ("value = 6000, ", "", r"\[protocol.reward\] train_pairs has no value"),
+        ("from = 5000", "from = 'x'", r"\[protocol.reward\] train_pairs is .*write numbers"),
+        ("[0.02, 0.1]", "[nan, 0.1]", r"\[kl\] band is .*two numbers"),
+        ('"stanfordnlp/SHP"', "5", r"\[protocol.data\] preferences is 5"),
+        ("passes = 5", "", r"\[protocol.ppo\] has no passes"),
+        ("scores = [1, 3, 5]", "scores = [1, 'a']", r"\[ratings\] scores is .*from 1 to 5"),
+        ("scores = [1, 3, 5]", "scores = [1, 5]", r"\[ratings.rubric\] coherence is .*2 scores"),
+        ('"_HW2.html"', '""', r"\[submission\] page is ''"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path, before, after, named):

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -117,3 +118,14 @@ def test_a_run_that_is_being_trained_is_not_removed(pair):
     with locked(pair[0].path / "lock", wait=True), busy:
         inventory.remove([pair[0].path], yes=True)
     assert pair[0].summary
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"value": {}, "low": [], "high": "x"}, {"value": None, "low": 1, "high": True}, [], "x"],
+)
+def test_whatever_an_older_summary_holds_is_shown(pair, changed):
+    run = pair[1]
+    summary = {"identity": run.identity, "gain": changed, "parameters": changed}
+    (run.path / "summary.json").write_text(json.dumps(summary))
+    assert "state: finished" in inventory.description(Run(run.path))

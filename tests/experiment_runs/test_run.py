@@ -387,6 +387,28 @@ def test_arrays_that_a_run_could_not_have_written_are_not_unpacked(tmp_path):
         run.arrays()
 
 
+def test_a_summary_of_which_a_value_was_changed_does_not_finish_a_run(tmp_path):
+    run = ensured(tmp_path)
+    path = run.path / "summary.json"
+    summary = json.loads(path.read_text())
+    for name in summary.keys() - {"identity", "content"}:
+        path.write_text(json.dumps(summary | {name: "something else"}))
+        assert not Run(run.path).finished
+        with pytest.raises(UserError, match="summary.json: something in it was changed"):
+            _ = Run(run.path).summary
+    del summary["content"]  # as runs of before have it
+    path.write_text(json.dumps(summary))
+    assert Run(run.path).finished
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e400", "9" * 400])
+def test_numbers_that_are_not_finite_are_no_json(tmp_path, value):
+    run = ensured(tmp_path)
+    (run.path / "samples.jsonl").write_text(f'{{"reward": {value}}}\n')
+    with pytest.raises(UserError, match="samples.jsonl, line 1: .*not a finite number"):
+        run.samples()
+
+
 @pytest.mark.parametrize("depth", [101, 520, 10**4, 10**5])
 def test_values_that_are_nested_without_end_are_one_message(tmp_path, depth):
     run = ensured(tmp_path)

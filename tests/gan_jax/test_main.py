@@ -197,3 +197,9 @@ def test_a_run_of_another_stage_has_no_evidence(tmp_path):
 def test_networks_that_no_memory_holds_are_refused():
     with pytest.raises(UserError, match="the generator would have .* weights; needs less than"):
         GANConfig(widths=(8192,) * 4)
+
+
+@pytest.mark.parametrize("sizes", [{"batch": 2**14}, {"batch": 2**15, "dispatch_steps": 10**4}])
+def test_a_batch_that_no_memory_holds_is_refused(sizes):
+    with pytest.raises(UserError, match="batch is .* values; needs less than"):
+        GANConfig(widths=(64, 32, 16, 32), **sizes)

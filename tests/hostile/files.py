@@ -1,18 +1,22 @@
-"""Malformed files, made from a seed: for every reader some hundred kinds and damages."""
+"""Malformed files of data and of results."""
 
 import gzip
 import io
 import json
-import os
 import random
+import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+from damage import damaged, misplaced, special_file
 
-from rlhf_jax.pretrained.model import random_model
+from experiment_runs.assignment import PATH
+from rlhf_jax.ratings.store import response_hash
 
 PAIR = {
     "post_id": "p", "domain": "d", "history": "why?", "human_ref_A": "a", "human_ref_B": "b",
@@ -22,82 +26,71 @@ MESSAGE = {
     "message_id": "m", "message_tree_id": "t", "text": "why?", "role": "prompter", "lang": "en",
     "deleted": False,
 }  # fmt: skip
-VALUES = [
-    None, True, -1, 0, 2**63, 10**400, 1.5, float("nan"), float("inf"), "", " ", "x" * 10**6,
-    "\ud800", "\x00", "7" * 5000, [], [1, [2]], {}, {"a": {"b": []}}, ["x"] * 1000, "2024-01-01",
-]  # fmt: skip
-KINDS = ("preferences", "prompts", "images", "model", "gguf", "run")
-
-
-def damaged(content: bytes, rng: random.Random) -> bytes:
-    """A file that was cut, flipped, doubled, filled, encoded otherwise or replaced."""
-    at = rng.randrange(max(len(content), 1))
-    return rng.choice([
-        lambda: content[:at],
-        lambda: content[:at] + bytes([rng.randrange(256)]) + content[at + 1 :],
-        lambda: content[:at] + bytes(rng.randrange(1, 5000)) + content[at:],
-        lambda: content + content[at:],
-        lambda: rng.randbytes(rng.randrange(3000)),
-        lambda: b"",
-        lambda: content.decode("utf-8", "replace").encode("utf-16"),
-        lambda: b"\xef\xbb\xbf" + content,
-        lambda: b"<!DOCTYPE html><html>not found</html>",
-        lambda: b"[" * 10**5,
-        lambda: b'{"a": ' * 10**4 + b"1" + b"}" * 10**4,
-    ])()  # fmt: skip
-
-
-def special_file(path: Path, rng: random.Random) -> None:
-    """Something that is no regular file, or one without end, in the place of a file."""
-    path.unlink(missing_ok=True)
-    rng.choice([
-        lambda: os.mkfifo(path),
-        lambda: path.symlink_to("/dev/zero"),
-        lambda: path.symlink_to("nothing"),
-        lambda: path.mkdir(),
-        lambda: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 2**42),
-    ])()  # fmt: skip
+DIALOGUE = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
+LAYOUTS = [  # of preferences that users bring
+    {"prompt": "why?", "chosen": "a", "rejected": "b"},
+    {"chosen": DIALOGUE, "rejected": [*DIALOGUE[:1], {"role": "assistant", "content": "so"}]},
+    {"conversation_a": DIALOGUE, "conversation_b": DIALOGUE, "winner": "model_a"},
+    {"prompt": "why?", "response_0": "a", "response_1": "b", "better_response_id": 0},
+    {"chosen": "\n\nHuman: why?\n\nAssistant: a", "rejected": "\n\nHuman: why?\n\nAssistant: b"},
+]
+RESPONSES = [{"prompt": "why?", "response": x, "model": "m", "prompt_id": 0} for x in "abc"]
+RATING = {
+    "response_hash": response_hash("why?", "a"), "rater": "Anna", "rater_kind": "person",
+    "coherence": 4, "relevance": 5, "helpfulness": 3, "completeness": 3,
+    "hallucination_toxicity": 5, "note": "", "time": "2026-05-04 10:30:00",
+}  # fmt: skip
+NUMBERED = ("post_id", "message_id", "rater")  # of which every row has its own
 
 
 def rows(row: dict, rng: random.Random) -> list[dict]:
     """A few rows, one of which has a value, a field or a name that it should not have."""
-    made = [row | {"post_id": f"p{i}", "message_id": f"m{i}"} for i in range(5)]
-    wrong = made[rng.randrange(5)]
-    name = rng.choice([*row])
+    made = [row | {name: f"{row[name]}{i}" for name in NUMBERED if name in row} for i in range(5)]
+    number, name = rng.randrange(5), rng.choice([*row])
     change = rng.randrange(4)
     if change == 0:
-        wrong.pop(name)
+        del made[number][name]
     elif change == 1:
-        wrong[rng.choice(VALUES[15:17] and ["\ud800", "x" * 10**5, "", name.upper()])] = 1
+        made[number][rng.choice(["\ud800", "x" * 10**5, "", name.upper()])] = 1
     else:
-        wrong[name] = rng.choice(VALUES)
+        made[number][name] = misplaced(row[name], rng)
     return made
 
 
 def table(path: Path, row: dict, rng: random.Random) -> None:
     """A file of rows in one of the formats that are read, with rows or bytes that are wrong."""
     made = rows(row, rng)
-    lines = "".join(json.dumps(one) + "\n" for one in made).encode()
-    kind = rng.choice(["jsonl", "jsonl", "jsonl.gz", "csv", "csv.gz", "parquet", "json", "bomb"])
-    path = path / f"rows.{kind}"
-    if kind == "bomb":
-        path = path.with_suffix(".jsonl.gz")
+    kind = rng.choice(
+        ["jsonl", "jsonl", "jsonl.gz", "csv", "csv.gz", "tsv", "parquet", "parquet", "json",
+         "arrow", "jsonl.gz bomb", "parquet bomb"]
+    )  # fmt: skip
+    path = path / f"rows.{kind.removesuffix(' bomb')}"
+    content = io.BytesIO()
+    if kind == "jsonl.gz bomb":
         filling = rng.choice([b"\n", b"x", b"[" * 99 + b"\n", b"{}\n", b'{"a": 1}\n'])
         path.write_bytes(gzip.compress(filling * (2**28 // len(filling)), 1))
         return
-    if kind in ("parquet", "csv", "csv.gz"):
-        plain = [{k: v for k, v in one.items() if isinstance(v, str | int | float) and k.isascii()
-                  and str(v).isascii() and (not isinstance(v, int) or abs(v) < 2**63)}
-                 for one in made]  # fmt: skip
-        frame = pd.DataFrame(plain)
-        content = io.BytesIO()
-        try:
-            frame.to_parquet(content) if kind == "parquet" else frame.to_csv(content, index=False)
-        except (ValueError, TypeError, OverflowError):  # of mixed columns
-            frame.astype(str).to_csv(content, index=False)
-        content = content.getvalue()
+    if kind == "parquet bomb":
+        texts = pa.array([rng.choice(["x", ""]) * rng.choice([10**4, 3 * 10**7])])
+        repeated = pa.DictionaryArray.from_arrays(np.zeros(4000, np.int32), texts)
+        columns = dict.fromkeys(row, repeated)
+        if rng.random() < 0.5:
+            columns[rng.choice([*row])] = pa.ListArray.from_arrays(np.arange(4001), repeated)
+        pyarrow.parquet.write_table(pa.table(columns), path, dictionary_pagesize_limit=2**30)
+        return
+    if kind in ("parquet", "arrow", "csv", "tsv", "csv.gz"):
+        frame = as_frame(made)
+        if kind == "parquet":
+            frame.to_parquet(content, compression=rng.choice(["snappy", "zstd", None]))
+        elif kind == "arrow":
+            pyarrow.feather.write_feather(frame, content)
+        else:
+            frame.to_csv(content, index=False, sep="\t" if kind == "tsv" else ",")
+    elif kind == "json":
+        content.write(json.dumps(made).encode())
     else:
-        content = lines
+        content.write("".join(json.dumps(one) + "\n" for one in made).encode())
+    content = content.getvalue()
     if rng.random() < 0.5:
         content = damaged(content, rng)
     path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
@@ -105,8 +98,65 @@ def table(path: Path, row: dict, rng: random.Random) -> None:
         special_file(path, rng)
 
 
+def as_frame(made: list[dict]) -> pd.DataFrame:
+    """The rows as Arrow has them; where a column has values of several kinds, as texts."""
+    names = {name.encode("utf-8", "replace").decode() for one in made for name in one}
+    columns = {}
+    for name in sorted(names):
+        values = [one.get(name) for one in made]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+            columns[name] = pa.array([str(x).encode("utf-8", "replace").decode() for x in values])
+    return pa.table(columns).to_pandas()
+
+
+def preferences(folder: Path, rng: random.Random) -> None:
+    """Pairs as the first data folder has them."""
+    (folder / "shp").mkdir()
+    table(folder / "shp", PAIR, rng)
+
+
+def prompts(folder: Path, rng: random.Random) -> None:
+    """Messages as the second one has them."""
+    (folder / "oasst").mkdir()
+    table(folder / "oasst", MESSAGE, rng)
+
+
+def given(folder: Path, rng: random.Random) -> None:
+    """A file of pairs that is named with PREFERENCES=."""
+    table(folder, rng.choice(LAYOUTS), rng)
+
+
+def archive(path: Path, arrays: dict[str, np.ndarray], rng: random.Random) -> None:
+    """Arrays in an npz file, one of them damaged, or the file."""
+    broken = rng.choice([*arrays])
+    with zipfile.ZipFile(path, "w") as file:
+        for key, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array)
+            content = member.getvalue()
+            if key == broken and rng.random() < 0.6:
+                content = rng.choice([
+                    lambda c=content: damaged(c, rng),
+                    lambda c=content: re.sub(rb"\d+(?=\)|, \d)", b"9999999999", c, count=1),
+                    lambda c=content: c.replace(b"'shape': (", b"'shape': (" + b"(" * 4000),
+                    lambda c=content: c[:8] + b"\xff\xff" + c[10:],
+                    lambda c=content: re.sub(rb"[|<][uf]\d", b"|O8", c, count=1),
+                ])()  # fmt: skip
+            method = rng.choice([0, 8, 8, 12, 14])
+            file.writestr(f"{key}{rng.choice(['.npy'] * 9 + ['', '.NPY'])}", content, method)
+        if rng.random() < 0.05:
+            file.writestr("bomb.npy", bytes(2**28), zipfile.ZIP_DEFLATED)
+    if rng.random() < 0.3:
+        path.write_bytes(damaged(path.read_bytes(), rng))
+    if rng.random() < 0.1:
+        special_file(path, rng)
+
+
 def images(folder: Path, rng: random.Random) -> None:
     """A MedMNIST file that is not one."""
+    (folder / "medmnist").mkdir()
     count = rng.choice([0, 1, 20, 40])
     arrays = {}
     for split in ("train", "val", "test"):
@@ -119,206 +169,65 @@ def images(folder: Path, rng: random.Random) -> None:
         lambda: np.zeros(3, "V8"), lambda: np.array(["x"]), lambda: arrays[name],
         lambda: np.zeros(2, [("a", "u1")]),
     ])()  # fmt: skip
-    path = folder / "dermamnist.npz"
-    with zipfile.ZipFile(path, "w") as archive:
-        for key, array in arrays.items():
-            member = io.BytesIO()
-            np.save(member, array)
-            content = member.getvalue()
-            if key == name and rng.random() < 0.6:
-                content = rng.choice([
-                    lambda c=content: damaged(c, rng),
-                    lambda c=content: c.replace(b", 28, 28", b", 28, 9999999999"),
-                    lambda c=content: c.replace(b"'shape': (", b"'shape': (" + b"(" * 4000),
-                    lambda c=content: c[:8] + b"\xff\xff" + c[10:],
-                    lambda c=content: c.replace(b"|u1", b"|O8"),
-                ])()  # fmt: skip
-            method = rng.choice([0, 8, 8, 12, 14])
-            archive.writestr(f"{key}{rng.choice(['.npy'] * 9 + ['', '.NPY'])}", content, method)
-        if rng.random() < 0.05:
-            archive.writestr("bomb.npy", bytes(2**28), zipfile.ZIP_DEFLATED)
-    if rng.random() < 0.3:
-        path.write_bytes(damaged(path.read_bytes(), rng))
+    archive(folder / "medmnist" / "dermamnist.npz", arrays, rng)
+
+
+def run(folder: Path, rng: random.Random) -> None:
+    """The files of a run, one of them damaged, or with a value that is another one."""
+    record = {
+        "stage": "reward", "identity": "0" * 16, "config": {"lora": None, "seeds": [1]},
+        "inputs": {"model": "0"}, "about": {"model": {"name": "m", "file": "f"}},
+    }  # fmt: skip
+    gain = {"value": 0.1, "low": 0.0, "high": 0.2}
+    summary = {"identity": "0" * 16, "gain": gain, "parameters": {"decoder": 9}, "loss": [1]}
+    line = {"step": 1, "loss": 0.5, "text": "läng"}
+    contents = {
+        "config.json": [record], "summary.json": [summary], "metrics.jsonl": [line, line],
+        "times.jsonl": [{"seconds": 1.5}],
+    }  # fmt: skip
+    name = rng.choice([*contents])
+    if rng.random() < 0.5:
+        contents[name][-1] = misplaced(contents[name][-1], rng)
+        name = ""
+    for own, lines in contents.items():
+        text = "".join(json.dumps(one, ensure_ascii=own == "config.json") + "\n" for one in lines)
+        content = text.encode("utf-8", "replace")
+        (folder / own).write_bytes(damaged(content, rng) if own == name else content)
+    if rng.random() < 0.1:
+        special_file(folder / rng.choice([*contents]), rng)
+
+
+def run_arrays(folder: Path, rng: random.Random) -> None:
+    """A run whose arrays are damaged."""
+    (folder / "config.json").write_text("{}")
+    arrays = {"reward": np.ones(40), "gold.reward": np.ones((4, 2), np.float32)}
+    archive(folder / "arrays.npz", arrays, rng)
+
+
+def ratings(folder: Path, rng: random.Random) -> None:
+    """A file of ratings."""
+    path = folder / "ratings.jsonl"
+    content = "".join(json.dumps(one) + "\n" for one in rows(RATING, rng)).encode()
+    path.write_bytes(damaged(content, rng) if rng.random() < 0.3 else content)
     if rng.random() < 0.1:
         special_file(path, rng)
 
 
-TEMPLATES = [
-    "{{ raise_exception('no') }}", "{% for i in range(99999) %}{% for j in range(99999) %}"
-    "{% endfor %}{% endfor %}", "{% set x = namespace(t='x') %}{% for i in range(99) %}"
-    "{% set x.t = x.t + x.t %}{% endfor %}{{ x.t }}", "nothing", "", "{% if %}", "{{ 1 / 0 }}",
-    "{{ messages[0].content.__class__.__mro__ }}", "{{ messages[9].content }}",
-    "{{ messages[0]['content'] * 2 }}", "{{ messages[0]['content'] | upper }}",
-    "{{ 'a' * 10 ** 9 }}", "{{ 9 ** (9 ** 9) }}", "{{ [[0] * 9999] * 10 ** 9 }}",
-    "{{ (['a' * 10 ** 6] * 10 ** 6) | join }}", "{{ 'a' | center(2 ** 40) }}",
-    "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('a') }}", "{{ '%9999999999s' % 'a' }}",
-    "{% for i in range(9) %}" * 30 + "{% endfor %}" * 30, "{{ messages }}" * 10**5, "(" * 10**5,
-    "{{ " + "(" * 10**4 + ")" * 10**4 + " }}", "{% set ns = namespace(x=3) %}{% for i in "
-    "range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x }}", "{% include 'x' %}",
-    "{{ messages[0]['content'][::-1] }}", "{{ range(10**12) | list }}", "\ud800".encode(
-        "utf-8", "replace").decode(), "{{ lipsum(n=9999) }}", "{{ cycler.__init__.__globals__ }}",
+TOML = [
+    "5", "true", "nan", "inf", "-1", "0", "1e400", "10.5", '""', '"x"', '"(("', '"' + "x" * 10**6
+    + '"', "[]", "[1, 'a']", "[[[]]]", "['']", "[nan, 1]", "{}", "{ value = 'x', from = [] }",
+    "{ value = 5, from = nan }", "{ from = 5 }", "1979-05-27", "7" * 5000, "[" * 10**4, "", "\x00",
 ]  # fmt: skip
 
 
-def model(folder: Path, rng: random.Random) -> None:
-    """A model folder with one file that is damaged, or one field or template that is wrong."""
-    from safetensors.numpy import save_file
-
-    from rlhf_jax.pretrained.tensor_names import huggingface_tensors
-
-    whole = random_model()
-    config = dict(whole.huggingface_config)
-    tensors = huggingface_tensors(whole.state, whole.config)
-    whole.tokenizer.huggingface.save_pretrained(folder)
-    change = rng.randrange(5)
-    if change == 0:
-        wrong = [*VALUES, 10**6, -5, "32", 2**31, [32]]
-        config[rng.choice([*config])] = rng.choice(wrong)
-    elif change == 1:
-        name = rng.choice([*tensors])
-        tensors[name] = rng.choice([
-            lambda: tensors[name] * np.float32("nan"), lambda: tensors[name][:1],
-            lambda: tensors[name].astype(np.int8), lambda: np.zeros((0,), np.float32),
-        ])()  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors")
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    if change == 2:
-        for path in files:
-            if path.name in ("chat_template.jinja",):
-                path.write_text(rng.choice(TEMPLATES))
-    elif change >= 3:
-        path = rng.choice(files)
-        path.write_bytes(damaged(path.read_bytes(), rng))
-        if rng.random() < 0.2:
-            special_file(path, rng)
-
-
-def gguf_file(folder: Path, rng: random.Random) -> None:
-    """A GGUF file with one field, tensor or byte that is wrong."""
-    import gguf
-
-    from rlhf_jax.pretrained.tensor_names import huggingface_tensors, tensor_table
-
-    whole = random_model()
-    tokens = sorted(vocabulary := whole.tokenizer.huggingface.get_vocab(), key=vocabulary.get)
-    special = set(whole.tokenizer.huggingface.all_special_tokens)
-    tokens[-1] = "ab"  # what the only merge makes
-    fields = {
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["a b"],
-        "tokenizer.ggml.token_type": [3 if token in special else 1 for token in tokens],
-        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": whole.tokenizer.end,
-        "tokenizer.chat_template": whole.tokenizer.huggingface.chat_template,
-        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
-        "llama.embedding_length": 32, "llama.feed_forward_length": 64, "llama.block_count": 2,
-        "llama.context_length": 1024, "llama.rope.freq_base": 1e4,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    }  # fmt: skip
-    names = {hf: short for _, hf, short in tensor_table(whole.config)}
-    found = huggingface_tensors(whole.state, whole.config)
-    tensors = {names[name]: values for name, values in found.items()}
-    change, name = rng.randrange(4), rng.choice([*tensors])
-    if change == 0:
-        fields.pop(rng.choice([*fields]))
-    elif change == 1:
-        wrong = [2**31, 0, -1, "x", "", 1.5, float("nan"), [1, 2], ["a"], True, "x" * 10**6, 10**9]
-        fields[rng.choice([*fields])] = rng.choice([*wrong, rng.choice(TEMPLATES)])
-    elif change == 2:
-        tensors[name] = rng.choice([
-            lambda: tensors[name] * np.float32("nan"), lambda: tensors[name][:1],
-            lambda: tensors[name].astype(np.int8), lambda: np.zeros((1, 1), np.float32),
-        ])()  # fmt: skip
-    path = folder / "model.gguf"
-    writer = gguf.GGUFWriter(path, rng.choice(["llama"] * 9 + ["bert"]))
-    kinds = {bool: "bool", int: "int32", float: "float32", str: "string", list: "array"}
-    for key, value in fields.items():
-        getattr(writer, f"add_{kinds[type(value)]}")(
-            key, min(value, 2**31 - 1) if type(value) is int else value
-        )
-    for key, values in tensors.items():
-        writer.add_tensor(key, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    if change == 3:
-        content = path.read_bytes()
-        at = rng.randrange(8, 3000)
-        path.write_bytes(rng.choice([
-            lambda: damaged(content, rng),
-            lambda: content[:at] + b"\xff" * 8 + content[at + 8 :],
-            lambda: content[:at] + bytes(8) + content[at + 8 :],
-            lambda: content[: 8 * rng.randrange(1, 4)] + b"\xff" * 7 + b"\0" + content[32:],
-            lambda: content[:at] + rng.randbytes(9) + content[at + 9 :],
-        ])())  # fmt: skip
-        if rng.random() < 0.1:
-            special_file(path, rng)
-
-
-def run(folder: Path, rng: random.Random) -> None:
-    """The files of a run, one of them damaged."""
-    record = {"stage": "reward", "identity": "0" * 16, "config": {}, "inputs": {}, "about": {}}
-    row = {"step": 1, "loss": 0.5, "text": "läng"}
-    contents = {
-        "config.json": json.dumps(record).encode(),
-        "summary.json": json.dumps({"identity": "0" * 16, "loss": 1}).encode(),
-        "metrics.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for _ in "12").encode(),
-    }
-    name = rng.choice([*contents])
-    contents[name] = rng.choice(
-        [lambda: damaged(contents[name], rng), lambda: json.dumps(rng.choice(VALUES)).encode()]
-    )()
-    for own, content in contents.items():
-        (folder / own).write_bytes(content)
-
-
-def make(kind: str, folder: Path, seed: int) -> None:
-    """Writes the file or files of one kind and number."""
-    rng = random.Random(f"{kind} {seed}")
-    folder.mkdir(parents=True)
-    if kind in ("preferences", "prompts"):
-        own = folder / {"preferences": "shp", "prompts": "oasst"}[kind]
-        own.mkdir()
-        table(own, PAIR if kind == "preferences" else MESSAGE, rng)
-    elif kind == "images":
-        (folder / "medmnist").mkdir()
-        images(folder / "medmnist", rng)
-    else:
-        {"model": model, "gguf": gguf_file, "run": run}[kind](folder, rng)
-
-
-def read(kind: str, folder: Path) -> None:
-    """Hands what was written to its reader."""
-    if kind == "preferences":
-        from rlhf_jax.data.preferences import load_preferences, posts
-
-        posts(load_preferences(folder)[0], max_pairs_per_post=None, seed=0)
-    elif kind == "prompts":
-        from rlhf_jax.data.prompts import load_prompts
-
-        load_prompts(folder)
-    elif kind == "images":
-        from gan_jax import data
-
-        data.load("dermamnist", side=28, data_dir=folder, student_id=None)
-    elif kind in ("model", "gguf"):
-        from rlhf_jax.pretrained import hub, loading
-
-        path = hub.find(str(folder / "model.gguf" if kind == "gguf" else folder))
-        hub.identity(path, dtype="float32")
-        loading.load(path, name="hostile")
-    else:
-        from experiment_runs.inventory import description
-        from experiment_runs.run import Run
-
-        found = Run(folder)
-        _ = found.finished, found.metrics(), description(found)
-        found.rewind(1)
-        found.require_finished()
-
-
-def numbers(count: int, seed: int) -> Iterator[tuple[str, int]]:
-    """(kind, seed) of so many files, kinds in turn."""
-    for i in range(count):
-        yield KINDS[i % len(KINDS)], seed * 10**6 + i
+def assignment(folder: Path, rng: random.Random) -> None:
+    """The teacher's file with a line that is missing, another value, or damaged."""
+    lines = PATH.read_text().partition("# Exercises")[0].splitlines()
+    number = rng.choice([n for n, line in enumerate(lines) if line[:1] not in ("", "#")])
+    name, _, _ = lines[number].partition(" = ")
+    lines[number] = f"{name} = {rng.choice(TOML)}" if rng.random() < 0.8 else ""
+    content = "\n".join(lines).encode()
+    path = folder / "assignment.toml"
+    path.write_bytes(damaged(content, rng) if rng.random() < 0.2 else content)
+    if rng.random() < 0.1:
+        special_file(path, rng)

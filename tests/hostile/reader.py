@@ -1,11 +1,13 @@
-"""Reads malformed files, one after the other, and says what each came to; one process a kind.
+"""Reads malformed files, one after the other, and says what each came to.
 
-Called with a folder and lines "kind seed" on standard input. For each it prints a JSON line: the
-outcome (accepted, refused, or the traceback), the seconds of the processor,
-and the peak of resident memory.
+Called with a folder, the name of a process in `kinds.KINDS`, the number of files of all processes
+together, and a seed. For each file it prints a line when it is written, and then a JSON line: the
+outcome (accepted, refused, or the traceback), the seconds of the processor, and the peak of
+resident memory.
 """
 
 import json
+import random
 import resource
 import shutil
 import sys
@@ -13,7 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
-import files
+from kinds import KINDS, numbers
 
 from experiment_runs.errors import UserError
 
@@ -30,23 +32,24 @@ def processor_seconds() -> float:
     return time.process_time() + resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
 
 
-for line in sys.stdin:
-    kind, seed = line.split()
-    folder = Path(sys.argv[1]) / f"{kind}-{seed}"
-    files.make(kind, folder, int(seed))
-    print(json.dumps({"kind": kind, "seed": seed, "began": True}), flush=True)
+root, process, count, seed = sys.argv[1:]
+for kind, number in numbers(process, int(count), int(seed)):
+    folder = Path(root) / f"{kind}-{number}"
+    folder.mkdir()
+    KINDS[process][kind].make(folder, random.Random(f"{kind} {number}"))
+    print(f"{kind} {number}", flush=True)
     Path("/proc/self/clear_refs").write_text("5")
     before, began = peak_gb(), processor_seconds()
     message = ""
     try:
-        files.read(kind, folder)
+        KINDS[process][kind].read(folder)
         outcome = "accepted"
     except UserError as error:
         outcome, message = "refused", str(error)
     except BaseException:
         outcome, message = "traceback", traceback.format_exc()
     print(json.dumps({
-        "kind": kind, "seed": seed, "outcome": outcome, "message": message[-4000:],
+        "kind": kind, "seed": number, "outcome": outcome, "message": message[-4000:],
         "length": len(message), "seconds": processor_seconds() - began, "peak_gb": peak_gb(),
         "before_gb": before,
     }), flush=True)  # fmt: skip

@@ -204,3 +204,9 @@ def test_sizes_that_no_memory_holds_together_are_refused(kind, wrong):
 def test_what_would_train_nothing_or_divide_by_zero_is_refused(kind, wrong, told):
     with pytest.raises(UserError, match=told):
         kind(**wrong)
+
+
+def test_a_batch_of_responses_as_long_as_the_policys_is_bounded_too():
+    whole = profiles.profile("assignment")
+    with pytest.raises(UserError, match="EvaluationConfig.batch=65536 is impossible: must be less"):
+        dataclasses.replace(whole, evaluation=dataclasses.replace(whole.evaluation, batch=2**16))

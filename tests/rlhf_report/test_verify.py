@@ -228,3 +228,10 @@ def test_a_file_that_is_no_submission_is_told(tmp_path, capsys):
         (tmp_path / f"A{ending}").write_text("no such thing")
     (told,) = found(tmp_path)
     assert "A_HW2.pdf cannot be read" in told
+
+
+@pytest.mark.parametrize("ending", verify.ENDINGS)
+def test_a_file_without_end_is_one_line_of_the_table(copy, ending):
+    os.truncate(copy / f"Lovelace{ending}", 2**36)
+    (told,) = found(copy)
+    assert ending in told and "68,719,476,736 bytes" in told

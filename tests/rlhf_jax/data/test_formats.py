@@ -6,6 +6,8 @@ import lzma
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from experiment_runs.errors import UserError
@@ -125,3 +127,37 @@ def test_one_text_that_fills_memory_is_refused_before_it_is_unpacked(tmp_path, m
     )
     with pytest.raises(UserError, match="it unpacks to more than 100,000 bytes"):
         formats.table(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("nested", ["", "list", "map"])
+def test_one_text_that_many_rows_have_is_refused_before_it_is_written_out(
+    tmp_path, monkeypatch, nested
+):
+    """Parquet keeps it once: a file of some hundred bytes would fill memory."""
+    column = pa.array(["x" * 10**4] * 1000)
+    if nested == "list":
+        column = pa.StructArray.from_arrays([pa.ListArray.from_arrays(range(1001), column)], ["a"])
+    elif nested == "map":
+        column = pa.MapArray.from_arrays(range(1001), pa.array(["a"] * 1000), column)
+    pyarrow.parquet.write_table(pa.table({"text": column}), tmp_path / "x.parquet")
+    assert (tmp_path / "x.parquet").stat().st_size < 10**4
+    monkeypatch.setattr(formats, "SMALL_CONTENT", 5 * 10**6)
+    monkeypatch.setattr(formats, "whole_frame", lambda _: pytest.fail("unpacked"))
+    with pytest.raises(UserError, match="it unpacks to more than 5,000,000 bytes"):
+        formats.table(tmp_path / "x.parquet")
+
+
+def test_repeated_texts_come_back_as_they_were(tmp_path):
+    """However the file keeps them, and in more than one piece."""
+    turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": None}]
+    rows = [{"text": "abc"[i % 3], "turns": turns[: i % 3], "votes": i} for i in range(9000)]
+    rows[5]["text"] = None
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    pd.DataFrame(rows).astype({"text": "category"}).to_parquet(tmp_path / "y.parquet")
+    for frame in (formats.table(tmp_path / name) for name in ("x.parquet", "y.parquet")):
+        assert [*frame["votes"]] == [*range(9000)] and [*map(list, frame["turns"])] == [
+            row["turns"] for row in rows
+        ]
+        assert [x if isinstance(x, str) else None for x in frame["text"]] == [
+            row["text"] for row in rows
+        ]

@@ -1,6 +1,7 @@
 """GGUF files, written with the gguf library, beside the same weights from safetensors."""
 
 import json
+import os
 import struct
 
 import gguf
@@ -288,6 +289,15 @@ def test_a_gguf_header_that_promises_more_than_the_file_has_is_refused(tmp_path,
     path.write_bytes(content[:16] + struct.pack("<Q", count + 1) + content[24:] + field)
     with pytest.raises(UserError, match=r"model\.gguf: cannot be read as a model .*ends within"):
         load(path, name="x")
+
+
+def test_a_large_file_with_a_hole_behind_its_tensors_is_refused_before_its_bytes_are_taken(
+    tmp_path,
+):
+    path = empty(tmp_path / "model.gguf", "llama")
+    os.truncate(path, 2**36)
+    with pytest.raises(UserError, match=r"model\.gguf: 68,719,476,736 bytes, its header says"):
+        hub.identity(path, dtype="float32")
 
 
 TEXTS = [

@@ -233,6 +233,21 @@ def test_what_is_not_known_is_refused_with_file_and_line(tmp_path, capsys, text,
     assert not (tmp_path / "_output" / "report.html").exists()
 
 
+@pytest.mark.parametrize("name", ["report.qmd", "_quarto.yml", "references.bib", "drawn.png"])
+def test_a_file_without_end_is_one_message(tmp_path, capsys, name):
+    path = project(tmp_path, HEAD + "![a](drawn.png)")
+    (tmp_path / "drawn.png").touch()
+    os.truncate(tmp_path / name, 2**36)
+    assert render.main([str(path)]) == 2
+    message = capsys.readouterr().err
+    assert f"{name}: 68,719,476,736 bytes" in message and message.count("\n") == 1
+
+
+def test_text_that_is_nested_without_end_is_one_message(tmp_path, capsys):
+    assert render.main([str(project(tmp_path, HEAD + "> " * 400))]) == 2
+    assert "nested more than 100 levels" in capsys.readouterr().err
+
+
 def test_a_setting_that_is_not_known_is_refused_with_its_line(tmp_path, capsys):
     path = project(tmp_path, HEAD)
     settings = (tmp_path / "_quarto.yml").read_text()
