@@ -131,20 +131,27 @@ def test_one_text_that_fills_memory_is_refused_before_it_is_unpacked(tmp_path, m
 
 @pytest.mark.parametrize("nested", ["", "list", "map"])
 def test_one_text_that_many_rows_have_is_refused_before_it_is_written_out(
-    tmp_path, monkeypatch, nested
+    tmp_path, monkeypatch, request, nested
 ):
     """Parquet keeps it once: a file of some hundred bytes would fill memory."""
-    column = pa.array(["x" * 10**4] * 1000)
+    column = pa.array(["x" * 5 * 10**5]).take([0] * 200)
     if nested == "list":
-        column = pa.StructArray.from_arrays([pa.ListArray.from_arrays(range(1001), column)], ["a"])
+        column = pa.StructArray.from_arrays([pa.ListArray.from_arrays(range(201), column)], ["a"])
     elif nested == "map":
-        column = pa.MapArray.from_arrays(range(1001), pa.array(["a"] * 1000), column)
-    pyarrow.parquet.write_table(pa.table({"text": column}), tmp_path / "x.parquet")
+        column = pa.MapArray.from_arrays(range(201), pa.array(["a"] * 200), column)
+    pyarrow.parquet.write_table(
+        pa.table({"text": column}), tmp_path / "x.parquet", compression="zstd"
+    )
+    del column
     assert (tmp_path / "x.parquet").stat().st_size < 10**4
+    held, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)  # which counts from nothing
+    request.addfinalizer(lambda: pa.set_memory_pool(held))
     monkeypatch.setattr(formats, "SMALL_CONTENT", 5 * 10**6)
     monkeypatch.setattr(formats, "whole_frame", lambda _: pytest.fail("unpacked"))
     with pytest.raises(UserError, match="it unpacks to more than 5,000,000 bytes"):
         formats.table(tmp_path / "x.parquet")
+    assert pool.max_memory() < 2 * 10**7
 
 
 def test_repeated_texts_come_back_as_they_were(tmp_path):
