@@ -100,4 +100,4 @@ def raters_reading(runs: Sequence[Run]) -> str:
     given = [rating for run in runs for rating in load_ratings(run.path / RATINGS)]
     kinds = {"ai": "an AI system", "person": "people"}
     by = listed(kinds[kind] for kind in sorted({rating.rater_kind for rating in given}))
-    return f"{len(given)} responses were rated blind, in one random order, by {by or 'nobody yet'}."
+    return f"{len(given)} responses were rated blind, in random order, by {by or 'nobody yet'}."

@@ -47,6 +47,7 @@ SCORES = (  # the highest is best
     "all_rm_scores", "helpfulness", "fine-grained_score",
 )  # fmt: skip
 GRADES = (*RANKS, *SCORES)
+PAIR_SCORES = ("score_{}", "{}_score", "rating_{}", "{}_rating")  # columns, of chosen and rejected
 COLUMNS = [*LISTS, *REPLIES, *GRADES, *(name for pair in CHOSEN for name in pair)]
 MOST_REPLIES = 100  # to one question
 MOST_PAIRS = 10_000_000
@@ -155,7 +156,7 @@ def compared(
     if pair := choices.reply_pair(frame):
         return frame, choices.chosen_of_two(where, frame, pair, prompt, notes)
     if pair := next((names for names in CHOSEN if {*names} <= {*frame.columns}), None):
-        return frame, bounded(where, chosen_and_rejected(where, frame, pair, prompt))
+        return frame, bounded(where, chosen_and_rejected(where, frame, pair, prompt, notes))
     lists = [name for name in LISTS if name in frame and frame[name].map(is_messages).any()]
     if not lists:
         frame, lists = by_question(frame, prompt)
@@ -207,10 +208,11 @@ def is_short_list(value: Any) -> bool:
 
 
 def chosen_and_rejected(
-    where: str, frame: pd.DataFrame, pair: tuple[str, str], prompt: str | None
+    where: str, frame: pd.DataFrame, pair: tuple[str, str], prompt: str | None, notes: Counter
 ) -> Iterator[Compared]:
     """Of columns of chosen and rejected replies; where they are lists of texts (RewardBench 2),
-    every chosen one is better than every rejected one."""
+    every chosen one is better than every rejected one. What is chosen at the same score is left
+    out (UltraFeedback's binarized pairs)."""
     several = (
         lambda column: column.map(
             lambda value: (
@@ -222,7 +224,16 @@ def chosen_and_rejected(
     tables.check(where, frame, dict.fromkeys(pair, several))
     for row in frame.to_dict("records"):
         chosen, rejected = (numbered(name, row[name]) for name in pair)
-        yield row.get(prompt), chosen | rejected, [*itertools.product(chosen, rejected)]
+        tie = tied(row, pair)
+        notes["pairs of replies of the same rank or score left out"] += tie
+        order = [] if tie else [*itertools.product(chosen, rejected)]
+        yield row.get(prompt), chosen | rejected, order
+
+
+def tied(row: dict, pair: tuple[str, str]) -> bool:
+    """Whether a row says that its two replies are as good as each other."""
+    scores = ([tables.number(row.get(form.format(name))) for name in pair] for form in PAIR_SCORES)
+    return row.get("status") == "tie" or any(one == other for one, other in scores)
 
 
 def numbered(name: str, value: Any) -> dict[str, Any]:

@@ -182,6 +182,18 @@ def test_other_names_of_the_chosen_and_the_rejected_reply_are_read(names):
     assert (post.prompt, compared(post)) == (ASKED, {(BEST, WORST)})
 
 
+@pytest.mark.parametrize("tie", [
+    {"score_chosen": 7.0, "score_rejected": 7.0}, {"chosen_score": "3", "rejected_score": 3},
+    {"chosen_rating": 4, "rejected_rating": 4.0}, {"status": "tie"},
+])  # fmt: skip
+def test_a_chosen_reply_that_is_scored_as_the_rejected_one_is_no_better(tie):
+    """UltraFeedback's binarized pairs and those of distilabel."""
+    row = {"prompt": ASKED, "chosen": BEST, "rejected": WORST}
+    other = {name: None for name in tie} | {"prompt": "Why?"}
+    [post] = preference_posts([row | tie, row | other])
+    assert post.prompt == "Why?"
+
+
 def test_every_chosen_reply_of_a_list_is_better_than_every_rejected_one():
     """RewardBench 2."""
     [post] = preference_posts(
