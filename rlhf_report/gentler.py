@@ -16,7 +16,7 @@ from rlhf_report.style import listed, policy_name, with_interval
 RESULTS = settings.PROJECT / "results"
 WORDS = {
     "target_kl": "KL target {:g}", "learning_rate": "rate {:g}", "response_tokens": "{} tokens",
-    "temperature": "trained at temperature {:g}",
+    "temperature": "trained at {:g}",
 }  # fmt: skip
 
 
@@ -27,15 +27,18 @@ def evaluations() -> list[Run]:
 
 
 def setting(run: Run, name: str) -> str:
-    """A policy of an evaluation by what sets it apart from the variant as the profile has it."""
-    if name == "pretrained":
-        return policy_name(name)
-    (path,) = RESULTS.glob(f"*/{name}-{run.record['inputs'][name][:10]}")
-    cfg, base = (Run(path).config, lora_as_it_is())
-    if not cfg["lora"]:
-        return policy_name(name)
-    words = [text.format(cfg[field]) for field, text in WORDS.items() if cfg[field] != base[field]]
-    return ", ".join([policy_name("ppo-lora"), *words])
+    """A policy of an evaluation by what sets it apart from the variant as the profile has it, and
+    the temperature of its samples where that is not 1."""
+    words = []
+    if name != "pretrained":
+        (path,) = RESULTS.glob(f"*/{name}-{run.record['inputs'][name][:10]}")
+        cfg, base = Run(path).config, lora_as_it_is()
+        if cfg["lora"]:
+            changed = [field for field in WORDS if cfg[field] != base[field]]
+            words = ["LoRA", *(WORDS[field].format(cfg[field]) for field in changed)]
+    temperature = run.config["temperature"]
+    named = ", ".join(words) or policy_name(name)
+    return named if temperature == 1 else f"{named}, at {temperature:g}"
 
 
 def lora_as_it_is() -> dict[str, Any]:
@@ -70,11 +73,11 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
             rating, change = rated.get(name, (np.nan, None))
             rows.append(
                 {
-                    "sampled at": f"{run.config['temperature']:g}", "policy": setting(run, name),
+                    "policy": setting(run, name),
                     "gain in reward": with_interval(gain["reward"], 2) if gain else "–",
                     "by the second": with_interval(gain["second_reward"], 2) if gain else "–",
-                    "KL per response": own["kl_per_sequence"], "perplexity": own["perplexity"],
-                    "ended": f"{own['ended']:.0%}", "rating": rating,
+                    "KL": own["kl_per_sequence"], "perplexity": own["perplexity"],
+                    "rating": rating,
                     "change": with_interval(change.asdict(), 2) if change else "–",
                 }
             )  # fmt: skip
@@ -89,8 +92,7 @@ def reading(runs: Sequence[Run]) -> str:
             if change:
                 below, above = change.high < 0, change.low > 0
                 verdict = "below" if below else "above" if above else "not to be told from"
-                at = f"{setting(run, name)} (sampled at {run.config['temperature']:g})"
-                verdicts.setdefault(verdict, []).append(at)
+                verdicts.setdefault(verdict, []).append(f"“{setting(run, name)}”")
     told = "; ".join(f"{verdict} it: {listed(names)}" for verdict, names in verdicts.items())
     return f"Beside the pretrained policy at the same temperature, by the mean rating: {told}."
 

@@ -60,11 +60,10 @@ def test_a_policy_that_is_rated_lower_is_told_and_one_as_high_is_not(trial):
     assert [run.path for run in gentler.evaluations()] == [trial.path]
     rows = gentler.table([trial]).set_index("policy")
     assert [*rows["rating"]] == [3, 3, 2]
-    assert rows["change"]["PPO, LoRA, rate 1e-06"] == "-1.00 [-1.00, -1.00]"
+    assert rows["change"]["LoRA, rate 1e-06"] == "-1.00 [-1.00, -1.00]"
     assert rows["change"]["pretrained"] == "–"
     assert gentler.reading([trial]).endswith(
-        "not to be told from it: PPO, LoRA (sampled at 1); "
-        "below it: PPO, LoRA, rate 1e-06 (sampled at 1)."
+        "not to be told from it: “LoRA”; below it: “LoRA, rate 1e-06”."
     )
 
 
