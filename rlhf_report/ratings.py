@@ -32,6 +32,14 @@ from rlhf_jax.ratings.store import (
 from rlhf_report.style import POLICY_NAMES, listed
 from rlhf_report.tables import escape, quote, table
 
+SOFT_HYPHEN = "\u00ad"
+# Where words of the criteria may part at the head of a narrow column, so that responses have room.
+PARTED = {
+    word.replace("|", ""): word.replace("|", SOFT_HYPHEN) for word in (
+        "coher|ence", "rele|vance", "help|ful|ness", "com|plete|ness", "hallu|ci|na|tion",
+        "toxi|city",
+    )
+}  # fmt: skip
 REFERENCE = PROJECT / "results" / "reference"  # committed runs
 # What it means that reward and rating moved by these signs, from the baseline to a tuned policy.
 MOVED = {
@@ -124,11 +132,16 @@ def model_table(responses: Sequence[Response], given: Sequence[Rating], model: s
         if row["model"] != model:
             continue
         own = given_to(row, given)
-        scores = {label(c): mean(getattr(rating, c) for rating in own) for c in CRITERIA}
+        scores = {head(c): mean(getattr(rating, c) for rating in own) for c in CRITERIA}
         rows.append(
             {"prompt": str(row["prompt_id"] + 1), "generated response": row["response"]} | scores
         )
     return pd.DataFrame(rows)
+
+
+def head(criterion: str) -> str:
+    """A criterion at the head of a column, which may be narrow."""
+    return " ".join(PARTED.get(word, word) for word in label(criterion).split())
 
 
 def given_to(response: Response, given: Sequence[Rating]) -> list[Rating]:

@@ -13,6 +13,7 @@ from IPython.display import Markdown
 from rlhf_report.quarto.cells import visible
 
 BOLD = 1.15  # how much wider letters of a column's name may be than others
+PARTS = re.compile("[\\s\u00ad]+")  # between what stands together on a line
 LINE = 120  # characters of a table that stand side by side on a page
 
 
@@ -69,15 +70,16 @@ def table(
 def column_widths(columns: Sequence[Sequence[str]]) -> list[int]:
     """Characters for each column, which share the page in their proportion, as dashes say it.
 
-    Each gets what its longest cell needs; where that is more than a line, its longest word, which
-    may stand in its bold name, and of what is left the more, the longer its cells are.
+    Each gets what its longest cell needs; where that is more than a line, its longest word, or part
+    of one at a soft hyphen, which may stand in its bold name, and of what is left the more, the
+    longer its cells are.
     """
     shown = [[re.sub(r"\\(.)", r"\1", cell) for cell in cells] for cells in columns]
     wanted = [max(3, *map(len, cells)) for cells in shown]
     if sum(wanted) <= LINE:
         return wanted
-    longest = [max(len(x) for cell in cells for x in [*cell.split(), ""]) for cells in shown]
-    names = [max(len(x) for x in [*cells[0].split(), ""]) for cells in shown]
+    longest = [max(len(x) for cell in cells for x in PARTS.split(cell)) for cells in shown]
+    names = [max(map(len, PARTS.split(cells[0]))) for cells in shown]
     least = [
         max(3, 2 + min(length, 20), 2 + math.ceil(BOLD * name))
         for length, name in zip(longest, names, strict=True)

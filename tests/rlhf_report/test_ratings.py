@@ -10,7 +10,7 @@ from experiment_runs.files import write_text
 from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
 from rlhf_jax.ratings.store import CRITERIA, RATINGS, load_ratings, response_hash, save_rating
-from rlhf_report import ratings
+from rlhf_report import ratings, tables
 from rlhf_report.quarto import notebook
 
 HOSTILE = "{{< include x >}} <script>alert(1)</script> **bold** | a | b |"
@@ -85,6 +85,15 @@ def test_two_raters_agree_as_far_as_kappa_says(tmp_path):
     assert len(rows) == 3 and "Anna, Ben" in rows[2].replace("\\", "")
 
 
+def test_responses_have_about_as_much_room_as_their_five_ratings():
+    heads = [[ratings.head(c), "2.0"] for c in CRITERIA]
+    columns = [["prompt", "1"], ["generated response", "word " * 100], *heads]
+    widths = tables.column_widths(columns)
+    assert sum(widths) <= tables.LINE and widths[1] > 0.8 * sum(widths[2:])
+    whole = [["prompt", "1"], columns[1], *([c, "2.0"] for c in CRITERIA)]
+    assert tables.column_widths(whole)[1] < 0.6 * widths[1]
+
+
 def test_a_table_of_one_model_has_a_prompt_a_row_and_the_five_ratings(tmp_path):
     run = evaluated(tmp_path)
     rate(run, "Anna", "person", score=2)
@@ -94,7 +103,8 @@ def test_a_table_of_one_model_has_a_prompt_a_row_and_the_five_ratings(tmp_path):
     for name, model in (("ppo-full", "PPO, full"), ("pretrained", "pretrained")):
         rows = ratings.model_table(rated, given, model)
         assert list(rows["generated response"]) == [f"{name}: an answer"] * 2
-        assert list(rows.columns[2:]) == [c.replace("_", " / ") for c in CRITERIA]
+        names = [name.replace(ratings.SOFT_HYPHEN, "") for name in rows.columns[2:]]
+        assert names == [c.replace("_", " / ") for c in CRITERIA]
         assert (rows.iloc[:, 2:] == 3.5).all(axis=None)
     assert ratings.model_table(rated, [], "pretrained").iloc[:, 2:].isna().all(axis=None)
 
