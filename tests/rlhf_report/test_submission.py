@@ -108,6 +108,7 @@ def written(tmp_path_factory, made_runs):
         patch.setenv("PYTHONPATH", str(PROJECT))
         patch.setenv("RLHF_PROFILE", "tiny")
         patch.setenv("RLHF_STUDENT_ID", "123457")
+        patch.setenv("RLHF_SUBMISSION", "")  # which is set meanwhile
         return submission.write("Müller", folder / "report.qmd", runs), runs
 
 
@@ -285,6 +286,7 @@ def handed_in(tmp_path_factory):
     variables = {
         "RLHF_PROFILE": "tiny", "RLHF_STUDENT_ID": "123456", "RLHF_LAST_NAME": "Lovelace",
         "RLHF_RESULTS": str(folder / "results"), "RLHF_FORCE": "1", "PYTHONPATH": str(PROJECT),
+        "RLHF_SUBMISSION": "",  # which is set meanwhile
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name in (x for x in os.environ if x.startswith("RLHF_")):

@@ -299,7 +299,7 @@ def test_foreign_directories_are_refused_with_the_reason(model, tmp_path):
     tensors = tensors_in(out / "model.safetensors")
     for offset in (float("nan"), 1e300, "0", None, True):
         (out / "config.json").write_text(json.dumps(config | {"reward_offset": offset}))
-        with pytest.raises(UserError, match="reward_offset is .*, not a finite number"):
+        with pytest.raises(UserError, match="not a finite number"):
             foreign_reward_model.load_reward_model(out, model.tokenizer)
     (out / "config.json").write_text(json.dumps(config))
     broken = tensors | {"score.weight": tensors["score.weight"] * np.float32("nan")}
