@@ -1,13 +1,12 @@
 """The committed trial of four settings of the LoRA variant: examples/gentler_settings.py."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from experiment_runs import settings
-from experiment_runs.run import Run
+from experiment_runs.run import Run, find
 from rlhf_jax.intervals import Interval, bootstrap
 from rlhf_jax.ratings.rater_agreement import mean_scores
 from rlhf_jax.ratings.store import RATINGS, load_ratings
@@ -32,19 +31,13 @@ def setting(run: Run, name: str) -> str:
     words = []
     if name != "pretrained":
         (path,) = RESULTS.glob(f"*/{name}-{run.record['inputs'][name][:10]}")
-        cfg, base = Run(path).config, lora_as_it_is()
+        cfg, base = Run(path).config, find("ppo-lora", RESULTS / "reference").config
         if cfg["lora"]:
             changed = [field for field in WORDS if cfg[field] != base[field]]
             words = ["LoRA", *(WORDS[field].format(cfg[field]) for field in changed)]
     temperature = run.config["temperature"]
     named = ", ".join(words) or policy_name(name)
     return named if temperature == 1 else f"{named}, at {temperature:g}"
-
-
-def lora_as_it_is() -> dict[str, Any]:
-    """The configuration that the settings change."""
-    (path,) = (path for path in RESULTS.glob("reference/ppo-lora-*") if path.name.count("-") == 2)
-    return Run(path).config
 
 
 def rating_changes(run: Run) -> dict[str, tuple[float, Interval | None]]:
