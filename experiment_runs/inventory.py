@@ -13,7 +13,8 @@ from typing import Any
 from experiment_runs.errors import UserError
 from experiment_runs.files import read_jsonl
 from experiment_runs.lock import locked
-from experiment_runs.run import Run, code_since
+from experiment_runs.provenance import code_fingerprint
+from experiment_runs.run import Run
 
 WIDTH = 60  # columns
 UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
@@ -30,6 +31,32 @@ def runs_in(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one that holds runs")
     return [Run(path.parent) for path in sorted(folder.glob("*/config.json"))]
+
+
+def find(stage: str, root: Path) -> Run:
+    """The finished run of `stage` in a folder of committed runs, e.g. results/reference.
+
+    Raises:
+      UserError: there is none.
+    """
+    for path in sorted(Path(root).glob("*/config.json")):
+        run = Run(path.parent)
+        if run.stage == stage and run.finished:
+            return run
+    raise UserError(f"{root}: no finished run of stage '{stage}'; available: {available(root)}")
+
+
+def available(root: Path) -> str:
+    """The stages that have a run in `root`, for messages."""
+    return ", ".join(sorted(p.parent.name for p in Path(root).glob("*/config.json"))) or "none"
+
+
+def code_since(run: Run) -> str:
+    """What has become of the libraries' sources since they made a run, in words.
+
+    "the same"; "changed", with the same results; or which numbers are older, with other results.
+    """
+    return run.older or ("the same" if run.record.get("code") == code_fingerprint() else "changed")
 
 
 def disk_bytes(path: Path) -> int:

@@ -55,7 +55,7 @@ from experiment_runs.lock import locked
 from experiment_runs.npz import read_npz, too_large
 from experiment_runs.precision import check_32_bits
 from experiment_runs.process import forget_peak_memory, release_memory
-from experiment_runs.provenance import code_fingerprint, provenance
+from experiment_runs.provenance import provenance
 from experiment_runs.signals import heard
 from experiment_runs.tracking import StepCallback, tracker
 
@@ -64,6 +64,8 @@ RECORD = {"stage": str, "identity": str, "config": dict, "inputs": dict, "about"
 FORMAT = 1
 NUMERICS = 2
 NUMBERS = ("format", "numerics")  # as config.json calls them
+
+KEPT = "metrics.jsonl", "samples.jsonl", "[!.]*.npz"  # no one changes them after the end
 
 RENAMED = {"gold": "second_reward"}  # stages and keys of older runs, and what they are called now
 
@@ -148,23 +150,40 @@ class Run:
         Raises:
           UserError: summary.json is missing, broken or of another configuration.
         """
+        return renamed(self._read_summary()[0])
+
+    def _read_summary(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The results, and the fingerprints of the files that were there when they were written."""
         path = self.path / "summary.json"
         summary = read_json(path)
         if summary.pop("identity", None) != self.identity:
             raise UserError(f"{path}: not of the configuration in config.json; restore the file")
         if summary.pop("content", "") not in ("", fingerprint(summary)):
             raise UserError(f"{path}: something in it was changed; restore the file")
-        return renamed(summary)
+        return summary, summary.pop("files", {})
 
     def metrics(self) -> pd.DataFrame:
         """The logged rows in order; a row lacks the columns that it was not logged with."""
-        return pd.DataFrame(read_jsonl(self.path / "metrics.jsonl"))
+        return pd.DataFrame(self._unchanged("metrics.jsonl", read_jsonl))
 
     def samples(self, **fields: type) -> list[dict[str, Any]]:
-        return read_jsonl(self.path / "samples.jsonl", **fields)
+        return self._unchanged("samples.jsonl", read_jsonl, **fields)
 
     def arrays(self, name: str = "arrays") -> dict[str, np.ndarray]:
-        return renamed(read_npz(self.path / f"{name}.npz", problems_of=too_large))
+        return renamed(self._unchanged(f"{name}.npz", read_npz, problems_of=too_large))
+
+    def _unchanged(self, name: str, read: Callable, **options: Any) -> Any:
+        """What is read of a file.
+
+        Raises:
+          UserError: it is not as it was when the run was finished.
+        """
+        path = self.path / name
+        content = read(path, **options)
+        expected = self._read_summary()[1].get(name) if self.finished else None
+        if expected and not (path.exists() and fingerprint(path) == expected):
+            raise UserError(f"{path}: not as it was when the run was finished; restore the file")
+        return content
 
     def log(self, *, step: int, **row: Any) -> None:
         """Appends one line to metrics.jsonl and tells it to whoever follows the training."""
@@ -195,7 +214,9 @@ class Run:
                 write_text(path, "".join(encode(row) + "\n" for row in kept))
 
     def finish(self, **summary: Any) -> None:
-        """Writes summary.json, which marks the run as finished."""
+        """Writes summary.json, which marks the run as finished, and holds what its files hold."""
+        kept = (path for pattern in KEPT for path in sorted(self.path.glob(pattern)))
+        summary |= {"files": {path.name: fingerprint(path) for path in kept}}
         summary = {"identity": self.identity, "content": fingerprint(summary)} | summary
         write_text(self.path / "summary.json", encode(summary, indent=1) + "\n")
 
@@ -322,29 +343,3 @@ def concerns(error: OSError, root: Path) -> bool:
     if not isinstance(error.filename, str | os.PathLike):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return Path(error.filename).absolute().is_relative_to(root.absolute())
-
-
-def find(stage: str, root: Path) -> Run:
-    """The finished run of `stage` in a folder of committed runs, e.g. results/reference.
-
-    Raises:
-      UserError: there is none.
-    """
-    for path in sorted(Path(root).glob("*/config.json")):
-        run = Run(path.parent)
-        if run.stage == stage and run.finished:
-            return run
-    raise UserError(f"{root}: no finished run of stage '{stage}'; available: {available(root)}")
-
-
-def available(root: Path) -> str:
-    """The stages that have a run in `root`, for messages."""
-    return ", ".join(sorted(p.parent.name for p in Path(root).glob("*/config.json"))) or "none"
-
-
-def code_since(run: Run) -> str:
-    """What has become of the libraries' sources since they made a run, in words.
-
-    "the same"; "changed", with the same results; or which numbers are older, with other results.
-    """
-    return run.older or ("the same" if run.record.get("code") == code_fingerprint() else "changed")

@@ -6,7 +6,8 @@ from typing import Any
 
 from experiment_runs import precision, settings
 from experiment_runs.errors import UserError
-from experiment_runs.run import Run, ensure, find
+from experiment_runs.inventory import find
+from experiment_runs.run import Run, ensure
 from gan_jax import data, evaluation, export, model_card, training
 from gan_jax.config import PROFILES, GANConfig
 from gan_jax.training import GRID_SHAPE

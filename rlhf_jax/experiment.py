@@ -4,8 +4,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from experiment_runs import run as runs
-from experiment_runs import settings
+from experiment_runs import inventory, settings
 from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from experiment_runs.run import Run, ensure
@@ -161,7 +160,7 @@ class Experiment:
     def run(self, stage: str) -> Run:
         """The finished run of a stage; trains it, and what it depends on, where there is none."""
         if self.committed is not None:
-            return runs.find(stage, self.committed)
+            return inventory.find(stage, self.committed)
         if stage not in self.stages:
             raise UserError(f"stage {stage!r}: unknown; choose one of {', '.join(self.stages)}")
         inputs = {"model": self.model_identity}

@@ -23,6 +23,7 @@ from rlhf_jax.config import (
     RewardConfig,
 )
 from rlhf_jax.language_model import layer_loop
+from rlhf_jax.language_model.attention import QUERIES, WHOLE
 from rlhf_jax.language_model.decoder_config import DecoderConfig
 from rlhf_jax.language_model.logprobs import CHUNK
 from rlhf_jax.pretrained.tensor_names import abstract
@@ -95,12 +96,15 @@ class Memory:
         """Bytes that the gradient keeps of so many tokens in rows of `time`."""
         cfg, model = self.decoder, self.model
         query, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-        split = 3 * query + 2 * kv + 3 * cfg.mlp_dim + cfg.num_heads * time
+        split = 3 * query + 2 * kv + 3 * cfg.mlp_dim
         split += (query + kv) * cfg.qk_norm
-        one_layer = 4 * cfg.embed_dim + split / model
+        weights = cfg.num_heads * time / model  # of attention, over all keys
+        together = QUERIES / time if time > WHOLE else 0.0  # made, used and given up
+        one_layer = 4 * cfg.embed_dim + split / model + (0.0 if together else weights)
         kept = (
             cfg.num_layers * cfg.embed_dim + one_layer if self.remat else cfg.num_layers * one_layer
         )
+        kept += 3 * weights * together  # with their gradients
         matrices = self.parameters / cfg.num_layers / model if self.data > 1 else 0
         return self.activation * tokens / self.data * kept + FLOAT * 2 * matrices
 

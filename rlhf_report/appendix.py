@@ -9,7 +9,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from experiment_runs import assignment
-from experiment_runs.run import Run, code_since
+from experiment_runs.inventory import code_since
+from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
 from rlhf_report.style import policy_name
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from experiment_runs import settings
-from experiment_runs.run import Run, find
+from experiment_runs.inventory import find
+from experiment_runs.run import Run
 from rlhf_jax.intervals import Interval, bootstrap
 from rlhf_jax.ratings.rater_agreement import mean_scores
 from rlhf_jax.ratings.store import RATINGS, load_ratings

@@ -11,7 +11,8 @@ from IPython.display import Markdown
 from jaxtyping import Float
 
 from experiment_runs import settings
-from experiment_runs.run import Run, find
+from experiment_runs.inventory import find
+from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT
 from rlhf_jax.config import RATED_PROMPTS
 from rlhf_jax.intervals import bootstrap

@@ -11,6 +11,8 @@ from experiment_runs.products import product
 from rlhf_jax.language_model.rope import Scaling, rope_frequencies
 
 BLOCK = 64  # tokens in a block of a cache, at most
+WHOLE = 1024  # tokens of a row whose attention weights are kept for the gradient
+QUERIES = 256  # queries of a longer row whose weights exist at a time
 MASKED = -1e30  # finite, so that a row with no visible key stays finite
 
 
@@ -70,11 +72,31 @@ def attend(
 ) -> Float[Array, "batch time heads head_dim"]:
     """Scaled dot-product attention; the query heads of a group share one key and value head.
 
+    Weights of long rows are made for some queries at a time, and again for the gradient (Rabe and
+    Staats, 2021), so that memory grows with their length and not with its square.
+
     Args:
       query, key, value: rotated.
       mask: True where a query sees a key.
       products: dtype of the operands of products; that of the query by default.
     """
+    time = query.shape[1]
+    if time <= WHOLE:
+        return _attend_together(query, key, value, mask, products)
+    room = ((0, 0), (0, -time % QUERIES), (0, 0))  # of queries that see nothing
+    chunks = tuple(
+        jnp.pad(x, room + ((0, 0),) * (x.ndim - 3)).reshape(len(x), -1, QUERIES, *x.shape[2:])
+        for x in (query, mask)
+    )
+    out = jax.lax.map(
+        jax.checkpoint(lambda own: _attend_together(own[0], key, value, own[1], products)),
+        tuple(x.swapaxes(0, 1) for x in chunks),
+    )
+    return out.swapaxes(0, 1).reshape(len(query), -1, *query.shape[2:])[:, :time]
+
+
+def _attend_together(query, key, value, mask, products):
+    """The same of some or all queries of every row, whose weights are kept for the gradient."""
     batch, time, heads, head_dim = query.shape
     dtype = query.dtype
     query, key, value = (x.astype(products or dtype) for x in (query, key, value))

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from experiment_runs import files, process, provenance
+from experiment_runs import files, inventory, process, provenance
 from experiment_runs import run as runs
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
@@ -106,10 +106,10 @@ def test_the_record_says_what_made_the_run(tmp_path):
 
 def test_changed_sources_are_noticed(tmp_path):
     run = ensured(tmp_path)
-    assert runs.code_since(run) == "the same"
+    assert inventory.code_since(run) == "the same"
     record = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps(record | {"code": "older"}))
-    assert runs.code_since(Run(run.path)) == "changed"
+    assert inventory.code_since(Run(run.path)) == "changed"
 
 
 @pytest.mark.parametrize("name", ["FORMAT", "NUMERICS"])
@@ -128,8 +128,8 @@ def test_a_run_of_an_older_number_is_neither_continued_nor_taken_for_the_present
     assert again.path != older.path and again.record[name.lower()] == older.record[name.lower()] + 1
     fresh = ensured(tmp_path, inputs={"data": "d2"})
     assert list(fresh.metrics()["loss"]) == [2.0]  # and no row of the run that was cut off
-    assert runs.code_since(older) == f"older {name.lower()}"
-    assert runs.code_since(again) == "the same"
+    assert inventory.code_since(older) == f"older {name.lower()}"
+    assert inventory.code_since(again) == "the same"
 
 
 def test_committed_runs_stay_readable_and_older_ones_are_shown_as_such():
@@ -140,7 +140,7 @@ def test_committed_runs_stay_readable_and_older_ones_are_shown_as_such():
     assert len(committed) > 15 and 0 < len(older) < len(committed)
     for run in committed:
         assert run.finished and run.summary and run.config
-        assert (runs.code_since(run) == "older numerics") == (run in older)
+        assert (inventory.code_since(run) == "older numerics") == (run in older)
 
 
 def test_what_was_renamed_since_is_read_by_its_new_name(tmp_path):
@@ -155,14 +155,14 @@ def test_what_was_renamed_since_is_read_by_its_new_name(tmp_path):
     assert run.record["inputs"] == {"second_reward": "abc"}
     assert run.summary == {"gains": {"ppo": {"second_reward": 0.5}}, "text": "gold"}
     assert set(run.arrays()) == {"ppo.second_reward", "golden"}
-    assert runs.find("second_reward", tmp_path).path == run.path
+    assert inventory.find("second_reward", tmp_path).path == run.path
 
 
 def test_committed_evaluations_show_the_second_reward():
-    found = runs.find("evaluate", PROJECT / "results" / "reference")
+    found = inventory.find("evaluate", PROJECT / "results" / "reference")
     assert all(own["second_reward"]["value"] for own in found.summary["gains"].values())
     assert "ppo-full.second_reward" in found.arrays()
-    assert runs.find("second_reward", PROJECT / "results" / "reference").summary["accuracy"]
+    assert inventory.find("second_reward", PROJECT / "results" / "reference").summary["accuracy"]
 
 
 def test_arrays_come_back_as_they_were(tmp_path):
@@ -223,9 +223,9 @@ def test_a_run_that_is_not_finished_says_so(tmp_path):
 
 def test_committed_runs_are_found_by_stage(tmp_path):
     run = ensured(tmp_path, stage="ppo-full")
-    assert runs.find("ppo-full", tmp_path).path == run.path
+    assert inventory.find("ppo-full", tmp_path).path == run.path
     with pytest.raises(UserError, match="no finished run of stage 'gan'; available: ppo-full"):
-        runs.find("gan", tmp_path)
+        inventory.find("gan", tmp_path)
 
 
 def test_fingerprints_tell_contents_apart(tmp_path):
@@ -399,6 +399,39 @@ def test_a_summary_of_which_a_value_was_changed_does_not_finish_a_run(tmp_path):
     del summary["content"]  # as runs of before have it
     path.write_text(json.dumps(summary))
     assert Run(run.path).finished
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("metrics.jsonl", '{"step": 1, "loss": 1.0}\n'),
+        ("metrics.jsonl", '{"step": 1, "loss": "low"}\n'),
+        ("metrics.jsonl", None),
+        ("samples.jsonl", '{"step": 1, "text": "no"}\n'),
+        ("arrays.npz", {"scores": np.zeros(3)}),
+    ],
+)
+def test_a_file_that_was_changed_after_the_end_is_not_shown(tmp_path, name, changed):
+    """Nor one that is gone; what is not of the run may come and go."""
+
+    def train(run):
+        run.sample(step=1, text="yes")
+        run.save_arrays(scores=np.ones(3))
+        finish(run)
+
+    run = ensured(tmp_path, train=train)
+    (run.path / "times.jsonl").unlink()
+    run.save_arrays("later", x=np.ones(3))
+    read = {"metrics.jsonl": run.metrics, "samples.jsonl": run.samples, "arrays.npz": run.arrays}
+    assert len(read[name]()) == 1 and len(run.arrays("later")) == 1
+    if isinstance(changed, dict):
+        run.save_arrays(**changed)
+    elif changed:
+        (run.path / name).write_text(changed)
+    else:
+        (run.path / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: not as it was when the run was finished"):
+        read[name]()
 
 
 @pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e400", "9" * 400])

@@ -1,5 +1,6 @@
 """Malformed files of data and of results."""
 
+import dataclasses
 import gzip
 import io
 import json
@@ -16,6 +17,7 @@ import pyarrow.parquet
 from damage import damaged, misplaced, special_file
 
 from experiment_runs.assignment import PATH
+from experiment_runs.run import Run, ensure
 from rlhf_jax.ratings.store import response_hash
 
 PAIR = {
@@ -172,36 +174,49 @@ def images(folder: Path, rng: random.Random) -> None:
     archive(folder / "medmnist" / "dermamnist.npz", arrays, rng)
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    lora: None = None
+    seeds: tuple[int, ...] = (1,)
+
+
+SUMMARY = {"gain": {"value": 0.1, "low": 0.0, "high": 0.2}, "parameters": {"decoder": 9}}
+LOGGED = [{"step": step, "loss": 0.5, "text": "läng"} for step in (1, 2)]
+ARRAYS = {"reward": np.ones(40), "gold.reward": np.ones((4, 2), np.float32)}
+
+
+def finished_run(folder: Path) -> Path:
+    """A run's folder, as training leaves it."""
+
+    def train(run: Run) -> None:
+        for row in LOGGED:
+            run.log(**row)
+        run.save_arrays(**ARRAYS)
+        run.finish(**SUMMARY)
+
+    about = {"model": {"name": "m", "file": "f"}}
+    return ensure("reward", Settings(), train, inputs={"model": "0"}, about=about, root=folder).path
+
+
 def run(folder: Path, rng: random.Random) -> None:
     """The files of a run, one of them damaged, or with a value that is another one."""
-    record = {
-        "stage": "reward", "identity": "0" * 16, "config": {"lora": None, "seeds": [1]},
-        "inputs": {"model": "0"}, "about": {"model": {"name": "m", "file": "f"}},
-    }  # fmt: skip
-    gain = {"value": 0.1, "low": 0.0, "high": 0.2}
-    summary = {"identity": "0" * 16, "gain": gain, "parameters": {"decoder": 9}, "loss": [1]}
-    line = {"step": 1, "loss": 0.5, "text": "läng"}
-    contents = {
-        "config.json": [record], "summary.json": [summary], "metrics.jsonl": [line, line],
-        "times.jsonl": [{"seconds": 1.5}],
-    }  # fmt: skip
-    name = rng.choice([*contents])
+    folder = finished_run(folder)
+    name = rng.choice(["config.json", "summary.json", "metrics.jsonl", "times.jsonl"])
+    path = folder / name
     if rng.random() < 0.5:
-        contents[name][-1] = misplaced(contents[name][-1], rng)
-        name = ""
-    for own, lines in contents.items():
-        text = "".join(json.dumps(one, ensure_ascii=own == "config.json") + "\n" for one in lines)
-        content = text.encode("utf-8", "replace")
-        (folder / own).write_bytes(damaged(content, rng) if own == name else content)
+        indent = None if name.endswith("jsonl") else 1
+        lines = path.read_text().splitlines() if indent is None else [path.read_text()]
+        lines[-1] = json.dumps(misplaced(json.loads(lines[-1]), rng), indent=indent)
+        path.write_text("".join(line + "\n" for line in lines))
+    else:
+        path.write_bytes(damaged(path.read_bytes(), rng))
     if rng.random() < 0.1:
-        special_file(folder / rng.choice([*contents]), rng)
+        special_file(path, rng)
 
 
 def run_arrays(folder: Path, rng: random.Random) -> None:
     """A run whose arrays are damaged."""
-    (folder / "config.json").write_text("{}")
-    arrays = {"reward": np.ones(40), "gold.reward": np.ones((4, 2), np.float32)}
-    archive(folder / "arrays.npz", arrays, rng)
+    archive(finished_run(folder) / "arrays.npz", ARRAYS, rng)
 
 
 def ratings(folder: Path, rng: random.Random) -> None:

@@ -65,17 +65,36 @@ def expected_value_and_pulled_back(arrays, mask, direction):
     return [out, *pull_back(direction)]
 
 
-def test_attention_and_its_gradient_equal_the_plain_formula():
+@pytest.mark.parametrize("whole", [7, 6], ids=["together", "in chunks of queries"])
+def test_attention_and_its_gradient_equal_the_plain_formula(monkeypatch, whole):
+    """The last of the chunks is not full."""
+    monkeypatch.setattr(attention, "WHOLE", whole)
+    monkeypatch.setattr(attention, "QUERIES", 3)
     mask, documents, _ = mask_with_padding()
     direction = jax.random.normal(jax.random.key(9), (BATCH, TIME, HEADS, HEAD_DIM))
     direction = jnp.where((documents >= 0)[:, :, None, None], direction, 0.0)
     real = np.asarray(documents >= 0)
-    found = value_and_pulled_back(inputs(), mask, direction)
+    found = jax.jit(value_and_pulled_back.__wrapped__)(inputs(), mask, direction)
     expected = expected_value_and_pulled_back(inputs(), mask, direction)
     np.testing.assert_allclose(found[0][real], expected[0][real], rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(found[1:], expected[1:], strict=True):
         assert float(jnp.abs(theirs).max()) > 0.1
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_memory_of_long_rows_grows_with_their_length_and_not_its_square(monkeypatch):
+    """Of the gradient, as it is compiled; where all weights are kept, with the square."""
+
+    def held(time):
+        shape = jax.ShapeDtypeStruct((1, time, HEADS, HEAD_DIM), jnp.float32)
+        mask = jax.ShapeDtypeStruct((1, time, time), bool)
+        loss = lambda q, k, v, mask: attention.attend(q, k, v, mask).sum()  # noqa: E731
+        program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape, mask)
+        return program.compile().memory_analysis().temp_size_in_bytes
+
+    assert held(4096) < 2.5 * held(2048)
+    monkeypatch.setattr(attention, "WHOLE", 4096)
+    assert held(4096) > 3.5 * held(2048)
 
 
 @pytest.mark.parametrize("peak", [0.0, 1.0, 4.0, 12.0], ids=lambda peak: f"scores times {peak}")

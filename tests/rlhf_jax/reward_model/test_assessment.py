@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiment_runs.run import find
+from experiment_runs.inventory import find
 from experiment_runs.settings import PROJECT
 from rlhf_jax.reward_model import assessment
 from rlhf_jax.reward_model.assessment import LENGTHS, assess
