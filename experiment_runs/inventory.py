@@ -95,16 +95,20 @@ def listing(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def training_seconds(run: Run) -> float:
+    """Of the attempts that ended well."""
+    return sum(row["seconds"] for row in read_jsonl(run.path / "times.jsonl", seconds=float))
+
+
 def description(run: Run) -> str:
     """How a run was made, what it found, and the disk that it takes."""
     record = run.record
     weights = disk_bytes(run.checkpoints) if run.checkpoints.is_dir() else 0
-    seconds = sum(row["seconds"] for row in read_jsonl(run.path / "times.jsonl", seconds=float))
     parts = {
         "": {
             "folder": run.path, "stage": run.stage, "state": state(run),
             "disk": f"{in_units(disk_bytes(run.path))}, weights {in_units(weights)}",
-            "seconds": round(seconds),
+            "seconds": round(training_seconds(run)),
         },
         "made": flat({name: record.get(name) for name in MADE}) | {"code since": code_since(run)},
         "of": flat(record.get("about", {})) | flat({"fingerprint": run.record["inputs"]}),

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from experiment_runs import assignment, settings
 from experiment_runs.assignment import KL_BAND
+from experiment_runs.inventory import training_seconds
 from experiment_runs.run import Run
 from rlhf_jax import objectives
 from rlhf_jax.ppo.rollout import REWARD_EDGES
@@ -26,7 +27,7 @@ from rlhf_report.style import (
 )
 
 ESTIMATORS = {  # of advantages, and the stages whose style they share
-    "gae": "ppo-full",
+    "gae": "ppo-lora",
     "leave-one-out": "ppo-leave-one-out",
     "group": "ppo-group",
 }
@@ -61,14 +62,16 @@ def known_optimum_figure(runs: Mapping[str, Run]) -> None:
 
 
 def known_optimum_reading(runs: Mapping[str, Run]) -> str:
-    """Where every estimator begins and ends: means over a tenth of its steps."""
+    """Where every estimator begins and ends, as means over a tenth of its steps, and with what."""
     told = []
     for name, run in runs.items():
         rewards = run.metrics()["reward"]
         few = max(len(rewards) // 10, 1)
+        response = run.samples(response=str)[-1]["response"]
         told.append(
             f"{policy_name(name)} from {rewards[:few].mean():.2f} to {rewards[-few:].mean():.2f} "
-            f"in {len(rewards)} steps"
+            f"in {len(rewards)} steps and {training_seconds(run) / 60:.0f} minutes, "
+            f"with responses such as \u201c{response}\u201d"
         )
     return f"{'; '.join(told)}."
 

@@ -63,6 +63,12 @@ tuned = rlhf_jax.train_policy(
 )
 tuned.save(results.with_name("saved-" + results.name))
 """
+SMALL = [  # of the cpu profile, whose model is SmolLM2
+    "--reward.train-pairs", "24", "--reward.validation-pairs", "8", "--reward.test-pairs", "8",
+    "--reward.max-tokens", "96", "--reward.reference-samples", "8",
+    "--lora.prompts", "16", "--lora.batch", "8", "--lora.forward-batch", "4",
+    "--lora.response-tokens", "8",
+]  # fmt: skip
 SRUN = """#!/bin/bash
 for number in 0 1; do SLURM_PROCID=$number SLURM_LOCALID=$number "$@" & done
 wait -n && wait -n
@@ -108,7 +114,7 @@ def start(request, local_data, model, tmp_path):
 def several(start):
     """A function that starts the processes of a job, two or more, with one device each."""
 
-    def run(results, *arguments, program=RLHF, count=2):
+    def run(results, *arguments, program=RLHF, count=2, **environment):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -119,6 +125,7 @@ def several(start):
                 *(str(x).format(number=number) for x in arguments),
                 devices=1,
                 RLHF_HOSTS=f"{address}/{count}/{number}",
+                **environment,
             )
             for number in range(count)
         ]
@@ -174,6 +181,15 @@ def test_several_processes_train_what_one_trains(start, several, tmp_path, count
     finished(*several("several", "run", count=count))
     finished(start("one", *RLHF, "run", devices=count))
     assert same(tmp_path / "several", tmp_path / "one") > 4
+
+
+@pytest.mark.exhaustive
+def test_two_processes_train_smollm2_as_one_does(start, several, tmp_path):
+    train = ("ppo", "--variant", "lora", *SMALL)
+    smollm2 = {"RLHF_PROFILE": "cpu", "RLHF_MODEL": ""}
+    finished(*several("two", *train, **smollm2))
+    finished(start("one", *RLHF, *train, devices=2, **smollm2))
+    assert same(tmp_path / "two", tmp_path / "one") == 2
 
 
 @pytest.mark.exhaustive

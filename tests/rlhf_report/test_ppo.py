@@ -168,8 +168,12 @@ def test_every_estimator_is_told_from_where_to_where_it_gets(trained):
     for run in runs.values():
         for step in range(1, 21):
             run.log(step=step, reward=step / 25)
+        run.sample(step=20, response="A *the*")
+        (run.path / "times.jsonl").write_text('{"seconds": 50.0}\n{"seconds": 71.0}\n')
     told = ppo.known_optimum_reading(runs)
-    assert "group (GRPO) from 0.06 to 0.78 in 20 steps" in told and told.count(" to ") == 3
+    assert "group (GRPO) from 0.06 to 0.78 in 20 steps and 2 minutes, with" in told
+    assert told.count(" to ") == 3
+    assert told.count("\u201cA *the*\u201d") == 3
     ppo.known_optimum_figure(runs)
     *curves, largest = plt.gca().lines
     assert len(curves) == 3 and set(largest.get_ydata()) == {1}
