@@ -67,11 +67,18 @@ def faults(tables: Mapping[str, Any]) -> Iterator[str]:
                 yield f"[protocol.{part}] {name} has no value; add it"
             elif isinstance(value, dict) and not all(map(is_number, value.values())):
                 yield f"[protocol.{part}] {name} is {brief(value)}; write numbers"
+            elif isinstance(value, dict) and not is_range(**value):
+                yield (
+                    f"[protocol.{part}] {name} is {brief(value)}; write a value with 'from', "
+                    "'to' or both, between which it lies"
+                )
     band, scores = tables["kl"]["band"], tables["ratings"]["scores"]
-    if len(band) != 2 or not all(map(is_number, band)):
-        yield f"[kl] band is {brief(band)}; write two numbers"
+    if len(band) != 2 or not all(map(is_number, band)) or not band[0] < band[1]:
+        yield f"[kl] band is {brief(band)}; write two numbers, the lower one first"
     if not all(type(score) is int and 1 <= score <= 5 for score in scores):
         yield f"[ratings] scores is {brief(scores)}; write whole numbers from 1 to 5"
+    elif scores != sorted({*scores}):
+        yield f"[ratings] scores is {brief(scores)}; write each once, the lowest first"
     for criterion, meanings in tables["ratings"]["rubric"].items():
         texts = isinstance(meanings, list) and all(isinstance(x, str) for x in meanings)
         if not texts or len(meanings) != len(scores):
@@ -83,6 +90,12 @@ def faults(tables: Mapping[str, Any]) -> Iterator[str]:
         re.compile(tables["submission"]["student_id"])
     except (re.error, RecursionError, OverflowError) as error:
         yield f"student_id is no regular expression: {first_line(error)}"
+
+
+def is_range(value: int | float, **ends: int | float) -> bool:
+    """Whether an entry of the protocol has one end or both and holds its own value."""
+    low, high = ends.get("from", value), ends.get("to", value)
+    return bool(ends) and ends.keys() <= {"from", "to"} and low <= value <= high
 
 
 def is_number(value: Any) -> bool:

@@ -42,7 +42,8 @@ class Checkpoints:
     have the checksums that it was saved with; one that has not is passed over for the older one.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, identity: str = ""):
+        self.identity = identity  # of the run, whose states alone are read
         self.folder = folder.resolve() / "resume"
         self.every_seconds = checkpoint_seconds()
         self.saved_at = time.monotonic()
@@ -75,7 +76,7 @@ class Checkpoints:
           UserError: it cannot be written.
         """
         check_savable(f"step {step}", state)
-        own = {"notes": notes, "checksums": checksums(state, notes)}
+        own = {"notes": notes, "checksums": checksums(state, notes), "run": self.identity}
         with written(self.folder):
             self.manager.save(
                 step,
@@ -97,12 +98,14 @@ class Checkpoints:
           like: a state of the same shapes, whose arrays also say where to place the restored ones.
 
         Raises:
-          UserError: there are checkpoints, and none is whole.
+          UserError: there are checkpoints, and none is whole, or the latest is another run's.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
                 state, notes = self.read(step, like)
+            except UserError:
+                raise
             except Exception as error:  # of any kind, whatever byte of a checkpoint is damaged
                 if may_pass(error):
                     raise
@@ -137,6 +140,11 @@ class Checkpoints:
             ),
         )
         state, own = restored["state"], restored["notes"]
+        if own.get("run", self.identity) != self.identity:
+            raise UserError(
+                f"{self.folder}/{step}: the state of another run, with other settings or inputs; "
+                "remove this folder"
+            )
         compare(checksums(state, own["notes"]), own["checksums"])
         return state, own["notes"]
 

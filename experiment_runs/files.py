@@ -1,5 +1,6 @@
 """JSON as runs keep it, files written whole or not at all, fingerprints of content."""
 
+import errno
 import hashlib
 import json
 import math
@@ -57,14 +58,14 @@ def encode(value: Any, indent: int | None = None) -> str:
     return json.dumps(to_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
     """A file with one JSON object.
 
     Raises:
       UserError: it is missing or broken.
     """
     try:
-        return json_object(read_whole(path))
+        return json_object(read_whole(path, largest))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the run is not finished or was damaged") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -193,3 +194,10 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
+
+
+def concerns(error: OSError, root: Path) -> bool:
+    """Whether an error is about a file in a folder, or a disk that is full, which names none."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return Path(error.filename).absolute().is_relative_to(root.absolute())

@@ -27,9 +27,7 @@ Runs made before there were numbers count as 0. They stay readable, and are show
 """
 
 import dataclasses
-import errno
 import functools
-import os
 import shutil
 import sys
 import time
@@ -44,6 +42,7 @@ from experiment_runs import hosts, settings
 from experiment_runs.errors import UserError, brief
 from experiment_runs.files import (
     append_jsonl,
+    concerns,
     encode,
     fingerprint,
     read_json,
@@ -204,14 +203,21 @@ class Run:
         """Drops what was logged after `step`, to continue from the checkpoint of that step.
 
         Raises:
-          UserError: a line is broken, other than the last one.
+          UserError: a line is broken, other than the last one, or the log ends before that step.
         """
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        reached = 0
+        for name in ("samples.jsonl", "metrics.jsonl"):
             path = self.path / name
             if path.exists():
                 rows = read_jsonl(path, whole=False, step=int)
                 kept = [row for row in rows if row["step"] <= step]
                 write_text(path, "".join(encode(row) + "\n" for row in kept))
+                reached = kept[-1]["step"] if kept else 0
+        if reached < step:
+            raise UserError(
+                f"{self.path}/metrics.jsonl: ends at step {reached}, and the checkpoint is of step "
+                f"{step}; restore the file, or remove {self.checkpoints}/resume to begin anew"
+            )
 
     def finish(self, **summary: Any) -> None:
         """Writes summary.json, which marks the run as finished, and holds what its files hold."""
@@ -318,11 +324,15 @@ def train_to_end(
     """Has a run trained to its end.
 
     Raises:
-      UserError: JAX is set to 64 bits.
+      UserError: JAX is set to 64 bits, or there is a summary that cannot be used: the run may have
+        been finished, and its weights would be written over.
     """
     check_32_bits()
     if (run.path / "summary.json").exists():
-        print(f"{run.damage}. The run counts as not finished and is trained.", file=sys.stderr)
+        raise UserError(
+            f"{run.damage}, or move {run.path} elsewhere: it was trained to its end, and would be "
+            "trained again in the place of what it holds"
+        )
     started = time.monotonic()
     forget_peak_memory()
     with heard(), tracker(run.path, run.config) as tracked:
@@ -336,10 +346,3 @@ def train_to_end(
     if hosts.first():
         shutil.rmtree(run.checkpoints / "resume", ignore_errors=True)
     append_jsonl(run.path / "times.jsonl", {"seconds": time.monotonic() - started})
-
-
-def concerns(error: OSError, root: Path) -> bool:
-    """Whether an error is about a file in a folder, or a disk that is full, which names none."""
-    if not isinstance(error.filename, str | os.PathLike):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return Path(error.filename).absolute().is_relative_to(root.absolute())

@@ -16,19 +16,21 @@ Makefile sets the variables from its own: `make report PROFILE=tiny` sets RLHF_P
     RLHF_MESH                devices by axes, data=4,model=2; by default all of them on data
     RLHF_HOSTS               auto, or ADDRESS:PORT/COUNT/NUMBER: this process is one of several that
                              train together
-    RLHF_REMAT               any text: blocks are computed again for the gradient, which takes less
+    RLHF_REMAT               1: blocks are computed again for the gradient, which takes less
                              memory and more time
     RLHF_CHECKPOINT_SECONDS  seconds between the checkpoints of a training; 180 by default
     RLHF_HUB_SECONDS         seconds without a byte that end a download; 30 by default
     RLHF_COMPILATION_CACHE   folder for compiled programs, or off; by default in the user's cache
-    RLHF_DEBUG               any text: the traceback of an error as well as its message
+    RLHF_DEBUG               1: the traceback of an error as well as its message
     RLHF_LOG_TO              tensorboard or trackio: where every step is logged besides
-    RLHF_PROGRESS            any text: progress bars even where no terminal shows them
-    RLHF_FORCE               any text: hand in what would not count
+    RLHF_PROGRESS            1: progress bars even where no terminal shows them
+    RLHF_FORCE               1: hand in what would not count
     RLHF_SUBMISSION          set while the report is handed in: the student's own run alone is shown
 """
 
+import difflib
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -90,9 +92,19 @@ def seconds(name: str, named: str) -> float:
 
 
 def check() -> None:
-    """Rejects nonsense in variables that are read late, before anything is trained."""
+    """Rejects nonsense in variables that are read late, before anything is trained, and variables
+    whose names are nearly those of the known ones."""
+    known = re.findall(r"RLHF_\w+", __doc__)
+    for name in sorted(name for name in os.environ if name.startswith("RLHF_")):
+        if name not in known and (meant := difflib.get_close_matches(name, known, 1, cutoff=0.9)):
+            raise UserError(f"{name}: unknown; did you mean {meant[0]}?")
     for read in (checkpoint_seconds, hub_seconds, log_to, committed):
         read()
+
+
+def is_set(name: str) -> bool:
+    """Whether a variable holds a text other than 0, no and false."""
+    return os.environ.get(name, "").strip().lower() not in ("", "0", "no", "false")
 
 
 def profile() -> str:
@@ -133,7 +145,7 @@ def hosts() -> str:
 
 def rematerialized() -> bool:
     """Whether blocks are computed again for the gradient."""
-    return bool(os.environ.get("RLHF_REMAT"))
+    return is_set("RLHF_REMAT")
 
 
 def divide(mesh: str, remat: bool) -> None:
@@ -203,7 +215,7 @@ def last_name() -> str | None:
 
 def results() -> Path:
     """The folder that runs are trained into."""
-    return Path(os.environ.get("RLHF_RESULTS") or LOCAL)
+    return Path(os.environ.get("RLHF_RESULTS") or LOCAL).expanduser()
 
 
 def committed() -> Path | None:
@@ -224,17 +236,17 @@ def committed() -> Path | None:
 
 def submission() -> bool:
     """Whether the report is being handed in, so that it must show one student's run alone."""
-    return bool(os.environ.get("RLHF_SUBMISSION"))
+    return is_set("RLHF_SUBMISSION")
 
 
 def forced() -> bool:
     """Whether to hand in what would not count."""
-    return bool(os.environ.get("RLHF_FORCE"))
+    return is_set("RLHF_FORCE")
 
 
 def debugging() -> bool:
     """Whether the tracebacks of errors are shown as well as their messages."""
-    return bool(os.environ.get("RLHF_DEBUG"))
+    return is_set("RLHF_DEBUG")
 
 
 def log_to() -> str | None:
@@ -251,7 +263,7 @@ def log_to() -> str | None:
 
 def progress_wanted() -> bool:
     """Whether progress is shown even where no terminal is."""
-    return bool(os.environ.get("RLHF_PROGRESS"))
+    return is_set("RLHF_PROGRESS")
 
 
 def asked() -> dict[str, str]:

@@ -263,7 +263,7 @@ def train(run: Run, cfg: GANConfig, images: ImageSet) -> tuple[Definitions, Stat
     total = cfg.steps(len(images.train))
     shown = frame_steps(cfg, total)
     frames = np.zeros((len(shown), *GRID_SHAPE, *images.train.shape[1:]), np.uint8)
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpoints(run.checkpoints, run.identity)
     start = 0
     if restored := checkpoints.restore(kept(state, frames)):
         start, tree, _ = restored

@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from experiment_runs import hosts, settings
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief
 from experiment_runs.files import fingerprint
 from experiment_runs.run import ensure
 from experiment_runs.tracking import StepCallback
@@ -27,7 +27,7 @@ from rlhf_jax.intervals import bootstrap
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.ppo.rewards import named_rewards, reward_terms
 from rlhf_jax.pretrained import hub, loading
-from rlhf_jax.pretrained.model import Pretrained, model_fingerprint
+from rlhf_jax.pretrained.model import Pretrained, model_fingerprint, tokenizer_fingerprint
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.responses import respond, response_texts
 from rlhf_jax.reward_model import model as reward_models
@@ -230,11 +230,13 @@ def evaluate(
       response_tokens: longest response.
 
     Raises:
-      UserError: two models have one name, or a reward is none.
+      UserError: two models have one name or different tokenizers, or a reward is none.
     """
     named = models if isinstance(models, Mapping) else {model.name: model for model in models}
     if len(named) < len(models):
         raise UserError("evaluate: two models have the same name; give {'name': model, ...}")
+    if len({tokenizer_fingerprint(model) for model in named.values()}) != 1:
+        raise UserError("evaluate: give one model or more, all with the same tokenizer")
     asked, first = conversations(prompts), next(iter(named.values()))
     cfg = config or EvaluationConfig()
     terms = reward_terms({n: (reward_for(reward, first), 1.0) for n, reward in rewards.items()})
@@ -273,8 +275,10 @@ def conversations(prompts: Sequence[Any]) -> list[Conversation]:
     """Prompts as the chat template gets them: texts, or the turns of dialogues.
 
     Raises:
-      UserError: a prompt is empty, or does not end with the user's message.
+      UserError: they are one text; a prompt is empty, or does not end with the user's message.
     """
+    if isinstance(prompts, str | Mapping):
+        raise UserError(f"prompts is {brief(prompts)}; give a list of prompts")
     return [conversation(given, f"prompt {number}") for number, given in enumerate(prompts, 1)]
 
 

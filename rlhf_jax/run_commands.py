@@ -74,11 +74,11 @@ class Generate(UseModel):
                     state, rows[part], masks[part],
                     keys, self.temperature,
                     decoder_def=definition, length=self.tokens or cfg.response_tokens,
-                    end=tokenizer.end, pad=tokenizer.pad,
+                    end=tokenizer.ends, pad=tokenizer.pad,
                 )  # fmt: skip
                 tokens, kept = jax.device_get((responses.tokens, responses.mask))
                 for prompt, row, mask in zip(prompts[part], tokens, kept, strict=True):
-                    ended = bool((row[mask] == tokenizer.end).any())
+                    ended = bool(np.isin(row[mask], tokenizer.ends).any())
                     self.give(name, prompt, tokenizer.decode(row[mask]), ended)
 
     def prompts(self) -> list[str]:

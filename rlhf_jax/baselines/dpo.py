@@ -93,7 +93,7 @@ def train(
     state = initial_state(pretrained.state, optimizer)
     reference = sharded(pretrained.state, RULES)
     static = {"definition": pretrained.definition, "cfg": cfg}
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpoints(run.checkpoints, run.identity)
     start = 0
     if restored := checkpoints.restore(state):
         start, state, _ = restored

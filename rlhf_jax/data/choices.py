@@ -90,11 +90,23 @@ def verdicts(where: str, frame: pd.DataFrame, pair: tuple[str, str]) -> pd.Serie
         better = told(frame, name, pair)
         rule = (lambda column: better.notna(), f"{marks[0]!r}, {marks[1]!r} or 'tie', as in {pair}")
         tables.check(where, frame, {name: rule})
+        scores = [f"score_{mark}" for mark in marks]
+        if {*scores} <= {*frame.columns}:
+            lead = tables.numbers(frame[scores[0]]) - tables.numbers(frame[scores[1]])
+            tables.check_scores(where, lead * better.map({0: 1, 1: -1, -1: 0}), f"'{name}'")
         return better.astype(int)
     if name := next((name for name in STRENGTHS if name in frame), None):
         rule = (lambda column: np.isfinite(tables.numbers(column)) | column.isna(), "a number")
         tables.check(where, frame, {name: rule})
-        return signs(tables.numbers(frame[name]))
+        lead = tables.numbers(frame[name])
+        if (lead != 0).sum() >= tables.FEWEST_DECIDED and not (
+            (lead < 0).any() and (lead > 0).any()
+        ):
+            raise UserError(
+                f"{where}: '{name}' runs from {lead.min():g} to {lead.max():g}; it must be below 0 "
+                "where the first reply is better and above 0 where the second is"
+            )
+        return signs(lead)
     scores = [f"score_{mark}" for mark in marks]
     if {*scores} <= {*frame.columns}:
         first, second = (tables.numbers(frame[name]) for name in scores)

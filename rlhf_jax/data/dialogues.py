@@ -29,10 +29,12 @@ POST = "info"  # column of what summarize_from_feedback's summaries are of
 SYSTEMS = ("system", "system_prompt")  # columns of a system message
 DIALOGUES = ("messages", "conversations", "conversation")  # of dialogues, which may begin with one
 BESIDE = ("input", "context")  # columns of what an instruction or a question is about
-# Whole dialogues in one text: a printed list, or the marks of other chat formats.
+# Whole dialogues in one text: a printed list, the marks of other chat formats, or names of speakers
+# that no empty line stands before, or that HH-RLHF does not have.
 WRITTEN = re.compile(
     r"\A\s*\[\s*[\"'{]|<\|im_(?:start|end)\|>|<\|(?:user|assistant|start_header_id)\|>"
     r"|<start_of_turn>|\[/?INST\]|###\s*(?:Human|User|Instruction|Assistant|Response)\b"
+    r"|\A\s*(?:Human:(?:(?!\n\s*\n)[\s\S])*?|User:[\s\S]*?\n?)\n[ \t]*(?:Assistant|AI|Bot):"
 )
 
 

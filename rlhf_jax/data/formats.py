@@ -2,11 +2,13 @@
 
 import codecs
 import contextlib
+import csv as csv_reader
 import gzip
 import io
 import json
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,7 +228,27 @@ def csv(path: Path) -> pd.DataFrame:
     if not isinstance(frame.index, pd.RangeIndex):  # the first values became names of rows
         raise ValueError(f"more values than names; quote texts that have {separator!r} in them")
     check_count(len(frame))
+    check_quotes(path, separator)
     return frame
+
+
+def check_quotes(path: Path, separator: str) -> None:
+    """Raises ValueError where a text that begins with a quotation mark goes on behind the closing
+    one: it was not quoted, and may have swallowed the rows up to the next mark."""
+    before = csv_reader.field_size_limit(sys.maxsize)
+    try:
+        with io.BufferedReader(Unpacked(path), 2**20) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            rows = csv_reader.reader(text, delimiter=separator, strict=True)
+            for _ in rows:
+                pass
+    except csv_reader.Error as error:
+        raise ValueError(
+            f"line {rows.line_num}: {error}; quote texts with quotation marks, which are written "
+            "twice"
+        ) from None
+    finally:
+        csv_reader.field_size_limit(before)
 
 
 def check_count(rows: int) -> None:

@@ -38,8 +38,6 @@ PROMPT_COLUMNS = (
     "prompt", "question", "instruction", "conversations", "input", "query", "context",
     "history", "user_input", "inputs", "trajectory",
 )  # fmt: skip
-FEWEST_DECIDED = 20  # rows whose replies differ in votes, from which on
-CONTRADICTION = 0.9  # of them with labels against the votes mean that the labels are turned around
 KNOWN_COLUMNS = [
     *KEPT, *PROMPT_COLUMNS, POST, *BESIDE, *SYSTEMS, *DIALOGUES, *choices.COLUMNS, *replies.COLUMNS,
 ]  # fmt: skip
@@ -207,13 +205,8 @@ def check_pairs(where: str, frame: pd.DataFrame) -> None:
     tables.check(where, frame, rules)
     if {"score_A", "score_B", "labels"} <= {*frame.columns}:
         lead = tables.numbers(frame["score_A"]) - tables.numbers(frame["score_B"])
-        against = (tables.numbers(frame["labels"]) == 1) != (lead > 0)
-        decided = int((lead != 0).sum())
-        if decided >= FEWEST_DECIDED and against[lead != 0].mean() > CONTRADICTION:
-            raise UserError(
-                f"{where}: 'labels' prefers the reply with fewer votes in "
-                f"{against[lead != 0].mean():.0%} of the rows; it must be 1 where A is preferred"
-            )
+        first = tables.numbers(frame["labels"]) == 1
+        tables.check_scores(where, lead.where(first, -lead), "'labels' (1 where A is preferred)")
 
 
 def is_ratio(column: pd.Series) -> pd.Series:

@@ -222,6 +222,10 @@ def chosen_and_rejected(
         f"a text, messages or at most {MOST_REPLIES} texts",
     )
     tables.check(where, frame, dict.fromkeys(pair, several))
+    for names in ([form.format(name) for name in pair] for form in PAIR_SCORES):
+        if {*names} <= {*frame.columns}:
+            chosen, rejected = (tables.numbers(frame[name]) for name in names)
+            tables.check_scores(where, chosen - rejected, f"'{pair[0]}'")
     for row in frame.to_dict("records"):
         chosen, rejected = (numbered(name, row[name]) for name in pair)
         tie = tied(row, pair)

@@ -19,6 +19,9 @@ from experiment_runs.errors import UserError, brief
 from experiment_runs.files import fingerprint
 from rlhf_jax.data.formats import SUFFIXES, data_files, encodable, table
 
+FEWEST_DECIDED = 20  # rows whose replies differ in scores, from which on they can contradict
+CONTRADICTION = 0.9  # of them with choices against the scores mean that the choices are turned
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
@@ -114,6 +117,25 @@ def number(value: Any) -> float:
         return float(value)
     except (ValueError, OverflowError):
         return math.nan
+
+
+def check_scores(where: str, lead: pd.Series, chosen: str) -> None:
+    """Refuses choices that say the opposite of the scores beside them.
+
+    Args:
+      where: the rows are from.
+      lead: of the chosen reply over the other one, by score; NaN where there is none.
+      chosen: by what, in words.
+
+    Raises:
+      UserError: so it is in nearly all of many rows.
+    """
+    decided = lead[(lead > 0) | (lead < 0)]
+    if len(decided) >= FEWEST_DECIDED and (share := (decided < 0).mean()) > CONTRADICTION:
+        raise UserError(
+            f"{where}: {chosen} prefers the reply with the lower score in {share:.0%} of the rows; "
+            "correct one of the two, or remove the scores"
+        )
 
 
 def check(

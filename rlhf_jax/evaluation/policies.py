@@ -36,6 +36,7 @@ from rlhf_jax.pretrained.responses import respond, response_texts
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
 
+LARGEST_ANSWERS = 2**30  # bytes of what a policy has answered, kept until the end
 BASE = "pretrained"
 RATED = (BASE, "ppo-full", "ppo-lora")  # policies whose responses are rated by hand
 SplitDecoder = tuple[nnx.GraphDef, nnx.State]
@@ -136,7 +137,7 @@ def kept_answers(
         columns, texts = ask()
         stored = {column: [str(own.dtype), own.tolist()] for column, own in columns.items()}
         write_text(path, encode({"columns": stored, "texts": texts}))
-    kept = read_json(path)
+    kept = read_json(path, largest=LARGEST_ANSWERS)
     columns = {column: np.asarray(own, kind) for column, (kind, own) in kept["columns"].items()}
     return columns, kept["texts"]
 

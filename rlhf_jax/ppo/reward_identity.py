@@ -74,7 +74,7 @@ def described(value: Any, name: str, above: list[Any]) -> Any:
         case types.MethodType():
             return ["method", inner(value.__func__, name), inner(value.__self__, name)]
         case types.ModuleType():
-            return module(value)
+            return module(value, inner)
         case types.CodeType():
             return [
                 "code",
@@ -133,11 +133,22 @@ def global_names(code: types.CodeType) -> Iterator[str]:
             yield from global_names(inner)
 
 
-def module(value: types.ModuleType) -> list[str]:
-    """A module of one's own by its source, an installed one by its version."""
+def module(value: types.ModuleType, inner: Callable[[Any, str], list]) -> list[Any]:
+    """A module of one's own by its source, all of a package's, and by those of one's own that it
+    takes names from; an installed one by its version."""
     if installed(value.__name__) or not getattr(value, "__file__", None):
         return ["module", value.__name__, version(value.__name__)]
-    return ["module", value.__name__, fingerprint(Path(value.__file__))]
+    path = Path(value.__file__)
+    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    named = [
+        x.__name__ if isinstance(x, types.ModuleType) else getattr(x, "__module__", None)
+        for x in vars(value).values()
+    ]
+    others = sorted(
+        {x for x in named if isinstance(x, str)} & sys.modules.keys() - {value.__name__}
+    )
+    read = [inner(sys.modules[name], name) for name in others if not installed(name)]
+    return ["module", value.__name__, [fingerprint(file) for file in files], read]
 
 
 def installed(name: str | None) -> bool:

@@ -106,7 +106,7 @@ def train(
     )  # fmt: skip
     reward_states = {name: term.scorer.for_products().state for name, term in models.items()}
     frozen = sharded(Frozen(tuned.frozen, fixed.state, reward_states), RULES)
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpoints(run.checkpoints, run.identity)
     start, notes, program = 0, {"kl_weight": cfg.kl_weight}, None
     if restored := checkpoints.restore(state):
         start, state, notes = restored

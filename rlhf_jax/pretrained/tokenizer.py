@@ -116,8 +116,9 @@ class Tokenizer:
           embeddings: how many tokens the model knows; those beyond are never used.
 
         Raises:
-          UserError: there is no chat template, no end token, or no token left to pad with; the
-            template as a whole has other tokens than its parts; the vocabulary is not the model's.
+          UserError: there is no chat template, no end token, or no token left to pad with; an
+            end token is a text; the template as a whole has other tokens than its parts; the
+            vocabulary is not the model's.
         """
         name = huggingface.name_or_path
         huggingface.chat_template = chosen_template(huggingface.chat_template, name)
@@ -141,6 +142,11 @@ class Tokenizer:
         every = dict.fromkeys((closing[-1], *ends, huggingface.eos_token_id))
         used = {*prompt.before, *prompt.after, *closing, *tail}
         ends = tuple(token for token in every if token < embeddings)
+        if words := [token for token in ends if token not in controls]:
+            raise UserError(
+                f"{name}: eos_token_id {words[0]} of the model is the text "
+                f"{huggingface.decode([words[0]])!r}; give the token that ends a reply"
+            )
         known = [token for token in controls if token < embeddings]
         return cls(
             huggingface, plain, prompt.slot, reply.slot, prompt.before, prompt.after, closing,

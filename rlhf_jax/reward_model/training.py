@@ -100,7 +100,7 @@ def train(
     state, frozen = initial_state(trainable, optimizer), sharded(frozen, RULES)
     static = {"definition": definition, "cfg": cfg}
     dropout = jax.random.fold_in(jax.random.key(cfg.seed), DROPOUT)
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpoints(run.checkpoints, run.identity)
     start, best = 0, {"loss": math.inf, "step": -1}
     if restored := checkpoints.restore(state):
         start, state, best = restored

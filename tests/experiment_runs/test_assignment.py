@@ -71,6 +71,11 @@ def test_lists_and_ranges_are_compared_and_said_in_words():
         ("passes = 5", "", r"\[protocol.ppo\] has no passes"),
         ("scores = [1, 3, 5]", "scores = [1, 'a']", r"\[ratings\] scores is .*from 1 to 5"),
         ("scores = [1, 3, 5]", "scores = [1, 5]", r"\[ratings.rubric\] coherence is .*2 scores"),
+        ("value = 6000, ", "value = 9, ", r"\[protocol.reward\] train_pairs is .*lies"),
+        ("from = 5000", "form = 5000", r"\[protocol.reward\] train_pairs is .*'from', 'to'"),
+        (", from = 5000", "", r"\[protocol.reward\] train_pairs is .*'from', 'to' or both"),
+        ("[0.02, 0.1]", "[0.1, 0.02]", r"\[kl\] band is .*the lower one first"),
+        ("scores = [1, 3, 5]", "scores = [1, 1, 5]", r"\[ratings\] scores is .*each once"),
         ('"_HW2.html"', '""', r"\[submission\] page is ''"),
     ],
 )

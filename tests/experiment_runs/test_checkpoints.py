@@ -235,3 +235,16 @@ def test_nothing_that_is_not_finite_is_saved_and_the_last_good_state_stays(tmp_p
     with pytest.raises(FloatingPointError, match="step 7: .* not finite"):
         save_weights(tmp_path / "best", bad, step=7)
     jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path / "best", good), good)
+
+
+def test_a_state_of_another_run_is_not_taken(tmp_path):
+    """Somebody may have copied it there, to go on with other settings."""
+    keeper = Checkpoints(tmp_path, "one")
+    keeper.save(1, state_of(1), {})
+    keeper.close()
+    own, other = Checkpoints(tmp_path, "one"), Checkpoints(tmp_path, "another")
+    with pytest.raises(UserError, match="resume/1: the state of another run.*remove this folder"):
+        other.restore(state_of(0))
+    assert own.restore(state_of(0))[0] == 1
+    for keeper in (own, other):
+        keeper.close()

@@ -90,7 +90,7 @@ def test_a_line_that_a_kill_left_half_written_is_dropped_on_resume(tmp_path):
         file.write('{"step": 2, "lo')
     with pytest.raises(UserError, match="metrics.jsonl, line 2: not JSON"):
         run.metrics()
-    run.rewind(5)
+    run.rewind(1)
     assert list(run.metrics()["step"]) == [1]
 
 
@@ -256,16 +256,14 @@ def test_progress_shows_its_label_where_it_is_wanted(capsys, monkeypatch):
     "content",
     [b"", b"null", b"[1]", b"{}", b"\xff\xfe{\x00}\x00", b"{", b"[" * 10**5, b'{"loss": 2}'],
 )
-def test_a_run_whose_summary_is_damaged_counts_as_not_finished_and_this_is_said(
-    tmp_path, content, capsys
-):
+def test_a_run_whose_summary_is_damaged_is_neither_finished_nor_trained_over(tmp_path, content):
     path = ensured(tmp_path).path / "summary.json"
     path.write_bytes(content)
     assert not Run(path.parent).finished
     with pytest.raises(UserError, match="summary.json: "):
         _ = Run(path.parent).summary
-    again = ensured(tmp_path)
-    assert again.finished and "counts as not finished" in capsys.readouterr().err
+    with pytest.raises(UserError, match="summary.json: .* or move .* elsewhere"):
+        ensured(tmp_path, train=lambda run: pytest.fail("trained again"))
 
 
 def test_the_summary_of_another_configuration_does_not_finish_a_run(tmp_path):
@@ -323,7 +321,7 @@ def test_a_broken_end_of_a_log_is_cut_off_and_said(tmp_path, end, capsys):
     (run.path / "metrics.jsonl").write_bytes(whole + end)
     with pytest.raises(UserError, match="metrics.jsonl, line 2: not JSON"):
         run.metrics()
-    run.rewind(5)
+    run.rewind(1)
     assert (run.path / "metrics.jsonl").read_bytes() == whole
     assert "it was cut off and is left out" in capsys.readouterr().err
 
@@ -334,7 +332,7 @@ def test_a_line_that_is_damaged_inside_a_log_is_named(tmp_path, line):
     whole = (run.path / "metrics.jsonl").read_bytes()
     (run.path / "metrics.jsonl").write_bytes(line + b"\n" + whole)
     with pytest.raises(UserError, match="metrics.jsonl, line 1: .*remove the line"):
-        run.rewind(5)
+        run.rewind(1)
 
 
 def test_damaged_arrays_are_named(tmp_path):
@@ -475,3 +473,21 @@ def test_names_with_half_a_surrogate_pair_can_be_kept(tmp_path):
     run.sample(step=1, name=name)
     assert run.summary["name"] == run.samples()[0]["name"] == name
     assert len(files.fingerprint(name)) == 16
+
+
+def test_a_log_that_ends_before_the_checkpoint_is_told(tmp_path):
+    """As a power cut leaves it, or a folder that was copied without it."""
+
+    def cut_off(run):
+        for step in (1, 2):
+            run.log(step=step, loss=1.0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensured(tmp_path, train=cut_off)
+    with pytest.raises(UserError, match="metrics.jsonl: ends at step 2, .*of step 3; restore"):
+        ensured(tmp_path, train=lambda run: run.rewind(3))
+    (path,) = tmp_path.glob("stage-*")
+    (path / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="metrics.jsonl: ends at step 0"):
+        ensured(tmp_path, train=lambda run: run.rewind(1))

@@ -21,7 +21,7 @@ def test_the_environment_is_read_in_one_place():
 
 def test_every_variable_is_explained_and_none_is_explained_that_is_not_read():
     text = (settings.SOURCES / "experiment_runs" / "settings.py").read_text()
-    read = set(re.findall(r'environ(?:\.get\(|\[)"(RLHF_[A-Z_]+)"', text))
+    read = set(re.findall(r'(?:environ\.get\(|environ\[|is_set\()"(RLHF_[A-Z_]+)"', text))
     assert set(re.findall(r"^    (RLHF_[A-Z_]+) ", settings.__doc__, re.MULTILINE)) == read
     assert set(settings.SHOWN) <= read
 
@@ -66,3 +66,24 @@ def test_devices_that_jax_does_not_find_are_one_message(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(UserError, match="JAX_PLATFORMS=cuda: JAX finds no such device"):
         settings.profile()
+
+
+@pytest.mark.parametrize("name", ["RLHF_PREFERENCE", "RLHF_PROMPT", "RLHF_RESULT", "RLHF_DATADIR"])
+def test_a_variable_that_is_nearly_one_of_them_is_told(monkeypatch, name):
+    monkeypatch.setenv("RLHF_OF_SOMEBODY_ELSE", "1")
+    settings.check()
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(UserError, match=f"{name}: unknown; did you mean RLHF_"):
+        settings.check()
+
+
+def test_what_says_no_is_no(monkeypatch):
+    for value, said in (("0", False), ("No", False), ("false", False), ("1", True), ("yes", True)):
+        monkeypatch.setenv("RLHF_FORCE", value)
+        assert settings.forced() == said
+
+
+def test_results_may_lie_in_the_home_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RLHF_RESULTS", "~/runs")
+    assert settings.results() == tmp_path / "runs"

@@ -1,5 +1,6 @@
 """The public names: what they promise, that they do it, and what they say of bad input."""
 
+import dataclasses
 import inspect
 import os
 import pydoc
@@ -206,3 +207,22 @@ def test_a_model_is_loaded_in_the_company_that_the_environment_asks_for(monkeypa
     monkeypatch.setenv("RLHF_HOSTS", "10.0.0.1:4217/2/7")
     with pytest.raises(UserError, match="RLHF_HOSTS=10.0.0.1:4217/2/7: write auto"):
         rlhf_jax.load("random")
+
+
+def test_one_prompt_in_place_of_a_list_is_told(model):
+    for call in (
+        lambda: rlhf_jax.generate(model, "Why?"),
+        lambda: rlhf_jax.evaluate([model], "Why?", rewards={"count": count}),
+        lambda: rlhf_jax.train_policy(model, "Why?", reward=count, config=CFG),
+    ):
+        with pytest.raises(UserError, match="prompts is 'Why\\?'; give a list of prompts"):
+            call()
+
+
+def test_models_of_other_tokenizers_are_not_compared(model):
+    other = dataclasses.replace(model, name="other", tokenizer=dataclasses.replace(
+        model.tokenizer, ends=(*model.tokenizer.ends, 3)
+    ))  # fmt: skip
+    for models in ([model, other], []):
+        with pytest.raises(UserError, match="evaluate: give one model or more, all with the same"):
+            rlhf_jax.evaluate(models, ["one"], rewards={"count": count})

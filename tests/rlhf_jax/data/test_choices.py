@@ -119,3 +119,23 @@ def test_questions_of_several_turns_that_are_printed_are_read_as_dialogues():
 def test_what_states_no_choice_is_refused_with_what_would_do(row, message):
     with pytest.raises(UserError, match=message):
         preference_posts([row])
+
+
+@pytest.mark.parametrize("name", ["preference_strength", "overall_preference"])
+def test_a_strength_on_a_scale_without_a_middle_of_zero_is_refused(name):
+    """A scale from 1 to 7 would make every second reply the better one."""
+    row = {"response_1": BAD, "response_2": GOOD}
+    rows = [row | {"prompt": f"{i}?", name: 1 + i % 7} for i in range(40)]
+    with pytest.raises(UserError, match=f"'{name}' runs from 1 to 7; it must be below 0 where"):
+        preference_posts(rows)
+    for one in rows:
+        one[name] -= 4
+    assert len(preference_posts(rows)) > 20
+
+
+def test_choices_that_contradict_the_scores_beside_them_are_refused():
+    rows = [A_B | {"prompt": f"{i}?", "winner": "a", "score_a": 1, "score_b": 9} for i in range(40)]
+    with pytest.raises(UserError, match="'winner' prefers the reply with the lower score in 100%"):
+        preference_posts(rows)
+    assert len(preference_posts([row | {"winner": "b"} for row in rows])) == 40
+    assert len(preference_posts(rows[:10])) == 10  # too few to tell

@@ -1,6 +1,7 @@
 """Files as programs write them: which are read, and what is said of the others."""
 
 import codecs
+import gzip
 import json
 import lzma
 
@@ -168,3 +169,18 @@ def test_repeated_texts_come_back_as_they_were(tmp_path):
         assert [x if isinstance(x, str) else None for x in frame["text"]] == [
             row["text"] for row in rows
         ]
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.tsv", "\t"), ("a.csv", ","), ("a.csv.gz", ",")])
+def test_a_quotation_mark_that_swallows_rows_is_told(tmp_path, name, mark):
+    """Texts that begin with one, in a file that quotes nothing."""
+    rows = [["text", "votes"], *([f"good {i}", str(i)] for i in range(12))]
+
+    def read_with(first, second):
+        rows[3][0], rows[8][0] = first, second
+        content = "".join(mark.join(row) + "\n" for row in rows).encode()
+        return read(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
+
+    with pytest.raises(UserError, match="cannot be read .*line 9: .*quote texts with quotation"):
+        read_with('"Yes, said Tom.', '"No" he said')
+    assert len(read_with('"Yes, said ""Tom"".\nSo"', 'a "No" he said')) == 12

@@ -202,6 +202,7 @@ WRITTEN = [
     "### Human: Why?### Assistant: So.", "<|im_start|>user\nWhy?<|im_end|>", "[INST] Why? [/INST]",
     "Below is a task.\n\n### Instruction:\nAdd.\n\n### Response:\n3",
     "<|start_header_id|>user<|end_header_id|>", "<start_of_turn>user\nWhy?", "<|user|>\nWhy?",
+    "Human: Why?\nAssistant: So.", "User: Why?\n\nAssistant: So.", "\nHuman: a\nb\n Bot: So.",
 ]  # fmt: skip
 
 

@@ -194,6 +194,16 @@ def test_a_chosen_reply_that_is_scored_as_the_rejected_one_is_no_better(tie):
     assert post.prompt == "Why?"
 
 
+@pytest.mark.parametrize("form", ["score_{}", "{}_score", "rating_{}", "{}_rating"])
+def test_chosen_replies_that_are_scored_below_the_rejected_ones_are_refused(form):
+    row = {"chosen": BEST, "rejected": WORST, form.format("chosen"): 1, form.format("rejected"): 9}
+    rows = [row | {"prompt": f"{i}?"} for i in range(40)]
+    with pytest.raises(UserError, match="'chosen' prefers the reply with the lower score in 100%"):
+        preference_posts(rows)
+    right = {form.format("chosen"): 9, form.format("rejected"): 1}
+    assert len(preference_posts([one | right for one in rows])) == 40
+
+
 def test_every_chosen_reply_of_a_list_is_better_than_every_rejected_one():
     """RewardBench 2."""
     [post] = preference_posts(

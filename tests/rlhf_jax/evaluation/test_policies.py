@@ -289,6 +289,13 @@ def test_a_policy_that_has_answered_is_not_asked_again(evaluate, evaluated, tmp_
     assert not [*again.path.glob("answers-*")]
 
 
+def test_however_much_was_answered_it_is_read_again(evaluated):
+    columns, texts = {"reward": np.ones((3, 2), np.float32)}, ["x" * 2**23, "y" * 2**23, "z" * 9]
+    kept = evaluation.kept_answers(evaluated, "many", lambda: (columns, texts))
+    (evaluated.path / "answers-many.json").unlink()
+    assert kept[1] == texts and kept[0]["reward"].dtype == np.float32
+
+
 @pytest.mark.parametrize("name", ["ppo-lora", "ppo-full-1"])
 def test_the_kl_of_a_response_is_that_of_the_whole_distributions_at_its_tokens(toy, tuned, name):
     """Computed again from unpadded episodes, in float64, with the softmax written out."""

@@ -1,12 +1,14 @@
 """A changed reward function is another one; the same one is the same in every process."""
 
 import functools
+import os
 import re
 import subprocess
 import sys
 import textwrap
 import threading
 import types
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,8 @@ import pytest
 
 from experiment_runs.errors import UserError
 from rlhf_jax.ppo.reward_identity import function_fingerprint
+
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
 
 BASE = """
     import functools, re, string
@@ -120,3 +124,29 @@ def test_what_cannot_be_told_apart_is_refused_by_name():
 
     with pytest.raises(UserError, match="reads lock, .* of type lock, .*reward_name="):
         function_fingerprint(guarded)
+
+
+def test_a_module_of_ones_own_is_read_with_those_that_it_takes_from(tmp_path, monkeypatch):
+    """Those of its package, and others of one's own beside it."""
+    package = tmp_path / "my_rewards"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .parts import score\nimport my_tables\n")
+    (package / "parts.py").write_text("from my_tables import WORDS\ndef score(x): return len(x)\n")
+    (tmp_path / "my_tables.py").write_text("WORDS = 1\nimport my_rewards\n")
+    code = (
+        "import my_rewards; from rlhf_jax.ppo.reward_identity import function_fingerprint\n"
+        "def reward(p, r): return [my_rewards.score(x) for x in r]\n"
+        "print(function_fingerprint(reward))"
+    )
+
+    def told():
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "JAX_PLATFORMS": "cpu"},
+        ).stdout  # fmt: skip
+
+    first = told()
+    (package / "parts.py").write_text("def score(x): return -99 * len(x)\n")
+    second = told()
+    (tmp_path / "my_tables.py").write_text("WORDS = 2\n")
+    assert len({first, second, told()}) == 3

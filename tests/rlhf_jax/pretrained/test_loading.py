@@ -487,3 +487,12 @@ def test_an_address_of_the_hub_that_cannot_be_asked_is_one_message(address, monk
     data_hub.reachable.cache_clear()
     with pytest.raises(UserError, match="HF_ENDPOINT=.*: write the hub's address with https://"):
         data_hub.reachable()
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_end_that_is_a_text_is_refused(folder, file):
+    """Configurations that nobody wrote have the number 2, whatever it is."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / file).write_text(json.dumps(config | {"eos_token_id": 72}))
+    with pytest.raises(UserError, match="eos_token_id 72 of the model is the text .*give the tok"):
+        load(str(folder))
