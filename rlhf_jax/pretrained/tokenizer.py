@@ -139,14 +139,15 @@ class Tokenizer:
         last = next((i for i, token in enumerate(reply.after) if token in controls), None)
         closing = (huggingface.eos_token_id,) if last is None else reply.after[: last + 1]
         tail = () if last is None else reply.after[last + 1 :]
-        every = dict.fromkeys((closing[-1], *ends, huggingface.eos_token_id))
-        used = {*prompt.before, *prompt.after, *closing, *tail}
-        ends = tuple(token for token in every if token < embeddings)
-        if words := [token for token in ends if token not in controls]:
+        ending = {*controls, huggingface.eos_token_id}
+        if words := [token for token in ends if token < embeddings and token not in ending]:
             raise UserError(
                 f"{name}: eos_token_id {words[0]} of the model is the text "
                 f"{huggingface.decode([words[0]])!r}; give the token that ends a reply"
             )
+        every = dict.fromkeys((closing[-1], *ends, huggingface.eos_token_id))
+        used = {*prompt.before, *prompt.after, *closing, *tail}
+        ends = tuple(token for token in every if token < embeddings)
         known = [token for token in controls if token < embeddings]
         return cls(
             huggingface, plain, prompt.slot, reply.slot, prompt.before, prompt.after, closing,
