@@ -67,7 +67,7 @@ SMALL = [  # of the cpu profile, whose model is SmolLM2
     "--reward.train-pairs", "24", "--reward.validation-pairs", "8", "--reward.test-pairs", "8",
     "--reward.max-tokens", "96", "--reward.reference-samples", "8",
     "--lora.prompts", "16", "--lora.batch", "8", "--lora.forward-batch", "4",
-    "--lora.response-tokens", "8",
+    "--lora.response-tokens", "8", "--ppo.prompts", "16", "--evaluation.prompts", "8",
 ]  # fmt: skip
 SRUN = """#!/bin/bash
 for number in 0 1; do SLURM_PROCID=$number SLURM_LOCALID=$number "$@" & done
