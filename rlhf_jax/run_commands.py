@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
+import numpy as np
 import tyro
 
 from experiment_runs import inventory, settings

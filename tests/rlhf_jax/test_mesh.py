@@ -23,7 +23,8 @@ from rlhf_jax.ppo.actor_critic import build
 SCRIPT = Path(__file__).with_name("mesh_programs.py")
 # Bytes that may be gathered beside a matrix: one step's logits, of which a token is drawn; hidden
 # states of a batch, which XLA gathers in place of a sum where no matrix of the base is trained.
-STATES = {"sampling": 4 * 264 * 32, "reward LoRA": 4 * 64 * 32 * 16}
+BATCH_STATES = 4 * 64 * 32 * 16
+STATES = {"sampling": 4 * 264 * 32, "reward LoRA": BATCH_STATES, "PPO LoRA": BATCH_STATES}
 MESHES = [f"data={n // m},model={m}" for n in (8, 4, 2) for m in (1, 2, 4, 8) if m <= n]
 
 
