@@ -257,8 +257,9 @@ def check_count(rows: int) -> None:
 
 
 def parquet(path: Path) -> pd.DataFrame:
-    """A Parquet file; a text that many rows have stays one text until all are counted."""
-    limit, size, batches = largest_content(path), 0, []
+    """A Parquet file, read column by column; a text that many rows have stays one text until all
+    are counted."""
+    limit, size, columns = largest_content(path), 0, []
     schema = pyarrow.parquet.read_metadata(path).schema
     texts = [schema.column(i).path for i in range(len(schema))]
     with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
@@ -271,12 +272,16 @@ def parquet(path: Path) -> pd.DataFrame:
         unpacked = sum(group.total_byte_size for group in groups)
         if max(unpacked, values) > limit:  # before anything is unpacked
             raise ValueError(f"it unpacks to more than {limit:,} bytes")
-        for batch in file.iter_batches(ROWS_AT_A_TIME):
-            batches.append(batch)
-            size += max(batch.nbytes, sum(map(written_out, batch.columns)))
-            if size > limit:
-                raise ValueError(f"it unpacks to more than {limit:,} bytes")
-    return whole_frame(pyarrow.Table.from_batches(batches, file.schema_arrow))
+        for field in file.schema_arrow:
+            batches = []
+            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=[field.name]):
+                batches.append(batch)
+                size += max(batch.nbytes, sum(map(written_out, batch.columns)))
+                if size > limit:
+                    raise ValueError(f"it unpacks to more than {limit:,} bytes")
+            one = pyarrow.Table.from_batches(batches, pyarrow.schema([field]))
+            columns.append(one.column(0))
+        return whole_frame(pyarrow.Table.from_arrays(columns, schema=file.schema_arrow))
 
 
 def written_out(column: pyarrow.Array) -> int:
