@@ -104,10 +104,8 @@ class Checkpoints:
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
                 state, notes = self.read(step, like)
-            except UserError:
-                raise
             except Exception as error:  # of any kind, whatever byte of a checkpoint is damaged
-                if may_pass(error):
+                if isinstance(error, UserError) or may_pass(error):
                     raise
                 damaged[step] = first_line(error)
                 continue

@@ -172,14 +172,13 @@ class Run:
         return renamed(self._unchanged(f"{name}.npz", read_npz, problems_of=too_large))
 
     def _unchanged(self, name: str, read: Callable, **options: Any) -> Any:
-        """What is read of a file.
-
-        Raises:
-          UserError: it is not as it was when the run was finished.
-        """
+        """What is read of a file, which must be as it was when the run was finished."""
         path = self.path / name
         content = read(path, **options)
-        expected = self._read_summary()[1].get(name) if self.finished else None
+        try:
+            expected = self._read_summary()[1].get(name)
+        except UserError:  # the run is not finished
+            return content
         if expected and not (path.exists() and fingerprint(path) == expected):
             raise UserError(f"{path}: not as it was when the run was finished; restore the file")
         return content

@@ -24,7 +24,7 @@ from rlhf_jax.data.preferences import load_preferences, posts
 from rlhf_jax.data.prompts import load_prompts
 from rlhf_jax.export.foreign_reward_model import load_reward_model
 from rlhf_jax.pretrained import hub, loading
-from rlhf_jax.pretrained.model import Pretrained, random_model
+from rlhf_jax.pretrained.model import random_model
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.profiles import profile
 from rlhf_jax.ratings.store import CRITERIA, load_ratings, rating_table
@@ -73,13 +73,9 @@ def read_images(data_dir: Path) -> None:
 
 
 def read_model(path: Path) -> None:
+    """Its weights are numbers, and its template hands on what it is given, once."""
     hub.identity(path, dtype="float32")
     model = loading.load(path, name="hostile")
-    check_model(model)
-
-
-def check_model(model: Pretrained) -> None:
-    """Its weights are numbers, and its template hands on what it is given, once."""
     tokenizer = model.tokenizer
     texts = ["why?", "", "ä\x00\n \U0001f600", "x" * 3000, "<|im_end|>"]
     rows, mask, _ = prompt_rows(texts, tokenizer, length=tokenizer.template_length + 8)
@@ -144,7 +140,7 @@ def read_assignment(folder: Path) -> None:
 
 
 def read_document(folder: Path) -> None:
-    """Into pages that name no file which is not there, and hold the title."""
+    """Into a whole page and a PDF."""
     render(folder / "report.qmd", ["html", "pdf"])
     (page,) = folder.rglob("report.html")
     assert "</html>" in page.read_text()[-100:]

@@ -126,7 +126,7 @@ def test_what_cannot_be_told_apart_is_refused_by_name():
         function_fingerprint(guarded)
 
 
-def test_a_module_of_ones_own_is_read_with_those_that_it_takes_from(tmp_path, monkeypatch):
+def test_a_module_of_ones_own_is_read_with_those_that_it_takes_from(tmp_path):
     """Those of its package, and others of one's own beside it."""
     package = tmp_path / "my_rewards"
     package.mkdir()
