@@ -1,7 +1,8 @@
 #!/bin/bash
 # Two nodes of four GPUs under SLURM, one process a GPU: each process sees the GPU of its local number.
 #
-#   sbatch examples/slurm.sh run --profile assignment
+#   sbatch examples/slurm.sh rlhf_jax run --profile assignment
+#   sbatch examples/slurm.sh gan_jax train --profile assignment
 #
 # Results lie on a file system that all nodes see (RLHF_RESULTS). Two minutes before its time is up
 # the job saves what it has; submitted again, it goes on.
@@ -12,4 +13,5 @@
 #SBATCH --time=02:00:00
 #SBATCH --signal=TERM@120
 export RLHF_HOSTS=auto
-srun "${PYTHON:-.venv/bin/python}" -m rlhf_jax "$@"
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # which srun does not take from above
+srun "${PYTHON:-.venv/bin/python}" -m "$@"

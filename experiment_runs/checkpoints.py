@@ -175,8 +175,10 @@ def checksums(tree: Any, notes: Any = None) -> dict[str, str]:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether what failed to be read may be whole: memory or the disk has failed, not its bytes."""
-    return isinstance(error, MemoryError) or any(said in str(error) for said in PASSING)
+    """Whether what failed to be read may be whole: memory, the disk or another process has failed,
+    not its bytes."""
+    passing = isinstance(error, MemoryError) or any(said in str(error) for said in PASSING)
+    return passing or hosts.lost(error)
 
 
 def compare(found: dict[str, str], expected: dict[str, str]) -> None:

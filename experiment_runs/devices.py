@@ -67,7 +67,7 @@ def placement() -> contextlib.AbstractContextManager:
 
 def alone() -> contextlib.AbstractContextManager:
     """The context in which programs are on this process's first device, as those of functions that
-    users give must be where no other process calls them."""
+    users give must be where one of several processes calls them."""
     return jax.set_mesh(_alone())
 
 

@@ -35,7 +35,7 @@ def first_line(error: BaseException) -> str:
 
 def brief(value: object) -> str:
     """A value as a message shows it: not longer than a line, however long it is."""
-    return f"{SHORT.repr(value):.200}"
+    return f"{' '.join(SHORT.repr(value).split()):.200}"
 
 
 SHORT = reprlib.Repr()

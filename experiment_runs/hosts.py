@@ -12,8 +12,10 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from jax.experimental import multihost_utils
 from experiment_runs import settings
 from experiment_runs.errors import UserError, first_line
 
+ABSENT = 300  # seconds in which the first process must have begun
 SILENT = 60  # seconds after which a process that says nothing counts as ended
 # What the collectives of JAX's backends say, in errors of several classes, when one of them ends.
 ENDED = re.compile("gloo|nccl|coordination service|connection (closed|reset)", re.IGNORECASE)
@@ -54,6 +57,9 @@ def join() -> None:
             "process_id": int(found[3]),
             "cluster_detection_method": "deactivate",
         }
+        print(f"process {found[3]} of {found[2]} meets the others at {found[1]}", file=sys.stderr)
+        if int(found[3]) > 0:
+            wait_for(found[1])
     try:
         jax.distributed.initialize(**options)
     except (ValueError, RuntimeError) as error:
@@ -63,6 +69,27 @@ def join() -> None:
         ) from error
     if not first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def wait_for(address: str) -> None:
+    """Waits until the first process listens: JAX would end this one with a stack of C++.
+
+    Raises:
+      UserError: it does not.
+    """
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + ABSENT
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise UserError(
+                    f"RLHF_HOSTS: nobody listens at {address} after {ABSENT} seconds ({error}); "
+                    "start process 0 there, and see that this host reaches it"
+                ) from None
+        time.sleep(1)
 
 
 def several() -> bool:

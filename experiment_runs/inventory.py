@@ -37,10 +37,9 @@ def find(stage: str, root: Path) -> Run:
     """The finished run of `stage` in a folder of committed runs, e.g. results/reference.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or no such folder.
     """
-    for path in sorted(Path(root).glob("*/config.json")):
-        run = Run(path.parent)
+    for run in runs_in(Path(root)):
         if run.stage == stage and run.finished:
             return run
     raise UserError(f"{root}: no finished run of stage '{stage}'; available: {available(root)}")

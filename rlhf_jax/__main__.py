@@ -25,6 +25,7 @@ from experiment_runs.run import Run
 from rlhf_jax import memory, run_commands
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.experiment import Experiment, from_environment
+from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.profiles import Profile
 
 
@@ -130,6 +131,8 @@ def execute(command: Command) -> None:
         announce(experiment)
         print(f"programs {kept}", flush=True)
     if command.dry_run:
+        for cfg in experiment.profile.different_policies.values():
+            ppo_training.check(cfg, experiment.pretrained)
         print(memory.dry_run(experiment.pretrained.config, experiment.profile))
         return
     match command:

@@ -4,6 +4,7 @@ The stages of the report run the same trainings. The package exports these names
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,16 @@ import pandas as pd
 from jaxtyping import Float
 
 from experiment_runs import hosts, settings
-from experiment_runs.errors import UserError, brief
+from experiment_runs.errors import UserError
 from experiment_runs.files import fingerprint
 from experiment_runs.run import ensure
 from experiment_runs.tracking import StepCallback
 from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
-from rlhf_jax.data.dialogues import Conversation, conversation
+from rlhf_jax.data.dialogues import conversations
 from rlhf_jax.data.preferences import posts_fingerprint, preference_posts
 from rlhf_jax.data.splits import split_posts
 from rlhf_jax.evaluation.policies import answered
-from rlhf_jax.evaluation.response_statistics import describe
+from rlhf_jax.evaluation.response_statistics import DESCRIBED, MEASURED, describe
 from rlhf_jax.intervals import bootstrap
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.ppo.rewards import named_rewards, reward_terms
@@ -66,7 +67,7 @@ def load(model: str | Path, *, precision: str = "auto") -> Pretrained:
 
 def train_reward_model(
     model: Pretrained,
-    pairs: pd.DataFrame | Iterable[Mapping[str, Any]],
+    pairs: pd.DataFrame | Iterable[Mapping[str, Any]] | str | Path,
     *,
     config: RewardConfig | None = None,
     out: str | Path | None = None,
@@ -79,7 +80,8 @@ def train_reward_model(
 
     Args:
       model: to start from.
-      pairs: a frame, or mappings, with prompt, chosen and rejected: texts, or chat messages.
+      pairs: a frame, or mappings, with prompt, chosen and rejected: texts, or chat messages; or
+        where they are: a file, a folder, an id on the hub.
       config: the configuration; `RewardConfig()` by default.
       out: folder of runs. The run gets a folder in it that is named after all that it is made of:
         the same call loads it, or goes on where it was cut off. results/local by default.
@@ -100,7 +102,7 @@ def train_reward_model(
     parts = {name: first_pairs(parts[name], limit) for name, limit in limits.items()}
     asked = [post.turns or post.prompt for post in parts["train"]][: cfg.reference_samples]
     inputs = {"model": model_fingerprint(model), "posts": posts_fingerprint(parts)}
-    root = Path(out or settings.results())
+    root = Path(out or settings.results()).expanduser()
     run = ensure(
         "reward", cfg, lambda run: reward_training.train_on_posts(run, cfg, model, parts, asked),
         inputs=inputs, about=about(model, root), root=root, on_step=on_step,
@@ -110,7 +112,7 @@ def train_reward_model(
 
 def train_policy(
     model: Pretrained,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     *,
     reward: Reward,
     config: PPOConfig | None = None,
@@ -135,7 +137,8 @@ def train_policy(
         the same call loads it, or goes on where it was cut off. results/local by default.
       on_step: called with the step and a mapping of what was logged, after every step trained.
       reward_name: stands for the reward's functions in the name of the run. Without it they are
-        told apart by their code and by the values that it reads; files and servers are not seen.
+        told apart by their code and by the values that it reads; files and servers are not seen,
+        and one that keeps notes, as a cache, needs a name to be found again.
 
     Raises:
       UserError: the prompts do not fit the configuration, the reward is none, or it is a function
@@ -151,23 +154,31 @@ def train_policy(
     asked = asked[: cfg.prompts]
     named = named_rewards(reward)
     terms = reward_terms({n: (reward_for(source, model), w) for n, (source, w) in named.items()})
-    told = {n: [reward_fingerprint(source, reward_name), w] for n, (source, w) in named.items()}
     inputs = {
         "model": model_fingerprint(model),
         "prompts": fingerprint(asked),
-        "reward": fingerprint(told),
+        "reward": rewards_fingerprint(named, reward_name),
     }
-    root, sources = Path(out or settings.results()), [source for source, _ in named.values()]
-    run = ensure(
-        "ppo", cfg, lambda run: ppo_training.train(run, cfg, model, terms, asked),
-        inputs=inputs, about=about(model, root, sources), root=root, on_step=on_step,
-    )  # fmt: skip
+    root = Path(out or settings.results()).expanduser()
+    try:
+        run = ensure(
+            "ppo", cfg, lambda run: ppo_training.train(run, cfg, model, terms, asked),
+            inputs=inputs, about=about(model, root, [source for source, _ in named.values()]),
+            root=root, on_step=on_step,
+        )  # fmt: skip
+    finally:
+        if rewards_fingerprint(named, reward_name) != inputs["reward"]:
+            warnings.warn(
+                "the reward changes what it reads, so that the same call would not find this run "
+                "again; give reward_name='...', another one for every reward that differs",
+                stacklevel=2,
+            )
     return tuned_model(run, cfg, model)
 
 
 def generate(
     model: Pretrained,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     *,
     prompt_tokens: int = 256,
     response_tokens: int = 128,
@@ -187,13 +198,16 @@ def generate(
       batch: how many are sampled at a time.
 
     Raises:
-      UserError: temperature, seed or batch is impossible.
+      UserError: temperature, seed, batch or a length is impossible.
     """
-    if batch < 1:
-        raise UserError(f"generate: batch={batch} must be at least 1")
-    if not prompts:
+    if min(batch, response_tokens) < 1:
+        raise UserError(
+            f"generate: batch={batch} and response_tokens={response_tokens} must be at least 1"
+        )
+    asked = conversations(prompts)
+    if not asked:
         return []
-    rows, masks, _ = prompt_rows(conversations(prompts), model.tokenizer, length=prompt_tokens)
+    rows, masks, _ = prompt_rows(asked, model.tokenizer, length=prompt_tokens)
     texts = []
     for start in range(0, len(rows), batch):
         responses = respond(
@@ -206,10 +220,10 @@ def generate(
 
 
 def evaluate(
-    models: Sequence[Pretrained] | Mapping[str, Pretrained],
-    prompts: Sequence[Prompt],
+    models: Pretrained | Sequence[Pretrained] | Mapping[str, Pretrained],
+    prompts: Iterable[Prompt],
     *,
-    rewards: Mapping[str, AnyReward],
+    rewards: AnyReward | Mapping[str, AnyReward],
     config: EvaluationConfig | None = None,
     prompt_tokens: int = 256,
     response_tokens: int = 128,
@@ -224,20 +238,28 @@ def evaluate(
     Args:
       models: the first is what the others are compared with; all have the same tokenizer.
       prompts: that none was trained on.
-      rewards: by name: trained reward models, or functions of prompts and responses.
+      rewards: by name: trained reward models, or functions of prompts and responses; a single one
+        is called "reward".
       config: responses per prompt, temperature, seed, batch and resamples of the bootstrap.
       prompt_tokens: longest prompt, template included.
       response_tokens: longest response.
 
     Raises:
-      UserError: two models have one name or different tokenizers, or a reward is none.
+      UserError: two models have one name or different tokenizers, there are no prompts, a reward
+        is none, or has the name of another column.
     """
+    models = [models] if isinstance(models, Pretrained) else models
+    rewards = rewards if isinstance(rewards, Mapping) else {"reward": rewards}
     named = models if isinstance(models, Mapping) else {model.name: model for model in models}
     if len(named) < len(models):
         raise UserError("evaluate: two models have the same name; give {'name': model, ...}")
     if len({tokenizer_fingerprint(model) for model in named.values()}) != 1:
         raise UserError("evaluate: give one model or more, all with the same tokenizer")
+    if taken := sorted({*MEASURED, *DESCRIBED} & {*rewards}):
+        raise UserError(f"evaluate: rewards named {', '.join(taken)}, as other columns are; rename")
     asked, first = conversations(prompts), next(iter(named.values()))
+    if not asked:
+        raise UserError("evaluate: no prompts; give one or more")
     cfg = config or EvaluationConfig()
     terms = reward_terms({n: (reward_for(reward, first), 1.0) for n, reward in rewards.items()})
     lengths = PPOConfig(prompt_tokens=prompt_tokens, response_tokens=response_tokens)
@@ -250,17 +272,21 @@ def evaluate(
         samples=cfg.responses_per_prompt,
     )  # fmt: skip
     base, rows = columns[next(iter(named))], {}
-    for name, own in columns.items():
-        apart = np.arange(len(asked))
-        row: dict[str, Any] = describe(own, responses[name], apart, cfg, rewards=[])
+    for name, own in reversed(columns.items()):  # the first has no gains
+        row: dict[str, float] = {}
         for reward in rewards:
             row |= with_interval(reward, own[reward], cfg)
-            if name != next(iter(named)):
+            if own is not base:
                 row |= with_interval(f"{reward}_gain", own[reward] - base[reward], cfg)
-        rows[name] = row
+        rows[name] = row | describe(own, responses[name], np.arange(len(asked)), cfg, rewards=[])
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
-    first_columns = [name for name in frame if name.startswith(tuple(rewards))]
-    return frame[[*first_columns, *(name for name in frame if name not in first_columns)]]
+    return frame.loc[[*columns]]
+
+
+def rewards_fingerprint(named: Mapping[str, tuple[AnyReward, float]], name: str) -> str:
+    """Tells a policy's rewards and their weights from others; a name stands for functions."""
+    told = {n: [reward_fingerprint(source, name), weight] for n, (source, weight) in named.items()}
+    return fingerprint(told)
 
 
 def with_interval(
@@ -269,17 +295,6 @@ def with_interval(
     """A mean with its 95 % interval, prompts drawn with replacement."""
     found = bootstrap(values.mean(axis=1), resamples=cfg.resamples, seed=cfg.seed).asdict()
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
-
-
-def conversations(prompts: Sequence[Any]) -> list[Conversation]:
-    """Prompts as the chat template gets them: texts, or the turns of dialogues.
-
-    Raises:
-      UserError: they are one text; a prompt is empty, or does not end with the user's message.
-    """
-    if isinstance(prompts, str | Mapping):
-        raise UserError(f"prompts is {brief(prompts)}; give a list of prompts")
-    return [conversation(given, f"prompt {number}") for number, given in enumerate(prompts, 1)]
 
 
 def about(model: Pretrained, root: Path, rewards: Iterable[Any] | None = None) -> dict[str, Any]:

@@ -215,8 +215,8 @@ def remedies(memory: Memory, profile: Profile, stage: str, there: float) -> str:
         return changed.stages(profile)[stage].total <= there
 
     def smallest(cfg: PPOConfig) -> PPOConfig:
-        fewest = next(n for n in range(memory.data, cfg.batch + 1) if cfg.batch % n == 0)
-        return dataclasses.replace(cfg, forward_batch=fewest)
+        even = (n for n in range(memory.data, cfg.batch + 1, memory.data) if cfg.batch % n == 0)
+        return dataclasses.replace(cfg, forward_batch=next(even, cfg.forward_batch))
 
     rematerialised = dataclasses.replace(memory, remat=True)
     found = []

@@ -6,29 +6,35 @@ record says.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from flax import nnx
 
 from experiment_runs import hosts
+from experiment_runs.checkpoints import written
+from experiment_runs.devices import on_host
 from experiment_runs.errors import UserError, brief
 from experiment_runs.files import fingerprint
 from experiment_runs.run import Run
 from rlhf_jax.config import SMOLLM2, PPOConfig, ppo_config
-from rlhf_jax.data.dialogues import conversation
+from rlhf_jax.data.dialogues import conversations
 from rlhf_jax.evaluation.policies import BASE, RATED, SplitDecoder
 from rlhf_jax.export.huggingface import export_policy, generation_settings, merged_adapters
 from rlhf_jax.language_model.sampling import Responses
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.ppo.reward_identity import function_fingerprint
-from rlhf_jax.ppo.rewards import RewardFunction
+from rlhf_jax.ppo.rewards import RewardFunction, on_all_processes
 from rlhf_jax.pretrained import hub, loading
 from rlhf_jax.pretrained.model import Pretrained, model_fingerprint, tokenizer_fingerprint
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.responses import response_rows
 from rlhf_jax.reward_model import model as reward_models
+from rlhf_jax.reward_model.encoding import MINIMUM_PROMPT
 from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
 
 Prompt = str | Sequence[Mapping[str, str]]  # a text, or chat messages that end with the user's
@@ -42,11 +48,27 @@ class TunedModel(Pretrained):
     settings: PPOConfig
 
     def save(self, folder: str | Path) -> None:
-        """Writes the model in the layout of Hugging Face, for `load` and for transformers."""
-        decoder = nnx.merge(self.definition, self.state)
+        """Writes the model in the layout of Hugging Face, for `load` and for transformers.
+
+        Raises:
+          UserError: something else is there already, or the folder cannot be written.
+        """
+        state = on_host(self.state) if hosts.several() else self.state  # which all must ask for
         if hosts.first():
-            export_policy(decoder, self, Path(folder), generation_settings(self.settings))
+            self._save(state, Path(folder).expanduser().absolute())
         hosts.meet(f"model in {folder}")
+
+    def _save(self, state: nnx.State, folder: Path) -> None:
+        decoder = nnx.merge(self.definition, state)
+        with written(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+                made = Path(place, "model")
+                export_policy(decoder, self, made, generation_settings(self.settings))
+                if not folder.exists() or not any(folder.iterdir()):
+                    made.replace(folder)
+                elif content(folder) != content(made):
+                    raise UserError(f"{folder}: is there already; name another folder or remove it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,45 +80,72 @@ class TrainedRewardModel:
     run: Run
     max_tokens: int  # of prompt and response together
 
+    @on_all_processes
     def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, batch: int = 16
+        self, prompts: Iterable[Prompt], responses: Iterable[str], *, batch: int = 16
     ) -> list[float]:
         """Rewards of responses, in deviations from the mean of the untrained model's responses.
 
         It is a reward function itself: for a policy with another tokenizer give `rm.score`.
 
         Args:
-          prompts: one a response, texts or chat messages; the end of a long one is cut.
-          responses: texts.
+          prompts: one a response, texts or chat messages; the end of one that does not fit beside
+            its response into `max_tokens` is cut, as in training.
+          responses: texts. The end of one that does not fit by itself is cut, with a warning.
           batch: how many are read at a time.
 
         Raises:
-          UserError: there are not as many prompts as responses, or `batch` is not at least 1.
+          UserError: there are not as many prompts as responses, one of them is none, or `batch` is
+            not at least 1.
         """
         if batch < 1:
             raise UserError(f"score: batch={batch} must be at least 1")
-        if len(prompts) != len(responses):
-            raise UserError(f"score: {len(prompts)} prompts but {len(responses)} responses")
-        if not responses:
+        asked, answers = conversations(prompts), texts(responses)
+        if len(asked) != len(answers):
+            raise UserError(f"score: {len(asked)} prompts but {len(answers)} responses")
+        if not answers:
             return []
         tokenizer = self.pretrained.tokenizer
-        asked = [conversation(given, f"prompt {n}") for n, given in enumerate(prompts, 1)]
-        room = self.max_tokens - tokenizer.template_length
-        replies, _ = response_rows(responses, tokenizer, length=max(room // 2, 1))
-        length = self.max_tokens - replies.tokens.shape[1]
-        rows, masks, _ = prompt_rows(asked, tokenizer, length=length)
+        room = max(self.max_tokens - tokenizer.template_length - MINIMUM_PROMPT, 1)
+        replies, cut = response_rows(answers, tokenizer, length=room)
+        if cut:
+            warnings.warn(f"score: {cut} responses are cut to {room} tokens", stacklevel=2)
+        left = (self.max_tokens - replies.mask.sum(axis=1)).tolist()
+        rows, masks, _ = prompt_rows(asked, tokenizer, length=left)
         rewards = []
         for start in range(0, len(rows), batch):
             part = slice(start, start + batch)
-            rewards += response_rewards(
+            found = response_rewards(
                 self.frozen.state, rows[part], masks[part], Responses(*(x[part] for x in replies)),
                 definition=self.frozen.definition, end=tokenizer.ends,
-            ).tolist()  # fmt: skip
+            )  # fmt: skip
+            rewards += on_host(found).tolist()
         return rewards
 
 
 AnyReward = TrainedRewardModel | RewardFunction
 Reward = AnyReward | Mapping[str, tuple[AnyReward, float]]
+
+
+def texts(responses: Iterable[Any]) -> list[str]:
+    """Responses as a list.
+
+    Raises:
+      UserError: they are one text, or one of them is none.
+    """
+    if isinstance(responses, str | Mapping | pd.DataFrame):
+        raise UserError(f"responses is {brief(responses)}; give a list, or a column, of texts")
+    given = list(responses)
+    for number, response in enumerate(given, 1):
+        if not isinstance(response, str):
+            raise UserError(f"response {number} is {brief(response)}; it must be a text")
+    return given
+
+
+def content(folder: Path) -> dict[Path, str]:
+    """Fingerprints of all files below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): fingerprint(path) for path in files}
 
 
 def tuned_model(run: Run, cfg: PPOConfig, model: Pretrained) -> TunedModel:

@@ -1,5 +1,6 @@
 """What every test runs under: two fake devices, strict JAX, shapes and types checked."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -32,6 +33,10 @@ LONGEST = "test_submission.py", "test_wheel.py", "test_mesh.py", "test_hosts.py"
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported by now: no collection of garbage need go through it again
 
 
 def pytest_addoption(parser):

@@ -17,6 +17,13 @@ GIVEN = """
 prompts = [f"Say {i}." for i in range(64)]
 pairs = [{"prompt": p, "chosen": f"Yes: {p}", "rejected": f"No, not {p}"} for p in prompts]
 """
+ONE_BY_ONE = """
+import runpy, sys
+for number, script in enumerate(sys.argv[1:]):
+    print(end="\\0" if number else "")
+    sys.argv = [script]
+    runpy.run_path(script, run_name="__main__")
+"""
 LONG = "gentler_settings.py", "known_optimum.py"  # examples of many trainings
 SHORT = sorted({path.name for path in EXAMPLES.glob("*.py")} - {*LONG})
 PACKAGES = ("experiment_runs", "rlhf_jax", "gan_jax", "rlhf_report")
@@ -77,22 +84,30 @@ def test_an_installed_package_runs_anywhere_and_keeps_its_results_there(python, 
     ]
 
 
+@pytest.mark.slow
+def test_what_the_readme_shows_runs_from_an_installation_in_an_empty_folder(python, tmp_path):
+    text = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"```python\n(import rlhf_jax\n.*?)```", text, re.S)
+    code = shown.replace('"HuggingFaceTB/SmolLM2-135M-Instruct"', '"random"')
+    assert code != shown
+    (tmp_path / "readme.py").write_text(GIVEN + code)
+    check(python, tmp_path, [tmp_path / "readme.py"])
+
+
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) for name in ("README.md", *SHORT)]
-    + [pytest.param(name, marks=pytest.mark.exhaustive) for name in LONG],
+    "names",
+    [pytest.param(SHORT, marks=pytest.mark.slow)]
+    + [pytest.param([name], marks=pytest.mark.exhaustive) for name in LONG],
+    ids=lambda names: ",".join(names),
 )
-def test_what_is_shown_runs_from_an_installation_in_an_empty_folder(python, tmp_path, name):
-    script, folder = tmp_path / "script.py", tmp_path / "work"
-    if name == "README.md":
-        (shown,) = re.findall(
-            r"```python\n(import rlhf_jax\n.*?)```", (ROOT / name).read_text(), re.S
-        )
-        code = shown.replace('"HuggingFaceTB/SmolLM2-135M-Instruct"', '"random"')
-        assert code != shown
-        script.write_text(GIVEN + code)
-    else:
-        shutil.copy(EXAMPLES / name, script)
-    assert len(python(str(script)).strip()) > 10
+def test_the_examples_run_from_an_installation_in_an_empty_folder(python, tmp_path, names):
+    check(python, tmp_path, [EXAMPLES / name for name in names])
+
+
+def check(python, tmp_path, scripts):
+    """Runs scripts one after another in one process; each prints what it found and keeps runs."""
+    folder = tmp_path / "work"
+    for script, said in zip(scripts, python("-c", ONE_BY_ONE, *scripts).split("\0"), strict=True):
+        assert len(said.strip()) > 10, script
     assert {path.name for path in folder.iterdir()} <= {"results", "tuned-model"}
-    assert [*folder.glob("results/*/*/summary.json")]
+    assert len([*folder.glob("results/*/*/summary.json")]) >= len(scripts)

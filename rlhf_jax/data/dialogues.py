@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiment_runs.errors import UserError
+from experiment_runs.errors import UserError, brief
 
 Turn = tuple[str, str]  # (role, text)
 Conversation = (
@@ -170,15 +170,29 @@ def conversation_of(asked: Sequence[Turn]) -> Conversation:
 
 
 def conversation(value: Any, where: str) -> Conversation:
-    """A prompt as somebody gives it: a text, which stays as it is, or messages.
+    """A prompt as somebody gives it: a text, which stays as it is but for one that HH-RLHF's marks
+    make a dialogue, or messages.
 
     Raises:
       UserError: it is empty, or does not end with the user's message.
     """
-    asked = [("user", value)] if isinstance(value, str) else turns(value, where)
+    is_question = isinstance(value, str) and not MARKED.match(value)
+    asked = [("user", value)] if is_question else turns(value, where)
     if not asked or asked[-1][0] != "user" or not asked[-1][1].strip():
         raise UserError(f"{where} is {value!r:.80}; it must end with a message of the user's")
-    return value if isinstance(value, str) else conversation_of(asked)
+    return value if is_question else conversation_of(asked)
+
+
+def conversations(prompts: Iterable[Any]) -> list[Conversation]:
+    """Prompts as the chat template gets them: texts, or the turns of dialogues.
+
+    Raises:
+      UserError: they are one text or a frame; a prompt is empty, or does not end with the user's
+        message.
+    """
+    if isinstance(prompts, str | Mapping | pd.DataFrame):
+        raise UserError(f"prompts is {brief(prompts)}; give a list of prompts, or a column of them")
+    return [conversation(given, f"prompt {number}") for number, given in enumerate(prompts, 1)]
 
 
 def messages(prompt: Conversation) -> str | list[dict[str, str]]:

@@ -92,28 +92,35 @@ def load_preferences(data_dir: Path | None, given: str = "") -> tuple[pd.DataFra
 
 
 def preference_posts(
-    pairs: pd.DataFrame | Iterable[Mapping[str, Any]],
+    pairs: pd.DataFrame | Iterable[Mapping[str, Any]] | str | Path,
     *,
     max_pairs_per_post: int | None = None,
     seed: int = 0,
 ) -> list[Post]:
-    """The posts of preference pairs that are in memory.
+    """The posts of preference pairs.
 
     Args:
-      pairs: a frame, or an iterable of mappings, in any columns that a file may have: prompt,
-        chosen, rejected, each a text or a list of messages; chosen, rejected alone, whole
-        dialogues; two replies and a choice, as `choices` reads them; or SHP's.
+      pairs: a frame, an iterable of mappings, a file, a folder or an id on the hub, in any columns
+        that are read: prompt, chosen, rejected, each a text or a list of messages; chosen, rejected
+        alone, whole dialogues; two replies and a choice, as `choices` reads them; or SHP's.
       max_pairs_per_post: of a post with more, this many are drawn; None keeps all.
       seed: for the draw.
 
     Raises:
       UserError: the columns are others, or a value cannot be used.
     """
-    frame = pairs if isinstance(pairs, pd.DataFrame) else pd.DataFrame(list(pairs))
-    frame = frame.set_axis(pd.RangeIndex(1, len(frame) + 1, name="row"))
-    return posts(
-        comparisons([("pairs", frame)])[0], max_pairs_per_post=max_pairs_per_post, seed=seed
-    )
+    if isinstance(pairs, str | Path):
+        found, _ = load_preferences(None, str(Path(pairs).expanduser()))
+    elif isinstance(pairs, Mapping):
+        raise UserError(
+            f"pairs is a mapping of {tables.brief_list(pairs)}; give one of its values where they "
+            "are splits, pandas.DataFrame(pairs) where they are columns"
+        )
+    else:
+        frame = pairs if isinstance(pairs, pd.DataFrame) else pd.DataFrame(list(pairs))
+        frame = frame.set_axis(pd.RangeIndex(1, len(frame) + 1, name="row"))
+        found, _ = comparisons([("pairs", frame)])
+    return posts(found, max_pairs_per_post=max_pairs_per_post, seed=seed)
 
 
 def comparisons(parts: Sequence[tuple[str, pd.DataFrame]]) -> tuple[pd.DataFrame, Counter]:

@@ -12,7 +12,13 @@ from rlhf_jax.intervals import Interval, bootstrap, bootstrap_crossed
 STRATA = 5  # classes of length
 LOOPED_RESAMPLES = 2000  # at most, of statistics that are no means: a Python loop draws them
 
-# "reward", "second_reward", "kl", "tokens", "ended", "surprise" of every response
+MEASURED = ("kl", "surprise", "tokens", "ended")  # of every response, beside the rewards
+DESCRIBED = (
+    "kl_per_token", "kl_per_sequence", "perplexity", "tokens", "ended", "empty", "distinct_1",
+    "distinct_2", "repetition",
+)  # fmt: skip
+
+# "reward", "second_reward" and what is `MEASURED`
 Columns = Mapping[str, Shaped[np.ndarray, "prompts samples"]]
 Clusters = Shaped[np.ndarray, "prompts"]  # prompts of equal label are drawn together
 

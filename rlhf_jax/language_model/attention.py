@@ -88,10 +88,14 @@ def attend(
         jnp.pad(x, room + ((0, 0),) * (x.ndim - 3)).reshape(len(x), -1, QUERIES, *x.shape[2:])
         for x in (query, mask)
     )
-    out = jax.lax.map(
-        jax.checkpoint(lambda own: _attend_together(own[0], key, value, own[1], products)),
-        tuple(x.swapaxes(0, 1) for x in chunks),
-    )
+
+    @jax.checkpoint
+    def attend_some(own):
+        # Bound to the layer's queries, so that no loop over layers keeps a bias for all chunks.
+        query, mask = jax.lax.optimization_barrier(own)
+        return _attend_together(query, key, value, mask, products)
+
+    out = jax.lax.map(attend_some, tuple(x.swapaxes(0, 1) for x in chunks))
     return out.swapaxes(0, 1).reshape(len(query), -1, *query.shape[2:])[:, :time]
 
 

@@ -6,12 +6,13 @@ loaded or continued as if nothing had changed; what cannot be told apart is ther
 
 import dis
 import functools
+import logging
 import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from experiment_runs.files import fingerprint
 from experiment_runs.run import Run
 
 INSTALLED = ("site-packages", "dist-packages")
+NAMED_FIELD = type(NamedTuple("Field", [("one", int)]).one)  # of the classes of named tuples
 
 
 def function_fingerprint(function: Callable[..., Any]) -> str:
@@ -54,14 +56,14 @@ def described(value: Any, name: str, above: list[Any]) -> Any:
         case np.ndarray() | np.generic() | jax.Array():
             return ["array", fingerprint(np.asarray(value))]
         case Mapping():
-            return [
-                "mapping",
-                [[inner(k, name), inner(v, f"{name}[{k!r}]")] for k, v in value.items()],
-            ]
+            pairs = [[inner(k, name), inner(v, f"{name}[{k!r}]")] for k, v in value.items()]
+            return ["mapping", pairs, *of_ones_own(value, name, inner)]
         case Set():
-            return ["set", sorted(fingerprint(inner(item, name)) for item in value)]
+            items = sorted(fingerprint(inner(item, name)) for item in value)
+            return ["set", items, *of_ones_own(value, name, inner)]
         case Sequence():
-            return [type(value).__name__, [inner(item, name) for item in value]]
+            items = [inner(item, name) for item in value]
+            return [type(value).__name__, items, *of_ones_own(value, name, inner)]
         case re.Pattern():
             return ["pattern", value.pattern, value.flags]
         case functools.partial():
@@ -85,11 +87,21 @@ def described(value: Any, name: str, above: list[Any]) -> Any:
             ]
         case types.BuiltinFunctionType():
             return ["builtin", value.__module__, value.__qualname__]
+        case property():
+            return ["property", *(inner(x, name) for x in (value.fget, value.fset, value.fdel))]
+        case functools.cached_property():
+            return ["cached property", inner(value.func, name)]
+        case types.MemberDescriptorType():  # a slot
+            return ["member", value.__name__]
+        case logging.Logger():
+            return ["logger", value.name]
         case types.FunctionType() if not installed(value.__module__):
             return ["function", *(inner(part, what) for what, part in parts(value))]
         case type() if not installed(value.__module__):
             members = {
-                k: v for k, v in vars(value).items() if not k.startswith("__") or callable(v)
+                k: v
+                for k, v in vars(value).items()
+                if not k.startswith(("__", "_abc_")) or callable(v)
             }
             return [
                 "class",
@@ -98,11 +110,17 @@ def described(value: Any, name: str, above: list[Any]) -> Any:
                 inner(members, name),
             ]
         case types.FunctionType() | type():
-            return ["installed", value.__module__, value.__qualname__, version(value.__module__)]
+            told = ["installed", value.__module__, value.__qualname__, version(value.__module__)]
+            made_inside = "<locals>" in value.__qualname__ and isinstance(value, types.FunctionType)
+            given = surroundings(value) if made_inside else ()
+            return [*told, *(inner(part, what) for what, part in given)]
+        case _ if isinstance(value, NAMED_FIELD):
+            return ["field", value.__reduce__()[1][0]]
     if isinstance(run := getattr(value, "run", None), Run):  # a model that was trained here
         return ["run", run.identity]
-    if hasattr(value, "__dict__") and not installed(type(value).__module__):
-        return ["object", inner(type(value), name), inner(vars(value), name)]
+    has_attributes = hasattr(value, "__dict__") or hasattr(type(value), "__slots__")
+    if has_attributes and (told := of_ones_own(value, name, inner)):
+        return ["object", *told]
     if callable(getattr(value, "__wrapped__", None)):  # a cache, a compiled function
         return ["wrapped", inner(value.__wrapped__, name)]
     raise UserError(
@@ -112,15 +130,27 @@ def described(value: Any, name: str, above: list[Any]) -> Any:
     )
 
 
+def of_ones_own(value: Any, name: str, inner: Callable[[Any, str], list]) -> list[Any]:
+    """The class and the attributes of an object whose class is of one's own; [] of others."""
+    if installed(type(value).__module__):
+        return []
+    return [inner(type(value), name), inner(object.__getstate__(value), name)]
+
+
 def parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """The code of a function and what it reads, with the names."""
     yield "itself", function.__code__
+    yield from surroundings(function)
+    for name in sorted({*global_names(function.__code__)} & function.__globals__.keys()):
+        yield name, function.__globals__[name]
+
+
+def surroundings(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function was given where it was made: defaults, and variables around it."""
     yield "a default", function.__defaults__
     yield "a default", function.__kwdefaults__
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         yield name, cell.cell_contents
-    for name in sorted({*global_names(function.__code__)} & function.__globals__.keys()):
-        yield name, function.__globals__[name]
 
 
 def global_names(code: types.CodeType) -> Iterator[str]:

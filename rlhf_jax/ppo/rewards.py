@@ -1,6 +1,8 @@
 """What an episode is rewarded for: reward models, Python functions of texts, weighted sums."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,13 @@ from rlhf_jax.reward_model.model import FrozenRewardModel
 
 # prompts and responses to one number a response
 RewardFunction = Callable[[list[Any], list[str]], Sequence[float]]
+
+
+def on_all_processes(function: RewardFunction) -> RewardFunction:
+    """Marks a function that every process of a job asks at the same time, and none alone: its model
+    is divided over the devices of all."""
+    function.on_all_processes = True
+    return function
 
 
 class Term(NamedTuple):
@@ -44,7 +53,7 @@ def named_rewards(reward: Any) -> dict[str, tuple[Any, float]]:
             raise UserError(f"reward[{name!r}] must be a pair (reward, weight), not {pair!r:.80}")
         if name in RESERVED:
             raise UserError(f"reward[{name!r}]: the log has other uses for that name; take another")
-        if not isinstance(pair[1], int | float) or not np.isfinite(pair[1]):
+        if not isinstance(pair[1], Real) or not np.isfinite(pair[1]):
             raise UserError(f"reward[{name!r}] has the weight {pair[1]!r}; give a finite number")
     return {str(name): pair for name, pair in named.items()}
 
@@ -87,7 +96,8 @@ def function_rewards(
     prompts: Sequence[Conversation],
     responses: Sequence[str],
 ) -> dict[str, Float[np.ndarray, "batch"]]:
-    """What each function says of the responses; of several processes the first one asks, once.
+    """What each function says of the responses; of several processes the first one asks, once, and
+    all those that are marked with `on_all_processes`.
 
     Args:
       functions: by name.
@@ -98,13 +108,13 @@ def function_rewards(
       UserError: a function returns other than one finite number for each response.
     """
     asked = [messages(prompt) for prompt in prompts]
-    found = dict.fromkeys(functions, np.zeros(len(responses), np.float32))
-    if hosts.first():
-        with devices.alone():
-            found = {
-                name: checked(name, function(list(asked), list(responses)), responses)
-                for name, function in functions.items()
-            }
+    found = {}
+    for name, function in functions.items():
+        by_all = not hosts.several() or hasattr(function, "on_all_processes")
+        found[name] = np.zeros(len(responses), np.float32)
+        if by_all or hosts.first():
+            with contextlib.nullcontext() if by_all else devices.alone():
+                found[name] = checked(name, function(list(asked), list(responses)), responses)
     return hosts.of_first(found)
 
 

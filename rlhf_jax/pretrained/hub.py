@@ -50,9 +50,10 @@ def find(model: str) -> Path | None:
     """
     if model == RANDOM:
         return None
-    if Path(model).is_dir() or (model.endswith(".gguf") and Path(model).is_file()):
-        return Path(model)
-    if Path(model).is_file():
+    path = Path(model).expanduser()
+    if path.is_dir() or (model.endswith(".gguf") and path.is_file()):
+        return path
+    if path.is_file():
         raise UserError(f"MODEL={model}: a file, and no GGUF; name the folder of config.json")
     if model.startswith((".", "/", "~")):
         raise UserError(f"MODEL={model}: no such directory; name a folder or a hub id")

@@ -85,7 +85,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The config.json of a model directory.
 
     Raises:
-      UserError: it is missing or no JSON object, or the directory is that of an adapter.
+      UserError: it is missing or no JSON object, or the directory is that of an adapter or a run.
     """
     if (adapter := path / "adapter_config.json").exists():
         raise UserError(
@@ -93,7 +93,7 @@ def read_config(path: Path) -> dict[str, Any]:
             "merge_and_unload; `export --merged` for one of ours) and name the folder of that"
         )
     try:
-        return json_object(read_whole(path / "config.json"))
+        config = json_object(read_whole(path / "config.json"))
     except FileNotFoundError:
         inside = [*path.glob("*/config.json"), *path.glob("*/*/config.json")]
         near = sorted([*path.glob("*.gguf"), *(file.parent for file in inside)])
@@ -103,6 +103,12 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}/config.json: not JSON ({first_line(error)})") from None
+    if {"stage", "identity", "inputs"} <= config.keys():
+        raise UserError(
+            f"{path}: a run, not a model; write its model with `python -m rlhf_jax export {path} "
+            "--merged --out FOLDER`, or call again what trained it"
+        )
+    return config
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -13,21 +13,22 @@ HALF = "\N{REPLACEMENT CHARACTER}"  # stands where a cut went through a characte
 
 
 def prompt_rows(
-    prompts: Sequence[Conversation], tokenizer: Tokenizer, *, length: int
+    prompts: Sequence[Conversation], tokenizer: Tokenizer, *, length: int | Sequence[int]
 ) -> tuple[Int[np.ndarray, "prompts time"], Bool[np.ndarray, "prompts time"], int]:
     """Prompts in the template, padded on the left, and how many were cut.
 
     Args:
       prompts: texts of users, or dialogues.
       tokenizer: brings the template.
-      length: the longest row; where all prompts are shorter, so are the rows.
+      length: the longest row, or that of each prompt; where all prompts are shorter, so are the
+        rows.
 
     Raises:
       UserError: the template alone does not fit, or it has no place for a dialogue's turns.
     """
     read = read_prompts(prompts, tokenizer, length=length)
     longest = max(len(whole) for whole, _ in read)
-    length = min(length, -(-longest // 8) * 8)  # whole eights, so that few shapes occur
+    length = min(np.max(length), -(-longest // 8) * 8)  # whole eights, so that few shapes occur
     tokens = np.full((len(prompts), length), tokenizer.pad, np.int32)
     mask = np.zeros((len(prompts), length), bool)
     for row, (whole, _) in enumerate(read):
@@ -45,22 +46,27 @@ def cut_texts(prompts: Sequence[Conversation], tokenizer: Tokenizer, *, length: 
 
 
 def read_prompts(
-    prompts: Sequence[Conversation], tokenizer: Tokenizer, *, length: int
+    prompts: Sequence[Conversation], tokenizer: Tokenizer, *, length: int | Sequence[int]
 ) -> list[tuple[tuple[int, ...], str | None]]:
     """Tokens of each prompt in the template and, where it is cut, what is read of it."""
-    room = length - tokenizer.template_length
-    if room < 1:
+    lengths = [length] * len(prompts) if isinstance(length, int) else length
+    if prompts and min(lengths) <= tokenizer.template_length:
         raise UserError(
-            f"prompt_tokens={length} leaves no room beside the chat template's "
+            f"prompt_tokens={min(lengths)} leaves no room beside the chat template's "
             f"{tokenizer.template_length} tokens; give it more"
         )
     texts = iter(tokenizer.encode([prompt for prompt in prompts if isinstance(prompt, str)]))
-    dialogues = [prompt for prompt in prompts if not isinstance(prompt, str)]
-    fitted = iter(fit_dialogues(dialogues, tokenizer, lengths=[length] * len(dialogues)))
+    dialogues = [
+        (prompt, longest)
+        for prompt, longest in zip(prompts, lengths, strict=True)
+        if not isinstance(prompt, str)
+    ]
+    turns, longest = zip(*dialogues, strict=True) if dialogues else ((), ())
+    fitted = iter(fit_dialogues(turns, tokenizer, lengths=longest))
     read = []
-    for prompt in prompts:
+    for prompt, length in zip(prompts, lengths, strict=True):
         if isinstance(prompt, str):
-            text = next(texts)
+            text, room = next(texts), length - tokenizer.template_length
             whole = (*tokenizer.prefix, *text[:room], *tokenizer.suffix)
             read.append((whole, tokenizer.decode(text[:room]) if len(text) > room else None))
         else:

@@ -38,7 +38,6 @@ from rlhf_jax.optimization.state import TrainState, check_finite, initial_state,
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model.encoding import EncodedPost, Parts, encode_parts
-from rlhf_jax.reward_model.held_out import assess_and_keep
 from rlhf_jax.reward_model.model import (
     FrozenRewardModel,
     check_references,
@@ -152,6 +151,9 @@ def evaluated(
     untrained: tuple[nnx.GraphDef, nnx.State, nnx.State],
 ) -> dict[str, Any]:
     """The best weights on the held-out pairs, beside baselines, and the scale of their reward."""
+    # With it comes scikit-learn, which takes longer to import than JAX and which few commands need.
+    from rlhf_jax.reward_model.held_out import assess_and_keep
+
     definition, trainable, frozen = untrained
     trainable = sharded(trainable, RULES)
     pad = pretrained.tokenizer.pad

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiment_runs import checkpoints, devices, signals
+from experiment_runs import checkpoints, devices, hosts, signals
 from experiment_runs.checkpoints import Checkpoints, load_weights, save_weights
 from experiment_runs.errors import Stopped, UserError
 
@@ -119,10 +119,11 @@ def test_a_state_that_reads_well_but_is_not_as_it_was_saved_is_passed_over(
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), OSError(errno.EIO, "Input/output error"),
-     ValueError("RESOURCE_EXHAUSTED: out of memory"), OSError(errno.EMFILE, "Too many open files")],
+     ValueError("RESOURCE_EXHAUSTED: out of memory"), OSError(errno.EMFILE, "Too many open files"),
+     ValueError("Gloo AllGather failed: Connection reset by peer")],
     ids=str,
 )  # fmt: skip
-def test_memory_and_disks_that_fail_for_once_damage_no_state(tmp_path, monkeypatch, error):
+def test_what_fails_for_once_damages_no_state(tmp_path, monkeypatch, error):
     """Neither the newer state is given up for the older one, nor do weights count as damaged."""
     saved(tmp_path, 1, 2)
     save_weights(tmp_path / "best", state_of(3))
@@ -135,6 +136,7 @@ def test_memory_and_disks_that_fail_for_once_damage_no_state(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "checksums", failing)
+        patch.setattr(hosts, "lost", lambda error: bool(hosts.ENDED.search(str(error))))
         with pytest.raises(type(error)):
             restored(tmp_path)
         with pytest.raises(type(error)):

@@ -229,30 +229,25 @@ def leaves(tree):
 
 @pytest.mark.slow
 def test_kill_9_loses_nothing(tmp_path):
-    options = [
-        "--profile",
-        "tiny",
-        "--dataset",
-        "histology",
-        "--most-steps",
-        "400",
-        "--checkpoint-steps",
-        "40",
-    ]
-    command = [sys.executable, "-m", "gan_jax", "train", *options]
+    options = "--profile tiny --dataset histology --most-steps 120 --checkpoint-steps 12"
+    command = [sys.executable, "-m", "gan_jax", "train", *options.split()]
 
     def launch(name):
-        env = {"RLHF_RESULTS": str(tmp_path / name), "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+        env = {
+            "RLHF_RESULTS": str(tmp_path / name),
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+            "XLA_FLAGS": "",  # compiled for speed, whatever the tests are compiled for
+        }
         return subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL)
 
     assert launch("whole").wait() == 0
     killed = launch("killed")
     deadline = time.monotonic() + 300
-    while len(lines(tmp_path / "killed")) < 50 and time.monotonic() < deadline:
+    while len(lines(tmp_path / "killed")) < 15 and time.monotonic() < deadline:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert 50 <= len(lines(tmp_path / "killed")) < 100
+    assert 15 <= len(lines(tmp_path / "killed")) < 30
     assert launch("killed").wait() == 0
     for name in ("metrics.jsonl", "generator.safetensors", "summary.json"):
         (whole,), (resumed,) = ((tmp_path / d).glob(f"*/{name}") for d in ("whole", "killed"))

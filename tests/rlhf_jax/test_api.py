@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import os
 import pydoc
 import subprocess
@@ -9,15 +10,23 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from flax import nnx
 
 import rlhf_jax
+from experiment_runs import devices
 from experiment_runs.checkpoints import save_weights
 from experiment_runs.errors import UserError
 from experiment_runs.run import ensure
 from rlhf_jax import api, trained
 from rlhf_jax.__main__ import main
 from rlhf_jax.config import PPOConfig, RewardConfig
+from rlhf_jax.data.preferences import preference_posts
+from rlhf_jax.evaluation.response_statistics import DESCRIBED
+from rlhf_jax.export.huggingface import export_policy
+from rlhf_jax.ppo.rewards import function_rewards
 from rlhf_jax.pretrained.model import model_fingerprint
 from rlhf_jax.reward_model import model as reward_models
 
@@ -217,6 +226,135 @@ def test_one_prompt_in_place_of_a_list_is_told(model):
     ):
         with pytest.raises(UserError, match="prompts is 'Why\\?'; give a list of prompts"):
             call()
+
+
+CONTAINERS = [list, tuple, iter, pd.Series, lambda texts: np.array(texts, object)]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_prompts_and_responses_come_in_any_container(model, trained_reward_model, container):
+    asked = ["one", "two"]
+    assert rlhf_jax.generate(model, container(asked), response_tokens=2) == rlhf_jax.generate(
+        model, asked, response_tokens=2
+    )
+    assert trained_reward_model.score(container(asked), container(["a", "b"])) == (
+        trained_reward_model.score(asked, ["a", "b"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("responses", "told"),
+    [
+        ("text", "responses is 'text'"),
+        (["a", None], "response 2 is None"),
+        (["a"], "2 prompts but"),
+    ],
+)
+def test_what_is_no_list_of_responses_is_told(trained_reward_model, responses, told):
+    with pytest.raises(UserError, match=told):
+        trained_reward_model.score(["one", "two"], responses)
+
+
+def test_a_response_is_read_whole_and_alone(trained_reward_model):
+    """Where it fits; what stands beside it in the call changes nothing."""
+    long = "a" * 300
+    ends = trained_reward_model.score(["p"] * 3, [long, f"{long}zzz", f"{long}bad"])
+    assert len({*ends}) == 3
+    asked = "a long question " * 30
+    alone = trained_reward_model.score([asked], ["short"])
+    beside = trained_reward_model.score([asked, "b"], ["short", long])
+    assert beside[0] == pytest.approx(alone[0], abs=1e-5)
+    with pytest.warns(UserWarning, match="1 responses are cut to"):
+        trained_reward_model.score(["p"], ["a" * 600])
+
+
+def test_a_dialogue_in_one_text_is_what_it_is_in_preferences():
+    text = "\n\nHuman: one\n\nAssistant: two\n\nHuman: three\n\nAssistant:"
+    assert api.conversations([text]) == api.conversations([DIALOGUE])
+    assert api.conversations(["How do I greet a Human: by name?"])[0].startswith("How")
+
+
+def test_what_is_no_list_of_prompts_models_or_rewards_is_told(model):
+    frame = pd.DataFrame({"prompt": ["a"]})
+    options = {"rewards": {"count": count}, "response_tokens": 2}
+    for call, told in (
+        (
+            lambda: rlhf_jax.generate(model, frame),
+            "prompts is .*; give a list of prompts, or a col",
+        ),
+        (lambda: rlhf_jax.generate(model, ["a"], response_tokens=0), "response_tokens=0 must be"),
+        (lambda: rlhf_jax.evaluate([model], [], **options), "no prompts"),
+        (
+            lambda: rlhf_jax.evaluate([model], ["a"], rewards={"tokens": count, "kl": count}),
+            "rewards named kl, tokens, as other columns are",
+        ),
+        (lambda: rlhf_jax.train_reward_model(model, {}), "pairs is a mapping of"),
+        (lambda: rlhf_jax.train_reward_model(model, "pairs.jsonl"), "pairs.jsonl: no such folder"),
+    ):
+        with pytest.raises(UserError, match=told):
+            call()
+
+
+def test_one_model_and_one_reward_need_no_names(model):
+    options = {"response_tokens": 2, "config": rlhf_jax.EvaluationConfig(resamples=100)}
+    one = rlhf_jax.evaluate(model, ["a", "b"], rewards=count, **options)
+    pd.testing.assert_frame_equal(
+        one, rlhf_jax.evaluate([model], ["a", "b"], rewards={"reward": count}, **options)
+    )
+    assert [*one.columns[:3]] == ["reward", "reward_low", "reward_high"]
+    assert [*one.columns[3:]] == [*DESCRIBED]
+
+
+def test_pairs_are_read_where_they_are(tmp_path, monkeypatch):
+    rows = [{"prompt": f"p{n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(3)]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert preference_posts("~/pairs.jsonl") == preference_posts(rows)
+
+
+def test_a_reward_that_keeps_notes_is_told_to_take_a_name(model, tmp_path):
+    notes = {}
+
+    def noted(prompts, responses):
+        return [notes.setdefault(text, float(len(text))) for text in responses]
+
+    options = {"reward": noted, "config": CFG, "out": tmp_path}
+    with pytest.warns(UserWarning, match="changes what it reads.*reward_name="):
+        rlhf_jax.train_policy(model, ["a", "b"], **options)
+    notes.clear()
+    rlhf_jax.train_policy(model, ["a", "b"], **options, reward_name="noted")
+
+
+def test_a_model_is_saved_once_and_over_nothing_else(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tuned = rlhf_jax.train_policy(model, ["a", "b"], reward=count, config=CFG, out="~/runs")
+    for _ in range(2):
+        tuned.save("~/saved")
+    assert model_fingerprint(rlhf_jax.load("~/saved")) == model_fingerprint(tuned)
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "saved"}
+    index = tmp_path / "saved" / "model.safetensors.index.json"
+    index.write_text("{}")  # of a model in several files, which would be read in place of this one
+    with pytest.raises(UserError, match="saved: is there already; name another folder"):
+        tuned.save(tmp_path / "saved")
+    assert index.exists()
+    with pytest.raises(UserError, match=r"a run, not a model; .* export"):
+        rlhf_jax.load(tuned.run.path)
+
+
+def test_a_reward_model_s_method_is_a_reward_on_several_devices(
+    model, trained_reward_model, tmp_path
+):
+    """Whose parameters then lie on all of them."""
+    export_policy(nnx.merge(model.definition, model.state), model, tmp_path / "model", {})
+    loaded = rlhf_jax.load(tmp_path / "model")
+    frozen = reward_models.FrozenRewardModel(
+        *nnx.split(nnx.merge(*reward_models.initial(loaded, seed=0)))
+    )
+    reward_model = dataclasses.replace(trained_reward_model, frozen=frozen, pretrained=loaded)
+    with devices.placement():
+        assert devices.parted()
+        found = function_rewards({"rm": reward_model.score}, ["one", "two"], ["a", "b"])
+    np.testing.assert_allclose(found["rm"], reward_model.score(["one", "two"], ["a", "b"]), 1e-5)
 
 
 def test_models_of_other_tokenizers_are_not_compared(model):

@@ -53,13 +53,19 @@ def rank(prompts, responses):
     sums = jax.numpy.asarray([sum(text.encode()) for text in responses])
     return jax.jit(lambda x: x.argsort().argsort())(sums)
 
+model = rlhf_jax.load(os.environ["RLHF_MODEL"])
+judge = rlhf_jax.train_reward_model(
+    model, [{"prompt": f"p{n}", "chosen": f"a {n}", "rejected": f"b {n}"} for n in range(24)],
+    config=rlhf_jax.RewardConfig(epochs=1, max_tokens=96, reference_samples=8),
+)
 config = rlhf_jax.PPOConfig(
     batch=8, forward_batch=4, prompts=8, passes=2, inner_epochs=2, prompt_tokens=48,
     response_tokens=4, value_learning_rate=1e-3, learning_rate=1e-3, sample_every=1,
 )
 tuned = rlhf_jax.train_policy(
-    rlhf_jax.load("random"), [f"question {n}" for n in range(8)], config=config,
-    reward={"letters": (letters, 0.5), "rank": (rank, 0.1)}, reward_name="both",
+    model, [f"question {n}" for n in range(8)], config=config,
+    reward={"letters": (letters, 0.5), "rank": (rank, 0.1), "judge": (judge.score, 1.0)},
+    reward_name="three",
 )
 tuned.save(results.with_name("saved-" + results.name))
 """
@@ -159,22 +165,6 @@ def same(ours, theirs):
     return len(found)
 
 
-@pytest.mark.slow
-def test_what_the_script_for_slurm_starts_trains_what_one_process_trains(start, tmp_path):
-    (tmp_path / "srun").write_text(SRUN)
-    (tmp_path / "srun").chmod(0o755)
-    cluster = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "PYTHON": sys.executable,
-        "SLURM_JOB_ID": str(os.getpid()),  # which the port is made from
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_NTASKS": "2",
-    }
-    finished(start("two", str(ROOT / "examples" / "slurm.sh"), "reward", devices=1, **cluster))
-    finished(start("one", *RLHF, "reward", devices=2))
-    assert same(tmp_path / "two", tmp_path / "one") == 1
-
-
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_train_what_one_trains(start, several, tmp_path, count):
@@ -205,22 +195,43 @@ def test_several_processes_train_the_gan_that_one_trains(start, several, tmp_pat
 
 
 @pytest.mark.slow
-def test_functions_are_asked_once_for_every_row_and_train_what_they_train_in_one_process(
-    start, several, tmp_path
-):
-    """Whatever they make of the rows beside one, as a rank does."""
-    script = [sys.executable, "-c", REWARDED]
-    (tmp_path / "two").mkdir()
-    (tmp_path / "one").mkdir()
-    finished(*several("two", program=script))
-    finished(start("one", *script, devices=2))
+def test_what_the_script_for_slurm_starts_trains_what_one_process_trains(start, tmp_path):
+    """With functions as rewards, which are asked once for every row, whatever they make of the rows
+    beside one, as a rank does."""
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    (tmp_path / "rewarded.py").write_text(REWARDED)
+    for name in ("two", "one"):
+        (tmp_path / name).mkdir()
+    own = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}
+    cluster = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "SLURM_JOB_ID": str(os.getpid()),  # which the port is made from
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    script = str(ROOT / "examples" / "slurm.sh")
+    finished(start("two", script, "rewarded", devices=1, **own, **cluster))
+    finished(start("one", sys.executable, "-m", "rewarded", devices=2, **own))
     asked = [(tmp_path / name / "asked.jsonl") for name in ("two", "one")]
     assert len(asked[0].read_text().splitlines()) == 2
     assert asked[0].read_text() == asked[1].read_text()
     for file in asked:
         file.unlink()
-    assert same(tmp_path / "two", tmp_path / "one") == 1
+    assert same(tmp_path / "two", tmp_path / "one") == 2
     assert load(tmp_path / "saved-two").config == load(tmp_path / "saved-one").config
+
+
+def test_where_nobody_listens_the_others_are_told(monkeypatch, capsys):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    monkeypatch.setenv("RLHF_HOSTS", f"{address}/2/1")
+    monkeypatch.setattr(hosts, "ABSENT", 0)
+    with pytest.raises(UserError, match=f"nobody listens at {address} .*; start process 0 there"):
+        hosts.join()
+    assert f"process 1 of 2 meets the others at {address}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

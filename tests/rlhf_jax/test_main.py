@@ -30,6 +30,12 @@ def test_an_input_of_a_late_stage_is_told_at_once(
     assert code == 2 and f"{folder}/rows.jsonl, line 1: not a JSON object" in said
 
 
+def test_what_cannot_be_divided_is_told_by_a_dry_run(local_data, capsys):
+    given = "run", "--dry-run", "--model", "random", "--data-dir", str(local_data())
+    code, said = ended(capsys, *given, "--mesh", "data=2", "--ppo.forward-batch", "1")
+    assert code == 2 and "PPOConfig.forward_batch=1 cannot be divided over 2 devices" in said
+
+
 def test_a_folder_of_data_that_does_not_exist_is_told(capsys):
     code, said = ended(capsys, "check", "--data-dir", "/nowhere")
     assert code == 2 and "--data-dir /nowhere: no such folder" in said

@@ -53,3 +53,6 @@ def test_what_does_not_fit_is_told_with_what_would_change_it(monkeypatch, model,
     assert "ppo-full: update does not fit; these would: --remat; a smaller forward_batch" in told
     monkeypatch.setattr(memory, "available", lambda: 1.0)
     assert "reward does not fit; use a smaller model" in memory.dry_run(model.config, TINY)
+    wide = dataclasses.replace(one, data=2 * TINY.ppo.batch)  # more than there are episodes
+    told = memory.remedies(wide, TINY, "ppo-full: update", there=1.0)
+    assert told == "use a smaller model"

@@ -70,20 +70,14 @@ def check(found, meshes):
             assert count == 1 or row["collectives"], where
 
 
-def test_a_step_on_a_mesh_is_that_of_one_device_in_even_shares(found):
-    check(found("data=4,model=2", "--only", "reward"), ["data=4,model=2"])
+@pytest.mark.parametrize("name", ["reward", pytest.param("PPO LoRA", marks=pytest.mark.slow)])
+def test_a_step_on_a_mesh_is_that_of_one_device_in_even_shares(found, name):
+    check(found("data=4,model=2", "--only", name), ["data=4,model=2"])
 
 
-@pytest.mark.parametrize(
-    "meshes",
-    [
-        pytest.param(["data=2,model=4"], marks=pytest.mark.slow),
-        pytest.param(MESHES, marks=pytest.mark.exhaustive),
-    ],
-    ids=["one", "all"],
-)
-def test_every_program_on_every_mesh_is_that_of_one_device_in_even_shares(found, meshes):
-    check(found(*meshes), meshes)
+@pytest.mark.exhaustive
+def test_every_program_on_every_mesh_is_that_of_one_device_in_even_shares(found):
+    check(found(*MESHES), MESHES)
 
 
 @pytest.mark.exhaustive

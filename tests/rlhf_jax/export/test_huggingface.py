@@ -244,7 +244,7 @@ def test_reward_model_comes_back_with_the_same_rewards(model, tmp_path):
         foreign_reward_model.load_reward_model(tmp_path / "out", model.tokenizer),
     )
     one, other = (scores(reward_model, *episodes(model)) for reward_model in both)
-    np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(one, other, rtol=1e-4)
     assert one.std() > 0.1
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["reward_offset"] == pytest.approx(0.7 * 2.5)

@@ -20,7 +20,9 @@ from rlhf_jax.ppo.reward_identity import function_fingerprint
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 
 BASE = """
-    import functools, re, string
+    import abc, dataclasses, functools, logging, re, string, typing
+    import optax
+    LOG = logging.getLogger("rewards")
     WORDS = {"sea", "wind"}
     def share(text):
         return sum(word in WORDS for word in text.split()) * SCALE
@@ -33,6 +35,34 @@ BASE = """
             return [self.factor * len(r) for r in responses]
         def score(self, prompts, responses):
             return [self.weights.get(r, 0.0) for r in responses]
+    class Judge(abc.ABC):
+        factor = 1
+        @property
+        def twice(self):
+            return 2 * self.factor
+        @functools.cached_property
+        def start(self):
+            return len(LOG.name)
+        def __call__(self, prompts, responses):
+            return [self.twice + self.start for r in responses]
+    @dataclasses.dataclass(slots=True)
+    class Slots:
+        factor: int
+        def __call__(self, prompts, responses):
+            return [self.factor for r in responses]
+    class Words(list):
+        factor = 1
+        def __init__(self, factor):
+            self.own = factor
+        def __call__(self, prompts, responses):
+            return [self.factor * self.own for r in responses]
+    class Pair(typing.NamedTuple):
+        factor: int
+        def __call__(self, prompts, responses):
+            return [self.factor for r in responses]
+    def scheduled(end):
+        schedule = optax.linear_schedule(0, end, 10)
+        return lambda prompts, responses: [schedule(5) for r in responses]
     def plain(prompts, responses, bonus=1.0, *, floor=-1):
         return [max(share(r) + bonus, floor) for r in responses]
     def around(limit):
@@ -55,6 +85,13 @@ CHANGES = [
     ("the object of a method", "Table(2).score", '{"a": 1}', '{"a": 2}'),
     ("what a callable object holds", "Table(2)", "Table(2)", "Table(3)"),
     ("the method of a callable object", "Table(2)", "self.factor * len", "self.factor + len"),
+    ("a property", "Judge()", "2 * self.factor", "3 * self.factor"),
+    ("a cached property", "Judge()", "len(LOG.name)", "-len(LOG.name)"),
+    ("what slots hold", "Slots(2)", "Slots(2)", "Slots(3)"),
+    ("what a list of one's own holds", "Words(2)", "Words(2)", "Words(3)"),
+    ("the class of a list of one's own", "Words(2)", "self.factor * self", "self.factor - self"),
+    ("a named tuple", "Pair(2)", "Pair(2)", "Pair(3)"),
+    ("what an installed function was made with", "scheduled(3)", "scheduled(3)", "scheduled(4)"),
     ("one of two lambdas in a line", "[lambda p, r: [1.0], lambda p, r: [2.0]][0]", "][0]", "][1]"),
 ]
 

@@ -37,6 +37,7 @@ def train_with(train_toy):
 def test_of_several_processes_the_first_alone_asks_and_all_get_what_it_was_told(monkeypatch):
     """A judge that costs money or gives another answer each time is asked once."""
     told = {}
+    monkeypatch.setattr(hosts, "several", lambda: True)
     monkeypatch.setattr(hosts, "of_first", lambda found: told.setdefault("found", found))
     first = function_rewards({"c": count_c}, TEXTS, TEXTS)
     monkeypatch.setattr(hosts, "first", lambda: False)
@@ -44,13 +45,16 @@ def test_of_several_processes_the_first_alone_asks_and_all_get_what_it_was_told(
     assert first["c"].tolist() == other["c"].tolist() == [2, 0, 1]
 
 
-def test_what_a_function_computes_is_of_its_own_process():
-    """Where training is divided over the devices of several, the others would not come."""
-
+@pytest.mark.parametrize("several", [True, False])
+def test_what_a_function_computes_is_of_its_own_process_where_the_others_do_not_come(
+    monkeypatch, several
+):
     def own(prompts, responses):
-        assert not devices.parted()
+        assert devices.parted() != several
         return jax.numpy.arange(3.0)
 
+    monkeypatch.setattr(hosts, "several", lambda: several)
+    monkeypatch.setattr(hosts, "of_first", lambda found: found)
     with devices.placement():
         assert devices.parted()
         assert function_rewards({"own": own}, TEXTS, TEXTS)["own"].tolist() == [0, 1, 2]
