@@ -11,7 +11,7 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
-PYTEST := -m pytest --numprocesses $(or $(WORKERS),2) --dist worksteal --durations 10
+PYTEST := -m pytest --numprocesses 2 --dist worksteal --durations 10
 
 export RLHF_PROFILE := $(PROFILE)
 export RLHF_PRECISION := $(PRECISION)

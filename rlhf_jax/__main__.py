@@ -209,19 +209,21 @@ def parsed(arguments: list[str]) -> Command | run_commands.RunCommand:
     )
 
 
+ALONE = ("generate", "chat", "rate", "export", "runs")  # commands that use what was trained
+
+
 def main(arguments: list[str] | None = None) -> None:
     """What goes wrong is one message and an exit code; see `concluded`."""
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def work():
+        if settings.hosts() and arguments[:1] and arguments[0] in ALONE:
+            raise UserError(f"{arguments[0]} works in one process: call it without RLHF_HOSTS")
         hosts.join()
         settings.backend()  # before anything else asks for the devices
         command = parsed(arguments)
         if isinstance(command, Command):
             execute(command)
-        elif hosts.several():
-            name = type(command).__name__.lower()
-            raise UserError(f"{name} works in one process: call it once, without RLHF_HOSTS")
         else:
             command.execute()
 

@@ -242,17 +242,12 @@ def test_prompts_and_responses_come_in_any_container(model, trained_reward_model
     )
 
 
-@pytest.mark.parametrize(
-    ("responses", "told"),
-    [
-        ("text", "responses is 'text'"),
-        (["a", None], "response 2 is None"),
-        (["a"], "2 prompts but"),
-    ],
-)
-def test_what_is_no_list_of_responses_is_told(trained_reward_model, responses, told):
-    with pytest.raises(UserError, match=told):
-        trained_reward_model.score(["one", "two"], responses)
+def test_what_is_no_list_of_responses_is_told(trained_reward_model):
+    for responses, told in (("text", "responses is 'text'"), (["a"], "2 prompts but 1 responses")):
+        with pytest.raises(UserError, match=told):
+            trained_reward_model.score(["one", "two"], responses)
+    with pytest.raises(UserError, match="response 2 is None"):
+        trained.texts(["a", None])
 
 
 def test_a_response_is_read_whole_and_alone(trained_reward_model):

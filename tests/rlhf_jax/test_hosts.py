@@ -244,7 +244,7 @@ def test_processes_with_other_settings_are_told_and_a_command_for_one_process_is
         assert said(job).count(told) == 1
     for job in several("listed", "runs", "list"):
         assert job.wait(600) == 2
-        assert said(job).count("error: runs works in one process: call it once, without RLHF") == 1
+        assert said(job).count("error: runs works in one process: call it without RLHF_HOSTS") == 1
 
 
 @pytest.mark.exhaustive
