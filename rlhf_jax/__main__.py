@@ -209,15 +209,12 @@ def parsed(arguments: list[str]) -> Command | run_commands.RunCommand:
     )
 
 
-ALONE = ("generate", "chat", "rate", "export", "runs")  # commands that use what was trained
-
-
 def main(arguments: list[str] | None = None) -> None:
     """What goes wrong is one message and an exit code; see `concluded`."""
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def work():
-        if settings.hosts() and arguments[:1] and arguments[0] in ALONE:
+        if settings.hosts() and arguments and arguments[0] in run_commands.COMMANDS:
             raise UserError(f"{arguments[0]} works in one process: call it without RLHF_HOSTS")
         hosts.join()
         settings.backend()  # before anything else asks for the devices

@@ -24,7 +24,12 @@ from experiment_runs.run import Run
 from rlhf_jax.config import SMOLLM2, PPOConfig, ppo_config
 from rlhf_jax.data.dialogues import conversations
 from rlhf_jax.evaluation.policies import BASE, RATED, SplitDecoder
-from rlhf_jax.export.huggingface import export_policy, generation_settings, merged_adapters
+from rlhf_jax.export.huggingface import (
+    export_policy,
+    generation_settings,
+    is_free,
+    merged_adapters,
+)
 from rlhf_jax.language_model.sampling import Responses
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.ppo.reward_identity import function_fingerprint
@@ -65,7 +70,7 @@ class TunedModel(Pretrained):
             with tempfile.TemporaryDirectory(dir=folder.parent) as place:
                 made = Path(place, "model")
                 export_policy(decoder, self, made, generation_settings(self.settings))
-                if not folder.exists() or not any(folder.iterdir()):
+                if is_free(folder):
                     made.replace(folder)
                 elif content(folder) != content(made):
                     raise UserError(f"{folder}: is there already; name another folder or remove it")

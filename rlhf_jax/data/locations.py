@@ -1,5 +1,6 @@
 """Which rows are read: a folder or file, a data set on the hub, or none of them (the stand-in)."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def locate(
     Raises:
       UserError: what is given is neither a path nor an id.
     """
-    if given:
+    if given := os.path.expanduser(given):
         if Path(given).exists():
             return "local", given
         if HUB_ID.fullmatch(given):

@@ -110,7 +110,7 @@ def preference_posts(
       UserError: the columns are others, or a value cannot be used.
     """
     if isinstance(pairs, str | Path):
-        found, _ = load_preferences(None, str(Path(pairs).expanduser()))
+        found, _ = load_preferences(None, str(Path(pairs)))
     elif isinstance(pairs, Mapping):
         raise UserError(
             f"pairs is a mapping of {tables.brief_list(pairs)}; give one of its values where they "

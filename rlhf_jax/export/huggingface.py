@@ -67,7 +67,7 @@ def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = Fa
     run.require_finished()
     if not (run.checkpoints / weights).is_dir():
         raise UserError(f"{run.path}: the weights are not there; committed runs have none")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise UserError(f"{out}: is there already; name another folder or remove it")
     lora = None if merged else lora_config(run.config["lora"])
     plain = out if lora is None else out / "base"
@@ -85,6 +85,11 @@ def export_run(run: Run, pretrained: Pretrained, out: Path, *, merged: bool = Fa
         export_adapter(decoder, lora, pretrained, out, head=head)
     text = card(run, pretrained.tokenizer, adapter=lora is not None)
     write_text(out / "README.md", text)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nothing is there, or an empty directory."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def merged_adapters(decoder: Decoder) -> Decoder:
