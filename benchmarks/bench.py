@@ -14,7 +14,12 @@ from pathlib import Path
 
 import turns
 
-SCRIPTS = ("bench_reward", "bench_ppo", "bench_gan")
+SIDES = turns.SIDES + turns.COMPILED
+SCRIPTS = {  # and the sides that each has
+    "bench_reward": SIDES,
+    "bench_ppo": turns.SIDES,
+    "bench_gan": SIDES,
+}
 # What each script is given for a look of some minutes: fewer turns, shorter responses.
 QUICK = {
     "bench_reward": ["--parts", "step", "--turns", "2"],
@@ -29,6 +34,8 @@ def main() -> None:
     options.add_argument("--data-dir", type=Path)
     options.add_argument("--output", type=Path, help="keep the table in this file")
     options.add_argument("--folder", type=Path, help="of an earlier call, to go on from")
+    options.add_argument("--sides", nargs="+", choices=SIDES, default=turns.able(SIDES))
+    options.add_argument("--turns", type=int, help="of each side; else what the benchmark takes")
     args = options.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="bench-"))
     print(f"`--folder {folder}` goes on where this stops", file=sys.stderr)
@@ -36,6 +43,8 @@ def main() -> None:
     for script, own in (QUICK if args.quick else dict.fromkeys(SCRIPTS, [])).items():
         output, kept = folder / f"{script}.txt", folder / f"{script}.json"
         own = [*own, "--output", output, "--rows", kept, "--torch-python", args.torch_python]
+        own += ["--sides", *(side for side in args.sides if side in SCRIPTS[script])]
+        own += ["--turns", str(args.turns)] if args.turns else []
         if args.data_dir and script != "bench_gan":
             own += ["--data-dir", args.data_dir]
         program = Path(__file__).with_name(f"{script}.py")
@@ -50,11 +59,11 @@ def main() -> None:
 
 def table(rows: list[dict]) -> str:
     """One line a kind of work: what each side reached, and ours by the peer's faster side."""
-    lines = [["work", *turns.SIDES, "mixed, times", "float32, times", "memory, times less"]]
+    lines = [["work", *SIDES, "mixed, times", "float32, times", "memory, times less"]]
     lines.append(["---"] + ["---:"] * (len(lines[0]) - 1))
     for row in rows:
         speeds, memory = row["speeds"], row["memory"]
-        cells = [turns.spread(speeds[side]) if side in speeds else "-" for side in turns.SIDES]
+        cells = [turns.spread(speeds[side]) if side in speeds else "-" for side in SIDES]
         torch = [side for side in speeds if side.startswith("torch")]
         faster = max(torch, key=lambda side: statistics.median(speeds[side]), default=None)
         for side in turns.SIDES[:2]:
@@ -62,7 +71,7 @@ def table(rows: list[dict]) -> str:
             pairs = zip(speeds[side], speeds[faster], strict=True) if both else ()
             ratios = [ours / theirs for ours, theirs in pairs]
             cells.append(turns.spread(ratios) if ratios else "-")
-        ours = memory.get(turns.SIDES[0])
+        ours = next((memory[side] for side in turns.SIDES[:2] if side in memory), None)
         cells.append(turns.number(memory[faster] / ours) if ours and faster else "-")
         lines.append([row["work"], *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -21,7 +21,7 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=64)
     options.add_argument("--steps", type=int, default=20, help="updates in one turn")
     options.add_argument("--torch-python", type=Path, default=turns.PEER)
-    turns.taken(options)
+    turns.taken(options, turns.SIDES + turns.COMPILED)
     args = options.parse_args()
     if args.side:
         turns.take(SIDES[args.side.split()[0]], args)
@@ -112,6 +112,8 @@ def torch_side(args: argparse.Namespace):
     layout = torch.channels_last
     for network in networks:
         network.to(memory_format=layout)
+        if args.side in turns.COMPILED:
+            network.compile()
     ones, zeros = (torch.full((args.batch,), value, device=device) for value in (1.0, 0.0))
 
     def passed(network, inputs):

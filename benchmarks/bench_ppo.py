@@ -76,6 +76,16 @@ def report(part: str, folder: Path, answers: dict) -> tuple[str, dict]:
                 (a["tokens"] - a["prompts"]) / (a["seconds"] - a["first"])
             ),
         }
+        columns = columns | {
+            "responses that end early, % of the tokens": lambda a: (
+                100 * a["share"] if "share" in a else None
+            ),
+            "% of the time after the first": lambda a: (
+                100 * (a["early"] - a["first"]) / (a["seconds"] - a["first"])
+                if "early" in a
+                else None
+            ),
+        }
         bounds = {
             side: statistics.median(a["tokens"] / a["bound"] for a in turn)
             for side, turn in answers.items()
@@ -190,7 +200,7 @@ def prompts_of(args: argparse.Namespace) -> list[list[int]]:
 
 
 def jax_generation(model, args: argparse.Namespace) -> turns.Answer:
-    """Sampling in which no response ends early."""
+    """Sampling in which no response ends early, and one in which they end at a quarter of it."""
     import jax
     import numpy as np
 
@@ -199,21 +209,38 @@ def jax_generation(model, args: argparse.Namespace) -> turns.Answer:
     number, width, longest = args.generation
     prompts = np.random.default_rng(0).integers(100, model.tokenizer.vocab_size, (number, width))
     inputs = (prompts.astype(np.int32), np.ones((number, width), bool))
-    settings = {"decoder_def": model.definition, "end": -1, "pad": 0}
+    settings = {"decoder_def": model.definition, "pad": 0}
 
-    def seconds(length: int) -> float:
-        began = time.perf_counter()
+    def sampled(length: int, end):
         keys = draw_keys(jax.random.key(length), range(len(prompts)))
-        responses = sample(model.state, *inputs, keys, 1.0, length=length, **settings)
-        assert responses.mask.sum() == len(prompts) * length
+        return sample(model.state, *inputs, keys, 1.0, length=length, end=end, **settings)
+
+    def seconds(length: int, end) -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(sampled(length, end))
         return time.perf_counter() - began
 
-    lengths = {"first": 1, "seconds": longest}
-    for length in lengths.values():
-        seconds(length)
-    measured = {name: seconds(length) for name, length in lengths.items()}
+    endless = np.asarray(sampled(longest, -1).tokens)
+    ends = ending(endless)
+    measured = {"share": float(sampled(longest, ends).mask.mean())}
+    for name, *case in (("first", 1, -1), ("seconds", longest, -1), ("early", longest, ends)):
+        seconds(*case)
+        measured[name] = seconds(*case)
     bound = generation_flops(model, args) / turns.jax_matrix_rate(turns.precision(args))
     return measured | {"bound": bound, "prompts": number, "tokens": number * longest}
+
+
+def ending(tokens) -> tuple[int, ...]:
+    """Tokens that end these responses at a quarter on average; drawn from those in them."""
+    import numpy as np
+
+    words = np.random.default_rng(0).permutation(np.unique(tokens))
+    for count in range(1, len(words)):
+        ends = np.isin(tokens, words[:count])
+        lengths = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, tokens.shape[1])
+        if lengths.mean() <= tokens.shape[1] / 4:
+            break
+    return tuple(words[:count].tolist())
 
 
 def generation_flops(model, args: argparse.Namespace) -> float:

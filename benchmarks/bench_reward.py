@@ -1,8 +1,8 @@
 """Training of the reward model beside PyTorch: `python benchmarks/bench_reward.py`.
 
 The peer is a trainer as one writes it with transformers: batches of 8 pairs, every row padded to
-the longest, AdamW, clipping, in float32 and under bfloat16 autocast. All sides start from the same
-weights and see the same pairs.
+the longest, AdamW, clipping, in float32 and under bfloat16 autocast, with torch.compile and
+without. All sides start from the same weights and see the same pairs.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PARTS = {
 
 
 def main() -> None:
-    options = turns.options(__doc__, PARTS)
+    options = turns.options(__doc__, PARTS, turns.SIDES + turns.COMPILED)
     options.add_argument("--max-tokens", type=int, default=512, help="of a prompt with its reply")
     args = options.parse_args()
     if args.side == "prepare":
@@ -265,6 +265,8 @@ def torch_side(args: argparse.Namespace):
     ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=True)
     half = turns.precision(args) == "bfloat16"
+    if args.side in turns.COMPILED:
+        model.compile()
 
     def step() -> dict:
         began = time.perf_counter()

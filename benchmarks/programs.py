@@ -15,7 +15,7 @@ from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
 from rlhf_jax.evaluation.policies import sequence_kl
 from rlhf_jax.language_model.decoder import for_products
 from rlhf_jax.language_model.decoder_config import DecoderConfig
-from rlhf_jax.language_model.sampling import Responses, sample
+from rlhf_jax.language_model.sampling import Responses, begun
 from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.optimization.state import TrainState
 from rlhf_jax.ppo import training as ppo_training
@@ -115,7 +115,7 @@ def sampling(base: Pretrained, cfg: PPOConfig):
         "decoder_def": base.definition, "length": cfg.response_tokens, "end": 0, "pad": 0,
         "temperature": cfg.temperature,
     }  # fmt: skip
-    return sample, (base.state, *prompts(cfg.batch, cfg.prompt_tokens), keys), static
+    return begun, (base.state, *prompts(cfg.batch, cfg.prompt_tokens), keys), static
 
 
 def evaluation(base: Pretrained, cfg: EvaluationConfig, lengths: PPOConfig):

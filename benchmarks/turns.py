@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,11 +30,15 @@ MATRIX = 2048  # rows and columns of the matrices whose product gives the machin
 # Ours as it is chosen on a processor that multiplies bfloat16, and as on every other one; the peer
 # under autocast, or with weights in bfloat16 where it generates, and in float32.
 SIDES = ("jax mixed", "jax float32", "torch bfloat16", "torch float32")
+# The peer's by torch.compile, of the steps that one compiles; it asks for a compiler of C++.
+COMPILED = ("torch bfloat16 compiled", "torch float32 compiled")
 Answer = dict[str, Any]
 Measure = Callable[[Answer], float | None]
 
 
-def options(description: str, parts: Iterable[str]) -> argparse.ArgumentParser:
+def options(
+    description: str, parts: Iterable[str], sides: Sequence[str] = SIDES
+) -> argparse.ArgumentParser:
     """What every benchmark of a language model lets one choose."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
@@ -41,18 +46,24 @@ def options(description: str, parts: Iterable[str]) -> argparse.ArgumentParser:
     parser.add_argument("--model", default=os.environ.get("RLHF_MODEL") or SMOLLM2)
     parser.add_argument("--torch-python", type=Path, default=PEER)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    taken(parser)
+    taken(parser, sides)
     return parser
 
 
-def taken(parser: argparse.ArgumentParser) -> None:
+def taken(parser: argparse.ArgumentParser, sides: Sequence[str]) -> None:
     """Which sides take how many turns, which one a process takes, and where the result goes."""
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=sides, default=able(sides))
     parser.add_argument("--turns", type=int, default=5, help="of each side")
     parser.add_argument("--output", type=Path, help="keep the result in this file")
     parser.add_argument("--rows", type=Path, help="keep what each side did in this file, as JSON")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--turn", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def able(sides: Iterable[str]) -> list[str]:
+    """Those that run on this machine."""
+    compiler = any(map(shutil.which, ("g++", "clang++")))
+    return [side for side in sides if compiler or side not in COMPILED]
 
 
 def precision(args: argparse.Namespace) -> str:
@@ -166,10 +177,11 @@ def require(python: Path, modules: Iterable[str]) -> None:
 
 
 def take_turns(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, list[Answer]]:
-    """What each side measured in all its turns, of which the first compiles JAX's programs."""
+    """What each side measured in all its turns, of which the first compiles the programs."""
     answers: dict[str, list[Answer]] = {side: [] for side in commands}
     with tempfile.TemporaryDirectory() as compiled:
-        shared = environment() | {"JAX_COMPILATION_CACHE_DIR": compiled}
+        caches = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+        shared = environment() | dict.fromkeys(caches, compiled)
         for turn in range(turns):
             for side, command in commands.items():
                 words = [*command, "--turn", str(turn)]

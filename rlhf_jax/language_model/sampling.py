@@ -12,12 +12,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from experiment_runs import devices
+from rlhf_jax.language_model import layer_loop
 from rlhf_jax.language_model.attention import block_mask, blocked
 from rlhf_jax.language_model.decoder import for_products
 from rlhf_jax.language_model.layer_loop import Stacked, arranged
 
 PREFILL = 16  # rows that are read at a time, at most
 WORDS = 256  # whose weights are summed before one of them is drawn
+FEWEST = 8  # rows that are decoded together: with fewer a step takes as long
+SHORT = 32  # tokens that are left, for which nothing else is compiled
 
 
 class Responses(NamedTuple):
@@ -28,13 +31,23 @@ class Responses(NamedTuple):
     logprobs: Float[Array, "batch response"]  # nats, of the token under the sampling policy
 
 
-@functools.partial(
-    jax.jit, static_argnames=("temperature", "decoder_def", "length", "end", "pad", "samples")
-)
+class Decoding(NamedTuple):
+    """How far some rows have been decoded."""
+
+    index: Int[Array, ""]  # of the response token that comes next
+    hidden: Float[Array, "embed rows"]
+    cache: Any  # of each block; rows first, or after the layers
+    done: Bool[Array, "rows"]
+    lengths: Int[Array, "rows"]  # of the prompts, in tokens
+    readable: Bool[Array, "rows blocks width"]  # where the prompts' tokens are
+    draws: Float[Array, "rows response"]
+    responses: Responses
+
+
 def sample(
     decoder_state: nnx.State,
-    prompts: Int[Array, "batch prompt"],
-    prompt_mask: Bool[Array, "batch prompt"],
+    prompts: Int[Array | np.ndarray, "batch prompt"],
+    prompt_mask: Bool[Array | np.ndarray, "batch prompt"],
     keys: Key[Array, "rows"],
     temperature: float,
     *,
@@ -46,7 +59,8 @@ def sample(
 ) -> Responses:
     """Samples responses to each prompt from softmax(logits / temperature), nothing cut off.
 
-    The loop stops early when every response has ended.
+    It stops when every response has ended. On a CPU, where a step takes the longer the more rows it
+    has, half of them go on alone when all others have ended.
 
     Args:
       decoder_state: the policy's decoder, adapters included.
@@ -60,10 +74,43 @@ def sample(
       pad: fills what follows the end.
       samples: responses to each prompt, whose rows follow each other; it is read once for all.
     """
-    decoder = nnx.merge(decoder_def, decoder_state)
-    if decoder.cfg.products != "float32":  # rounded once, not for every token
-        rounded = for_products(decoder_state, decoder.cfg.products)
-        decoder = nnx.merge(decoder_def, jax.lax.optimization_barrier(rounded))
+    size, left = len(prompts) * samples, []
+    halved = (lambda rows: 0) if layer_loop.looped() or devices.parted() else fewer
+    settings = {"decoder_def": decoder_def, "end": end, "pad": pad}
+    going = begun(
+        decoder_state, prompts, prompt_mask, keys, temperature, length=length, samples=samples,
+        until=halved(size), **settings,
+    )  # fmt: skip
+    while halved(size) and going.index < length and not (done := np.asarray(going.done)).all():
+        while (~done).sum() <= halved(size):
+            size = halved(size)
+        rows = np.argsort(done, kind="stable")[:size]
+        left.append((rows, going.responses))
+        going = continued(
+            decoder_state, of_rows(going, rows), temperature, prompt=prompts.shape[1],
+            until=halved(size), **settings,
+        )  # fmt: skip
+    responses = going.responses
+    for rows, before in reversed(left):
+        responses = put_back(before, rows, responses)
+    return responses
+
+
+def fewer(rows: int) -> int:
+    """With how many of the rows decoding goes on once no more are left; 0: with all to the end."""
+    return rows // 2 if rows >= 2 * FEWEST else 0
+
+
+SETTINGS = ("temperature", "decoder_def", "end", "pad", "until")
+
+
+@functools.partial(jax.jit, static_argnames=(*SETTINGS, "length", "samples"))
+def begun(
+    decoder_state, prompts, prompt_mask, keys, temperature, *,
+    decoder_def, length, samples=1, until=0, **settings,
+) -> Decoding:  # fmt: skip
+    """Reads the prompts and decodes; without a cache where nothing will go on."""
+    decoder = multiplied(decoder_state, decoder_def)
     batch, prompt = len(prompts) * samples, prompts.shape[1]
     blocks = arranged(decoder.blocks)
     hidden, cache = prefill(decoder, blocks, prompts, prompt_mask, length)
@@ -71,36 +118,79 @@ def sample(
         hidden, prompt_mask = (jnp.repeat(x, samples, axis=0) for x in (hidden, prompt_mask))
         rows = int(isinstance(blocks, Stacked))  # axis of the caches; layers go before it
         cache = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=rows), cache)
-    lengths = prompt_mask.sum(axis=1)
-    slots, readable = (
-        blocked(x, prompt + length) for x in (jnp.arange(prompt + length)[None], prompt_mask)
-    )
     draws = jax.vmap(lambda key: jax.random.uniform(key, (length,), jnp.float32))(keys)
     empty = Responses(
-        jnp.full((batch, length), pad, prompts.dtype),
+        jnp.full((batch, length), settings["pad"], prompts.dtype),
         jnp.zeros((batch, length), bool),
         jnp.zeros((batch, length), jnp.float32),
     )
+    going = Decoding(
+        jnp.zeros((), jnp.int32), hidden.T, cache, jnp.zeros(batch, bool),
+        prompt_mask.sum(axis=1), blocked(prompt_mask, prompt + length), draws, empty,
+    )  # fmt: skip
+    going = decoded(decoder, blocks, going, temperature, prompt=prompt, until=until, **settings)
+    return going if until else going._replace(cache=None)
 
-    def running(carry):
-        index, _, _, done, _ = carry
-        return (index < length) & ~done.all()
 
-    def emit(carry):
-        index, hidden, cache, done, responses = carry
-        logits = decoder.logit_columns(hidden)
-        token, logprob = pick(draws[:, index], logits, temperature)
+@functools.partial(jax.jit, static_argnames=(*SETTINGS, "prompt"), donate_argnames="going")
+def continued(decoder_state, going, temperature, *, decoder_def, **settings) -> Decoding:
+    """Decodes on."""
+    decoder = multiplied(decoder_state, decoder_def)
+    return decoded(decoder, arranged(decoder.blocks), going, temperature, **settings)
+
+
+@jax.jit
+def of_rows(going: Decoding, rows: Int[Array | np.ndarray, "some"]) -> Decoding:
+    """Some of the rows."""
+    columns = going._replace(hidden=going.hidden.T)
+    some = jax.tree.map(lambda x: x[rows] if x.ndim else x, columns)
+    return some._replace(hidden=some.hidden.T)
+
+
+@jax.jit
+def put_back(
+    before: Responses, rows: Int[Array | np.ndarray, "some"], responses: Responses
+) -> Responses:
+    """The responses of all rows, of which some went on."""
+    return jax.tree.map(lambda all_, some: all_.at[rows].set(some), before, responses)
+
+
+def multiplied(state: nnx.State, definition: nnx.GraphDef) -> nnx.Module:
+    """The decoder with its weights as they are multiplied: rounded once, not for every token."""
+    products = nnx.merge(definition, state).cfg.products
+    if products != "float32":
+        state = jax.lax.optimization_barrier(for_products(state, products))
+    return nnx.merge(definition, state)
+
+
+def decoded(
+    decoder, blocks, going: Decoding, temperature: float, *, prompt: int, end, pad: int, until: int
+) -> Decoding:
+    """Goes on to the last token, or, before the rest is short, until so many rows are left."""
+    length = going.draws.shape[1]
+    slots = blocked(jnp.arange(prompt + length)[None], prompt + length)
+
+    def running(going):
+        left, short = (~going.done).sum(), length - going.index < SHORT
+        return (going.index < length) & (left > 0) & ((left > until) | short)
+
+    def emit(going):
+        index, done, responses = going.index, going.done, going.responses
+        logits = decoder.logit_columns(going.hidden)
+        token, logprob = pick(going.draws[:, index], logits, temperature)
         column = Responses(jnp.where(done, pad, token), ~done, jnp.where(done, 0.0, logprob))
         responses = jax.tree.map(
             lambda all_, one: all_.at[:, index].set(one.astype(all_.dtype)), responses, column
         )
-        visible = readable | ((slots >= prompt) & (slots <= prompt + index))
-        rope = decoder.rope((lengths + index)[:, None], prompt + length)
-        hidden, cache = decoder.step(token, rope, visible, cache, prompt + index, blocks)
-        return index + 1, hidden, cache, done | ends_response(token, end), responses
+        visible = going.readable | ((slots >= prompt) & (slots <= prompt + index))
+        rope = decoder.rope((going.lengths + index)[:, None], prompt + length)
+        hidden, cache = decoder.step(token, rope, visible, going.cache, prompt + index, blocks)
+        return going._replace(
+            index=index + 1, hidden=hidden, cache=cache, done=done | ends_response(token, end),
+            responses=responses,
+        )  # fmt: skip
 
-    carry = (0, hidden.T, cache, jnp.zeros(batch, bool), empty)
-    return jax.lax.while_loop(running, emit, carry)[-1]
+    return jax.lax.while_loop(running, emit, going)
 
 
 def ends_response(tokens: Int[Array, "*axes"], end: int | tuple[int, ...]) -> Bool[Array, "*axes"]:

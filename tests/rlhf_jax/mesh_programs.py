@@ -29,7 +29,7 @@ from rlhf_jax.config import DPOConfig, LoRAConfig, PPOConfig, RewardConfig
 from rlhf_jax.evaluation.policies import sequence_kl
 from rlhf_jax.language_model import layer_loop
 from rlhf_jax.language_model.decoder import Decoder
-from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
+from rlhf_jax.language_model.sampling import Responses, begun, draw_keys
 from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.optimization.state import initial_state
 from rlhf_jax.ppo import training as ppo_training
@@ -83,7 +83,7 @@ def sampling(base):
     prompts, _ = episodes(base)
     keys = devices.over_devices(draw_keys(jax.random.key(0), range(BATCH)))
     return (
-        sample, (devices.sharded(base.state, RULES), *prompts, keys, 1.0),
+        begun, (devices.sharded(base.state, RULES), *prompts, keys, 1.0),
         {"decoder_def": base.definition, "length": RESPONSE, "end": -1, "pad": 0},
     )  # fmt: skip
 

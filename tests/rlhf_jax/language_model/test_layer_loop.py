@@ -78,7 +78,7 @@ def test_the_same_key_draws_the_same_responses(decoder, both_ways):
     definition, state = nnx.split(decoder)
 
     def sample(state, key):
-        return sampling.sample.__wrapped__(
+        return sampling.begun.__wrapped__(
             state,
             *rows(),
             sampling.draw_keys(key, range(4)),
@@ -87,7 +87,7 @@ def test_the_same_key_draws_the_same_responses(decoder, both_ways):
             length=9,
             end=257,
             pad=256,
-        )
+        ).responses
 
     responses = both_ways(sample, state, jax.random.key(5))
     np.testing.assert_array_equal(responses[0].tokens, responses[1].tokens)

@@ -170,7 +170,7 @@ def test_every_product_is_compiled_to_one_of_bfloat16(model):
     definition, state = decoder(model, "mixed", lora=True, num_layers=1)
     gradient = jax.jit(jax.grad(loss, argnums=1), static_argnums=0)
     tokens, mask = rows()
-    sampled = sampling.sample.lower(
+    sampled = sampling.begun.lower(
         state, tokens, mask, sampling.draw_keys(jax.random.key(1), range(4)), 1.0,
         decoder_def=definition, length=16, end=-1, pad=0,
     )  # fmt: skip

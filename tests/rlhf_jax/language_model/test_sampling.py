@@ -148,6 +148,52 @@ def test_decoding_stops_when_every_response_has_ended(model, prompts, monkeypatc
     assert responses.mask.sum(axis=1).tolist() == [1] * 4
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_rows_that_have_ended_are_decoded_no_further(model, prompts, monkeypatch, samples):
+    """And what the others draw is what they would have drawn beside them."""
+    count, length = 4 * samples, 24
+    keys = lambda: sampling.draw_keys(jax.random.key(4), range(count))  # noqa: E731
+    settings = {
+        "decoder_def": model.definition, "length": length, "pad": model.tokenizer.pad,
+        "samples": samples,
+    }  # fmt: skip
+    endless = sampling.sample(model.state, *prompts, keys(), 1.0, end=-1, **settings)
+    tokens = np.asarray(endless.tokens)
+    ends = tuple(int(tokens[row, 2 + row]) for row in range(count - 1))
+    counts = [(*np.flatnonzero(np.isin(row, ends)), length - 1)[0] + 1 for row in tokens]
+    assert len({*counts}) > 2
+
+    decoded, step = [], Decoder.step
+
+    def counted(decoder, tokens, *args):
+        jax.debug.callback(lambda: decoded.append(len(tokens)))
+        return step(decoder, tokens, *args)
+
+    monkeypatch.setattr(Decoder, "step", counted)
+    monkeypatch.setattr(sampling, "FEWEST", 1)
+    monkeypatch.setattr(sampling, "SHORT", 0)
+    jax.clear_caches()  # of what was compiled with other constants
+    responses = sampling.sample(model.state, *prompts, keys(), 1.0, end=ends, **settings)
+    jax.block_until_ready(responses)
+    jax.effects_barrier()
+    left = [sum(own > step for own in counts) for step in range(max(counts))]
+    expected, rows = [], count
+    for own in left:
+        while rows > 1 and own <= rows // 2:
+            rows //= 2
+        expected.append(rows)
+    assert decoded == expected and sum(decoded) < 0.8 * count * max(counts)
+    for row, own in enumerate(counts):
+        np.testing.assert_array_equal(responses.tokens[row, :own], tokens[row, :own])
+        assert (np.asarray(responses.tokens[row, own:]) == model.tokenizer.pad).all()
+        assert np.asarray(responses.mask[row]).tolist() == [True] * own + [False] * (length - own)
+        np.testing.assert_allclose(
+            responses.logprobs[row, :own], endless.logprobs[row, :own], atol=1e-5
+        )
+    monkeypatch.undo()
+    jax.clear_caches()
+
+
 def test_draws_follow_the_distribution_and_weightless_words_are_never_drawn():
     rng = np.random.default_rng(0)
     vocab, draws = 600, 20_000  # three blocks of words, the last one not full
