@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hlo import collectives
 
+from experiment_runs import devices
 from experiment_runs.precision import fast_flag
 from experiment_runs.products import matmul
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.language_model import attention, logprobs, sampling
 from rlhf_jax.language_model.decoder import Decoder, for_products
+from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.ppo.training import train
 
 ROUNDING = 2.0**-9  # largest relative error of one number in bfloat16
@@ -106,6 +109,27 @@ def test_a_decoder_s_gradient_is_float32_s_within_a_fiftieth_of_its_norm(model, 
     assert {x.dtype for x in jax.tree.leaves(gradients["mixed"])} == {np.dtype("float32")}
     found = error(gradients["mixed"], gradients["float32"])
     assert 0 < found < 0.02
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["every weight", "adapters"])
+def test_on_two_devices_no_more_is_gathered_than_in_float32_and_the_gradient_is_that_of_one(
+    model, lora
+):
+    gathered, gradients = {}, {}
+    for dtype in ("float32", "mixed"):
+        definition, state = decoder(model, dtype, lora=lora)
+        gradient = jax.jit(jax.grad(loss, argnums=1), static_argnums=0)
+        if dtype == "mixed":
+            one = gradient(definition, state, *rows())
+        with devices.placement():
+            placed = devices.sharded(state, RULES), *devices.over_devices(rows())
+            program = gradient.lower(definition, *placed).compile()
+            gathered[dtype] = collectives(program.as_text())["all-gather"]
+            gradients[dtype] = devices.on_host(program(*placed))
+    assert gathered["mixed"]["count"] <= gathered["float32"]["count"]
+    assert gathered["mixed"]["bytes"] <= gathered["float32"]["bytes"]
+    assert error(gradients["float32"], one) > 1e-3
+    assert error(gradients["mixed"], one) < 1e-3
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["every weight", "adapters"])
