@@ -1,7 +1,9 @@
 """Compiled programs kept between processes, so that only the first run waits for the compiler."""
 
+import contextlib
 from pathlib import Path
 
+import filelock
 import jax
 
 from experiment_runs import settings
@@ -19,14 +21,14 @@ def keep_programs() -> str:
     (JAX_COMPILATION_CACHE_DIR) is left as it is. To be called before anything is compiled.
 
     Raises:
-      UserError: RLHF_COMPILATION_CACHE names what is no folder and cannot become one.
+      UserError: RLHF_COMPILATION_CACHE names what is no folder that can be written.
     """
     if given := jax.config.jax_compilation_cache_dir:
         return f"kept in {given}"
-    folder = settings.compilation_cache()
+    folder = settings.compilation_cache(machine())
     if folder is None:
         return "not kept"
-    folder = folder / machine()
+    remove_torn(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST_GB * 10**9)
     return f"kept in {folder}, at most {MOST_GB} GB (RLHF_COMPILATION_CACHE=off: not kept)"
@@ -38,3 +40,15 @@ def machine() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     said = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
     return fingerprint(jax.devices()[0].device_kind, sorted(set(said)))[:10]
+
+
+def remove_torn(folder: Path) -> None:
+    """Removes the programs that a process was writing when it was killed: JAX would read what there
+    is of them, and store no other one beside them.
+
+    JAX writes when a program was used last after the program itself, under the same lock.
+    """
+    with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / ".lockfile", timeout=10):
+        for program in folder.glob("*-cache"):
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                program.unlink()

@@ -31,6 +31,7 @@ Makefile sets the variables from its own: `make report PROFILE=tiny` sets RLHF_P
 import difflib
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import jax
@@ -158,25 +159,29 @@ def model() -> str | None:
     return os.environ.get("RLHF_MODEL") or None
 
 
-def compilation_cache() -> Path | None:
-    """The folder that compiled programs are kept in; None where they are not.
+def compilation_cache(machine: str) -> Path | None:
+    """The folder for what is compiled for a kind of machine, made; None where nothing is kept.
 
     Raises:
-      UserError: RLHF_COMPILATION_CACHE names a file, or a folder that cannot be made.
+      UserError: RLHF_COMPILATION_CACHE names a file, or a folder that cannot be written.
     """
-    named = os.environ.get("RLHF_COMPILATION_CACHE") or ""
-    if named == "off":
+    named = os.environ.get("RLHF_COMPILATION_CACHE", "").strip()
+    if named.lower() == "off" or (named and not is_set("RLHF_COMPILATION_CACHE")):
         return None
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = Path(named).expanduser() if named else caches / "rlhf-jax" / "compiled"
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = os.path.expanduser(named or f"{caches}/rlhf-jax/compiled")
+    if folder.startswith("~"):  # this user has no home
+        return None
+    folder = Path(folder) / machine
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         if not named:  # a home that cannot be written
             return None
         raise UserError(
-            f"RLHF_COMPILATION_CACHE={named}: no folder can be made there ({error.strerror}); "
-            "name another one, or off"
+            f"RLHF_COMPILATION_CACHE={named}: nothing can be kept there ({error.strerror}); "
+            "name another folder, or off"
         ) from None
     return folder
 
