@@ -27,10 +27,13 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 AGAIN = 75  # EX_TEMPFAIL
 GRACE_SECONDS = 20  # for a checkpoint that is being written
-LANGUAGE = (
-    "import sys; from rlhf_jax import experiment; "
-    "print(experiment.from_environment().run(sys.argv[1]).path)"
-)
+LANGUAGE = """
+import sys
+from experiment_runs.compilation import keep_programs
+from rlhf_jax import experiment
+keep_programs()
+print(experiment.from_environment().run(sys.argv[1]).path)
+"""
 CURES = {
     "gan-label-smoothing": ("--label-smoothing", "0.1"),
     "gan-augmentation": ("--augmentation", "colour", "translation", "cutout"),
@@ -116,7 +119,7 @@ def circumstances() -> dict[str, str]:
         "RLHF_PROFILE": "assignment",
         "RLHF_CHECKPOINT_SECONDS": "60",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "JAX_COMPILATION_CACHE_DIR": str(results / "compiled"),
+        "RLHF_COMPILATION_CACHE": str(results / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # stages share many small programs
         "JAX_LOG_COMPILES": "1",
     }

@@ -4,6 +4,7 @@ Log-probabilities and their gradient by the profile's model, in float32 with exa
 bfloat16, beside float32 on the CPU of the same machine; log-probabilities as sampled beside those
 of reading the samples; the DCGAN's losses. Writes parity.json into the logs of the results, with
 the peak rate of a matrix product, and fails where a difference is larger than rounding explains.
+What the same code found on the same device stands.
 """
 
 import dataclasses
@@ -20,6 +21,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiment_runs.compilation import keep_programs
+from experiment_runs.provenance import code_fingerprint
 from gan_jax import GANConfig
 from gan_jax import training as gan_training
 from rlhf_jax.experiment import from_environment
@@ -40,8 +43,29 @@ LIMITS = {  # largest differences that rounding explains
 
 
 def main() -> int:
-    pretrained = from_environment().pretrained
-    cpu, device = jax.devices("cpu")[0], jax.devices()[0]
+    keep_programs()
+    pretrained, device = from_environment().pretrained, jax.devices()[0]
+    of = {
+        "device": device.device_kind,
+        "jax": jax.__version__,
+        "dtype": pretrained.config.dtype,
+        "code": code_fingerprint(),
+    }
+    path = Path(accelerator.circumstances()["RLHF_RESULTS"]) / "logs" / "parity.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if not of.items() <= found.items():
+        found = of | compared(pretrained, device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+    wrong = [name for name, limit in LIMITS.items() if not found[name] <= limit]
+    print(f"larger than rounding explains: {', '.join(wrong)}" if wrong else "as on the CPU")
+    return 1 if wrong else 0
+
+
+def compared(pretrained: Pretrained, device: jax.Device) -> dict[str, float]:
+    """How far the device is from the CPU, and the peak rate of its products."""
+    cpu = jax.devices("cpu")[0]
     prompts = ["Why is the sky blue?", "What is a tax?", "How do bees fly?", "Who reads maps?"]
     rows, masks, _ = prompt_rows(prompts * 4, pretrained.tokenizer, length=WIDTH)
     keys = draw_keys(jax.random.key(0), range(len(rows)))
@@ -58,9 +82,6 @@ def main() -> int:
     sampled = np.abs(np.asarray(responses.logprobs) - computed[0])[real]
     rounded = np.abs(reference[0] - computed[0])[real]
     found = {
-        "device": device.device_kind,
-        "jax": jax.__version__,
-        "dtype": pretrained.config.dtype,
         "float32_logprob_max_nats": np.abs(reference[0] - exact[0])[real].max(),
         "float32_gradient_error": gradient_error(exact[1], reference[1]),
         "compute_logprob_mean_nats": rounded.mean(),
@@ -72,16 +93,7 @@ def main() -> int:
         "dcgan_loss_error": np.abs(losses[0] - losses[1]).max(),
         "product_tflops": product_tflops(8192 if device.platform != "cpu" else 1024),
     }
-    found = {
-        name: value if isinstance(value, str) else float(value) for name, value in found.items()
-    }
-    logs = Path(accelerator.circumstances()["RLHF_RESULTS"]) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    (logs / "parity.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
-    wrong = [name for name, limit in LIMITS.items() if not found[name] <= limit]
-    print(f"larger than rounding explains: {', '.join(wrong)}" if wrong else "as on the CPU")
-    return 1 if wrong else 0
+    return {name: float(value) for name, value in found.items()}
 
 
 def read(pretrained: Pretrained, rows, masks, responses, dtype: str, device) -> tuple:

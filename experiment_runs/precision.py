@@ -7,11 +7,13 @@
 What is trained is kept in float32, and so are losses, whatever the precision.
 """
 
+import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from experiment_runs import settings
+from experiment_runs import hosts, settings
 from experiment_runs.accelerator import multiplies_bfloat16
 from experiment_runs.errors import UserError
 
@@ -21,16 +23,33 @@ FLAGS = ("amx_bf16", "avx512_bf16")  # of processors that multiply bfloat16 fast
 def resolved(asked: str = "auto") -> str:
     """float32, mixed or bfloat16, which belongs to a run's identity, for what may be "auto".
 
+    Processes that train together take what the first one's machine is fast in.
+
     Raises:
-      UserError: RLHF_PRECISION names none.
+      UserError: there is no such precision.
     """
     if asked == "auto":
         asked = settings.precision()
+    elif asked not in settings.PRECISIONS:
+        known = ", ".join(settings.PRECISIONS)
+        raise UserError(f"precision={asked}: unknown; say one of {known}")
     if asked != "auto":
         return asked
+    return first_s() if hosts.several() else fast()
+
+
+def fast() -> str:
+    """What this machine is fast in."""
     if jax.default_backend() != "cpu":
         return "bfloat16" if multiplies_bfloat16() else "float32"
     return "mixed" if fast_flag() else "float32"
+
+
+@functools.cache
+def first_s() -> str:
+    """What the first process's machine is fast in; all must ask."""
+    number = hosts.of_first(np.asarray(settings.PRECISIONS.index(fast())))
+    return settings.PRECISIONS[int(number)]
 
 
 def fast_flag() -> str | None:
@@ -42,10 +61,14 @@ def fast_flag() -> str | None:
 
 def told(precision: str) -> str:
     """A precision in words, for the log."""
-    flag = fast_flag() if jax.default_backend() == "cpu" else None
+    processor = jax.default_backend() == "cpu"
+    flag = fast_flag() if processor else None
     if precision == "mixed":
         has = f"the processor has {flag}" if flag else "which is slow without amx_bf16, avx512_bf16"
-        return f"mixed: products in bfloat16, the rest in float32 ({has})"
+        has = f" ({has})" if processor else ""
+        return f"mixed: products in bfloat16, the rest in float32{has}"
+    if precision == "bfloat16" and processor:
+        return "bfloat16 (for accelerators; on a processor mixed rounds less)"
     if precision == "float32" and flag:
         return f"float32 (the processor has {flag}: mixed is faster)"
     return precision

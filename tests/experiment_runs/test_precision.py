@@ -40,10 +40,31 @@ def test_an_accelerator_computes_activations_in_bfloat16_too(monkeypatch):
     assert precision.resolved() == precision.told("bfloat16") == "bfloat16"
 
 
+def test_processes_that_train_together_take_what_the_first_one_is_fast_in(monkeypatch):
+    monkeypatch.setenv("RLHF_PRECISION", "")
+    monkeypatch.setattr(precision, "fast_flag", lambda: None)
+    monkeypatch.setattr(precision.hosts, "several", lambda: True)
+    first_has = precision.settings.PRECISIONS.index("mixed")
+    monkeypatch.setattr(precision.hosts, "of_first", lambda own: 0 * own + first_has)
+    precision.first_s.cache_clear()
+    assert precision.resolved() == "mixed" and precision.resolved("float32") == "float32"
+    precision.first_s.cache_clear()
+
+
+def test_what_is_said_of_mixed_products_is_true_of_the_device(monkeypatch):
+    monkeypatch.setattr(precision, "fast_flag", lambda: None)
+    assert "slow without" in precision.told("mixed")
+    assert "for accelerators" in precision.told("bfloat16")
+    monkeypatch.setattr(precision.jax, "default_backend", lambda: "gpu")
+    assert "slow" not in precision.told("mixed")
+
+
 def test_a_precision_that_there_is_not_is_named_with_those_there_are(monkeypatch):
     monkeypatch.setenv("RLHF_PRECISION", "float16")
     with pytest.raises(UserError, match="RLHF_PRECISION=float16: .*float32, mixed, bfloat16"):
         precision.resolved()
+    with pytest.raises(UserError, match="^precision=bf16: unknown; .*float32, mixed, bfloat16"):
+        precision.resolved("bf16")
 
 
 def test_64_bits_are_refused_before_anything_is_trained_and_may_be_off_for_a_while(tmp_path):
