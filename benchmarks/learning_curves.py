@@ -86,7 +86,7 @@ def curve(args: argparse.Namespace) -> pd.Series:
         cfg = rlhf_jax.PPOConfig(
             lora=rlhf_jax.LoRAConfig(rank=16, dropout=0.0, targets=known_optimum.LINEAR_LAYERS),
             advantages="group", learning_rate=1e-3 * slower, prompts=32, batch=16,
-            forward_batch=16, responses_per_prompt=4, passes=3, inner_epochs=2, prompt_tokens=40,
+            forward_batch=16, responses_per_prompt=4, passes=2, inner_epochs=2, prompt_tokens=40,
             response_tokens=16, kl_weight=1e-3, target_kl=5.0, missing_end_penalty=0.0,
             seed=args.seed,
         )  # fmt: skip
