@@ -33,7 +33,7 @@ def main() -> None:
     options.add_argument("--torch-python", type=Path, default=turns.PEER)
     options.add_argument("--data-dir", type=Path)
     options.add_argument("--output", type=Path, help="keep the table in this file")
-    options.add_argument("--folder", type=Path, help="of an earlier call, to go on from")
+    options.add_argument("--folder", type=Path, help="of an earlier call of this revision")
     options.add_argument("--sides", nargs="+", choices=SIDES, default=turns.able(SIDES))
     options.add_argument("--turns", type=int, help="of each side; else what the benchmark takes")
     args = options.parse_args()
@@ -48,7 +48,7 @@ def main() -> None:
         if args.data_dir and script != "bench_gan":
             own += ["--data-dir", args.data_dir]
         program = Path(__file__).with_name(f"{script}.py")
-        if not kept.exists():
+        if not (kept.exists() and f"revision  {turns.revision()}\n" in output.read_text()):
             subprocess.run([sys.executable, program, *own], check=True, stdout=sys.stderr)
         rows += json.loads(kept.read_text())
         texts.append(f"## {script}\n\n{detailed(output.read_text())}")

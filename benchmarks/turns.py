@@ -281,16 +281,21 @@ def number(value: float) -> str:
 def circumstances() -> str:
     """Machine, command and revision, for the top of a result."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    describe = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+"]
-    revision = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
     tunables = os.environ.get("GLIBC_TUNABLES", "none")
     command = " ".join(Path(word).name for word in sys.argv)  # folders concern nobody else
     return (
         f"machine   {os.cpu_count()} cores of {processor()}, {memory:.0f} GB, {platform.system()}, "
         f"load {os.getloadavg()[0]:.1f} at the start\n"
         f"command   {command}, GLIBC_TUNABLES {tunables}\n"
-        f"revision  {revision or 'unknown'}"
+        f"revision  {revision()}"
     )
+
+
+def revision() -> str:
+    """Of this project, with a plus where files differ from it."""
+    describe = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+"]
+    told = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    return told or "unknown"
 
 
 def processor() -> str:

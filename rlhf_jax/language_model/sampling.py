@@ -86,9 +86,10 @@ def sample(
             size = halved(size)
         rows = np.argsort(done, kind="stable")[:size]
         left.append((rows, going.responses))
+        going = of_rows(going, rows)  # whose caches are left alone before anything is computed
         going = continued(
-            decoder_state, of_rows(going, rows), temperature, prompt=prompts.shape[1],
-            until=halved(size), **settings,
+            decoder_state, going, temperature, prompt=prompts.shape[1], until=halved(size),
+            **settings,
         )  # fmt: skip
     responses = going.responses
     for rows, before in reversed(left):
