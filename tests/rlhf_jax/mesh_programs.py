@@ -202,7 +202,7 @@ def pairs() -> PairBatch:
 def returned(name: str, results) -> dict[str, np.ndarray]:
     """Everything that one call returns, on the host."""
     if name == "sampling":  # later tokens may flip
-        results = results.logprobs[:, 0]
+        results = results.responses.logprobs[:, 0]
     leaves = {
         jax.tree_util.keystr(path): np.asarray(leaf, np.float64)
         for path, leaf in jax.tree_util.tree_leaves_with_path(results)
