@@ -74,10 +74,10 @@ def curve(args: argparse.Namespace) -> pd.Series:
     slower = 0.5 if args.side == CONTROL else 1.0
     out = args.folder / "runs"
     if args.work == "reward":
-        pairs = documentation.preferences().query("grade == 'medium'")
+        pairs = documentation.preferences().query("grade in ('easy', 'hard')")
         cfg = rlhf_jax.RewardConfig(
             learning_rate=5e-5 * slower, epochs=1, batch_pairs=4, batch_rows=4, max_tokens=128,
-            train_pairs=160, validation_pairs=40, test_pairs=40, evaluations_per_epoch=1,
+            train_pairs=160, validation_pairs=16, test_pairs=16, evaluations_per_epoch=1,
             max_pairs_per_post=1, reference_samples=2, reference_prompt_tokens=32,
             reference_response_tokens=4, seed=args.seed,
         )  # fmt: skip
