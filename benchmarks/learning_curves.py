@@ -2,8 +2,8 @@
 
 Three seeds each of a reward model on the documentation of the installed packages and of a policy on
 the reward of examples/known_optimum.py, both from SmolLM2-135M. A third side, float32 with half the
-learning rate, is what a difference looks like. Goes on where it was cut off; writes a table and a
-plot, results/measured/learning_curves.txt and .png.
+learning rate, one seed, is what a difference looks like. Goes on where it was cut off; writes a
+table and a plot, results/measured/learning_curves.txt and .png.
 """
 
 import argparse
@@ -17,9 +17,8 @@ import numpy as np
 import pandas as pd
 import turns
 
-SEEDS = 3
 STEADY, CHANGED, CONTROL = "float32", "mixed", "float32, half the rate"
-SIDES = (STEADY, CHANGED, CONTROL)
+SEEDS = {STEADY: 3, CHANGED: 3, CONTROL: 1}
 WORKS = {"reward": "loss", "policy": "reward"}  # what of each is followed
 Curves = Mapping[str, np.ndarray]  # by side, of a seed and a step
 
@@ -31,7 +30,7 @@ def main() -> None:
         "--output", type=Path, default=turns.PROJECT / "results/measured/learning_curves.txt"
     )
     options.add_argument("--work", choices=WORKS, help=argparse.SUPPRESS)
-    options.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options.add_argument("--side", choices=SEEDS, help=argparse.SUPPRESS)
     options.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.side:
@@ -39,8 +38,10 @@ def main() -> None:
         return
     lines, found = [turns.circumstances()], {}
     for work, followed in WORKS.items():
-        found[work] = {side: np.stack([made(args, work, side, seed) for seed in range(SEEDS)])
-                       for side in SIDES}  # fmt: skip
+        found[work] = {
+            side: np.stack([made(args, work, side, seed) for seed in range(number)])
+            for side, number in SEEDS.items()
+        }
         lines += ["", f"## {work} model, {followed}", "", compared(found[work])]
     turns.keep("\n".join(lines), args.output)
     plot(found, args.output.with_suffix(".png"))
@@ -76,8 +77,8 @@ def curve(args: argparse.Namespace) -> pd.Series:
     if args.work == "reward":
         pairs = documentation.preferences().query("grade in ('easy', 'hard')")
         cfg = rlhf_jax.RewardConfig(
-            learning_rate=5e-5 * slower, epochs=1, batch_pairs=4, batch_rows=4, max_tokens=128,
-            train_pairs=160, validation_pairs=16, test_pairs=16, evaluations_per_epoch=1,
+            learning_rate=5e-5 * slower, epochs=1, batch_pairs=4, batch_rows=3, max_tokens=128,
+            train_pairs=96, validation_pairs=16, test_pairs=16, evaluations_per_epoch=1,
             max_pairs_per_post=1, reference_samples=2, reference_prompt_tokens=32,
             reference_response_tokens=4, seed=args.seed,
         )  # fmt: skip
@@ -85,7 +86,7 @@ def curve(args: argparse.Namespace) -> pd.Series:
     else:
         cfg = rlhf_jax.PPOConfig(
             lora=rlhf_jax.LoRAConfig(rank=16, dropout=0.0, targets=known_optimum.LINEAR_LAYERS),
-            advantages="group", learning_rate=1e-3 * slower, prompts=32, batch=16,
+            advantages="group", learning_rate=2e-3 * slower, prompts=24, batch=16,
             forward_batch=16, responses_per_prompt=4, passes=2, inner_epochs=2, prompt_tokens=40,
             response_tokens=16, kl_weight=1e-3, target_kl=5.0, missing_end_penalty=0.0,
             seed=args.seed,
@@ -98,17 +99,15 @@ def curve(args: argparse.Namespace) -> pd.Series:
 
 
 def compared(curves: Curves) -> str:
-    """The mean over the second half of the steps: every seed's, and how far it is from float32's.
-
-    Two sides differ where the differences, seed by seed, leave what the seeds themselves differ by.
-    """
+    """The mean over the second half of the steps, seed by seed, and how far it is from float32's
+    beside how far the seeds are from each other."""
     late = {side: own[:, own.shape[1] // 2 :].mean(1) for side, own in curves.items()}
-    spread = np.ptp(late[STEADY])
-    lines = [f"seeds of {STEADY} lie within {spread:.3f} of each other"]
+    apart = np.ptp(late[STEADY])
+    lines = [f"the seeds of {STEADY} lie within {apart:.3f} of each other"]
     for side, own in late.items():
         line = f"{side}: {written(own, '.3f')}; mean {own.mean():.3f}"
         if side != STEADY:
-            apart = own - late[STEADY]
+            apart = own - late[STEADY][: len(own)]
             line += f"; less {STEADY}: {written(apart, '+.3f')}; mean {apart.mean():+.3f}"
         lines.append(line)
     return "\n".join(f"* {line}" for line in lines)
