@@ -8,7 +8,6 @@ from flax import nnx
 from experiment_runs.errors import Stopped
 from rlhf_jax.language_model.sampling import draw_keys, sample
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
-from rlhf_jax.pretrained.responses import check_draws
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.ratings.plain_text import block, printable, read_until
 from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
@@ -21,12 +20,11 @@ def chat(
     *,
     prompt_tokens: int = 256,
     response_tokens: int = 128,
-    temperature: float = 1.0,
-    seed: int = 0,
 ) -> None:
     """Asks for questions until there are no more, and shows the answers below each other.
 
-    Every question stands for itself: the models were trained on single ones.
+    Every question stands for itself: the models were trained on single ones. All models get the
+    same draws.
 
     Args:
       models: a policy's name to its decoder.
@@ -34,14 +32,8 @@ def chat(
       tokenizer: of all of them.
       prompt_tokens: longest question, template included; what is longer is cut and said to be.
       response_tokens: longest answer.
-      temperature: of the answers; 0 takes the most likely token.
-      seed: of the answers; all models get the same draws.
-
-    Raises:
-      UserError: temperature or seed is impossible.
     """
-    check_draws(temperature, seed)
-    key = jax.random.key(seed)
+    key = jax.random.key(0)
     print("Ask one question at a time; an empty line ends. The first answers take longest.")
     turn = 0
     while question := ask():
@@ -50,7 +42,7 @@ def chat(
         for name, decoder in models.items():
             text, reward, ended = answer(
                 question, decoder, reward_model, tokenizer, jax.random.fold_in(key, turn),
-                temperature, prompt_tokens=prompt_tokens, response_tokens=response_tokens,
+                1.0, prompt_tokens=prompt_tokens, response_tokens=response_tokens,
             )  # fmt: skip
             notes = [] if reward is None else [f"reward {reward:+.2f}"]
             notes += [] if ended else ["cut off"]
