@@ -202,7 +202,7 @@ class Experiment:
             },
         }
         for name, source in self.sources.items():
-            about[name] = dataclasses.asdict(dataclasses.replace(source, location=""))
+            about[name] = dataclasses.asdict(source)
 
         def checked(run: Run) -> None:  # a later stage's inputs too, before the first one's steps
             _ = self.checked

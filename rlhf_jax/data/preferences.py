@@ -75,7 +75,7 @@ def load_preferences(data_dir: Path | None, given: str = "") -> tuple[pd.DataFra
     kind, location = locate(given, data_dir, FOLDERS, SHP)
     if kind == "stand-in":
         frame, notes = documentation.preferences(), Counter()
-        name, location, licence = STANDIN_NAME, "built here", STANDIN_LICENCE
+        name, licence = STANDIN_NAME, STANDIN_LICENCE
     else:
         parts = rows(kind, location, KNOWN_COLUMNS)
         name = location if kind == "hub" else file_names(Path(where) for where, _ in parts)
@@ -86,7 +86,7 @@ def load_preferences(data_dir: Path | None, given: str = "") -> tuple[pd.DataFra
         frame["score_ratio"] = scores.max(axis=1) / scores.min(axis=1)
     note = standin_note() if kind == "stand-in" else said(notes)
     return frame, Source(
-        kind=kind, name=name, location=location, licence=licence, rows=len(frame),
+        kind=kind, name=name, licence=licence, rows=len(frame),
         fingerprint=tables.content_fingerprint(frame), note=note,
     )  # fmt: skip
 

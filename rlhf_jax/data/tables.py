@@ -28,7 +28,6 @@ class Source:
 
     kind: Literal["hub", "local", "stand-in"]
     name: str
-    location: str
     licence: str
     rows: int
     fingerprint: str  # of the content, wherever it came from

@@ -23,7 +23,7 @@ ABOUT = {
     "profile": {"name": "tiny", "promise": ""},
     "model": {"name": "random", "file": "random weights", "dtype": "float32"},
     **{
-        name: {"name": "rows", "kind": "local", "rows": 4, "licence": "own", "location": ""}
+        name: {"name": "rows", "kind": "local", "rows": 4, "licence": "own"}
         for name in ("preferences", "prompts")
     },
 }  # fmt: skip
