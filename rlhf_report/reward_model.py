@@ -134,23 +134,6 @@ def verdict_figure(run: Run) -> None:
     axes[1].text(0.98, 0.04, f"AUC {with_interval(auc, 2)}", ha="right")
 
 
-def confusion_table(run: Run) -> pd.DataFrame:
-    """The confusion matrix; rows are the truth."""
-    kinds = ("first preferred", "second preferred")
-    rows = zip(kinds, run.summary["verdicts"]["confusion"], strict=True)
-    return pd.DataFrame(
-        [
-            {"truth": kind, **{f"said: {k}": n for k, n in zip(kinds, row, strict=True)}}
-            for kind, row in rows
-        ]
-    )
-
-
-def classification_table(run: Run) -> pd.DataFrame:
-    """The classification report."""
-    return pd.DataFrame(run.summary["verdicts"]["report"])
-
-
 def reliability_figure(run: Run) -> None:
     """Accuracy against confidence, before and after the temperature; bars are 95 % intervals."""
     _, axes = panels(2, height=2.9)
