@@ -287,7 +287,7 @@ def with_interval(
     name: str, values: Float[np.ndarray, "prompts samples"], cfg: EvaluationConfig
 ) -> dict[str, float]:
     """A mean with its 95 % interval, prompts drawn with replacement."""
-    found = bootstrap(values.mean(axis=1), resamples=cfg.resamples, seed=cfg.seed).asdict()
+    found = bootstrap(values.mean(axis=1), resamples=cfg.resamples, seed=cfg.seed)._asdict()
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 

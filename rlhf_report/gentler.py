@@ -72,7 +72,7 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
                     "by the second": with_interval(gain["second_reward"], 2) if gain else "–",
                     "KL": own["kl_per_sequence"], "perplexity": own["perplexity"],
                     "rating": rating,
-                    "change": with_interval(change.asdict(), 2) if change else "–",
+                    "change": with_interval(change._asdict(), 2) if change else "–",
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
