@@ -15,6 +15,7 @@ from rlhf_report.style import (
     POLICY_NAMES,
     VARIANT_STYLES,
     panels,
+    percent_with_interval,
     policy_name,
     variant_of,
     with_interval,
@@ -168,12 +169,9 @@ def gains_table(run: Run) -> pd.DataFrame:
 
 def second_model_reading(second_reward: Run) -> str:
     """How far the second reward model can be believed: its own accuracy, beside the baseline's."""
-    own, longer = (
-        f"{of['value']:.1%} [{of['low']:.1%}, {of['high']:.1%}]"
-        for of in (
-            second_reward.summary["accuracy"],
-            second_reward.summary["baselines"]["longer"]["accuracy"],
-        )
+    summary = second_reward.summary
+    own, longer = map(
+        percent_with_interval, (summary["accuracy"], summary["baselines"]["longer"]["accuracy"])
     )
     return (
         f"The second reward model orders {own} of its own held-out pairs as the data have them; "
