@@ -9,7 +9,7 @@ from experiment_runs import settings
 from experiment_runs.inventory import find
 from experiment_runs.run import Run
 from rlhf_jax.intervals import Interval, bootstrap
-from rlhf_jax.ratings.rater_agreement import mean_scores
+from rlhf_jax.ratings.rater_agreement import by_model, mean_scores
 from rlhf_jax.ratings.store import RATINGS, load_ratings
 from rlhf_report.style import listed, policy_name, with_interval
 
@@ -45,9 +45,7 @@ def rating_changes(run: Run) -> dict[str, tuple[float, Interval | None]]:
     """By policy, the mean rating and its change from the pretrained one, prompt by prompt; those
     that were not rated are left out."""
     responses = run.samples()
-    scores: dict[str, dict[int, float]] = {}
-    for row, score in mean_scores(responses, load_ratings(run.path / RATINGS, responses)):
-        scores.setdefault(row["model"], {})[row["prompt_id"]] = score
+    scores = by_model(mean_scores(responses, load_ratings(run.path / RATINGS, responses)))
     base, found = scores.get("pretrained", {}), {}
     for name, own in scores.items():
         both = sorted(own.keys() & base.keys())

@@ -17,7 +17,7 @@ from experiment_runs.settings import PROJECT
 from rlhf_jax.config import RATED_PROMPTS
 from rlhf_jax.intervals import bootstrap
 from rlhf_jax.ratings.plain_text import read_until
-from rlhf_jax.ratings.rater_agreement import CHANCE, coin, mean_scores, rater_agreement
+from rlhf_jax.ratings.rater_agreement import CHANCE, by_model, coin, mean_scores, rater_agreement
 from rlhf_jax.ratings.store import (
     CRITERIA,
     RATINGS,
@@ -175,12 +175,11 @@ def over_optimisation_reading(responses: Sequence[Response], given: Sequence[Rat
     With so few prompts that all on one side would be no surprise, these responses are described
     and no model is ranked; with more, what moved by less than its interval did not move.
     """
-    by_model: dict[str, dict[int, tuple[float, float]]] = {}
-    for row, score in mean_scores(responses, given):
-        by_model.setdefault(row["model"], {})[row["prompt_id"]] = row["reward"], score
+    scored = mean_scores(responses, given)
+    others = by_model((row, (row["reward"], score)) for row, score in scored)
     base = responses[0]["model"]
-    own, texts = by_model.pop(base, {}), []
-    for name, theirs in by_model.items():
+    own, texts = others.pop(base, {}), []
+    for name, theirs in others.items():
         if both := sorted(own.keys() & theirs.keys()):
             pairs = np.array([[own[prompt], theirs[prompt]] for prompt in both])
             told = [movement(*pairs[:, :, column].T) for column in (0, 1)]
