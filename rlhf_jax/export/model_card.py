@@ -141,11 +141,10 @@ def card(
     limits: Sequence[str],
 ) -> str:
     """A whole README.md."""
-    about = run.record.get("about", {})
     data = [
         f"* {part}: {source['name']} ({source['kind']}), {source['rows']} rows; "
         f"licence: {source['licence']}"
-        for part, source in about.items()
+        for part, source in run.about.items()
         if "rows" in source
     ]
     provenance = {name: run.record[name] for name in ("git", "device", "started")}
@@ -164,11 +163,10 @@ def card(
 
 def front_matter(run: Run, *, metrics: Mapping[str, float], **fields: Any) -> str:
     """The part of a card that the hub reads."""
-    about = run.record.get("about", {})
-    sources = [source for source in about.values() if "rows" in source]
-    model = about.get("model", {}).get("name", "")
+    sources = [source for source in run.about.values() if "rows" in source]
+    model = run.about.get("model", {}).get("name", "")
     task = fields["pipeline_tag"]
-    measured_on = about.get("prompts" if run.stage.startswith("ppo") else "preferences", {})
+    measured_on = run.about.get("prompts" if run.stage.startswith("ppo") else "preferences", {})
     dataset = measured_on.get("name", "not recorded")
     results = [
         EvalResult(
@@ -193,7 +191,7 @@ def is_hub_id(name: str) -> bool:
 
 def base_name(run: Run) -> str:
     """The model that the run started from, without a path of this machine."""
-    name = run.record.get("about", {}).get("model", {}).get("name", "a random model")
+    name = run.about.get("model", {}).get("name", "a random model")
     return name if is_hub_id(name) else Path(name).name
 
 
