@@ -46,6 +46,19 @@ def find(stage: str, root: Path) -> Run:
     raise UserError(f"{root}: no finished run of stage '{stage}'; available: {available(root)}")
 
 
+def run_of(path: Path, stage: str) -> Run:
+    """The finished run in a directory, which must be of a stage.
+
+    Raises:
+      UserError: it is not.
+    """
+    run = Run(path)
+    if run.stage != stage:
+        raise UserError(f"{path}: a run of stage {run.stage!r}; name one of {stage!r}")
+    run.require_finished()
+    return run
+
+
 def available(root: Path) -> str:
     """The stages that have a run in `root`, for messages."""
     return ", ".join(sorted(p.parent.name for p in Path(root).glob("*/config.json"))) or "none"

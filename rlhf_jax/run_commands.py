@@ -148,7 +148,7 @@ class Rate:
     kind: Literal["person", "ai"] = "person"  # who rates
 
     def execute(self) -> None:
-        run = trained.run_of(self.run, "evaluate")
+        run = inventory.run_of(self.run, "evaluate")
         samples = run.samples(prompt=str, response=str, model=str, rated=bool)
         responses = [row for row in samples if row["rated"]]
         rate = rate_in_browser if self.browser else rate_in_terminal
