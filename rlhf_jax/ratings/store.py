@@ -96,10 +96,8 @@ def load_ratings(path: Path, responses: Sequence[Response] | None = None) -> lis
     return loaded
 
 
-def rating_from(row: Any) -> Rating:
+def rating_from(row: Mapping[str, Any]) -> Rating:
     """A rating from a line of the file."""
-    if not isinstance(row, dict):
-        raise UserError("not an object; a line is {...} with the fields of a rating")
     fields = dataclasses.fields(Rating)
     required = [f.name for f in fields if f.default is dataclasses.MISSING]
     if missing := [name for name in required if row.get(name) is None]:
