@@ -7,7 +7,7 @@ import pandas as pd
 
 from experiment_runs.run import Run
 from rlhf_jax.experiment import Experiment
-from rlhf_report.style import listed, policy_name, with_interval
+from rlhf_report.style import by_sign, listed, policy_name, with_interval
 
 
 def best_of_n_table(summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -30,8 +30,8 @@ def best_of_n_reading(summary: Mapping[str, Any]) -> str:
     """Which tuned policies are worth more than choosing among samples."""
     verdicts: dict[str, list[str]] = {}
     for name, own in summary["gains"].items():
-        low, high = (own["best_of_n"]["reward"][end] for end in ("low", "high"))
-        verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not to be told from"
+        ahead = own["best_of_n"]["reward"]
+        verdict = by_sign(ahead, "ahead of", "behind", "not to be told from")
         verdicts.setdefault(verdict, []).append(policy_name(name))
     total = len(summary["gains"])
     told = "; ".join(

@@ -14,6 +14,7 @@ from rlhf_report.style import (
     GREY,
     POLICY_NAMES,
     VARIANT_STYLES,
+    by_sign,
     panels,
     percent_with_interval,
     policy_name,
@@ -129,7 +130,7 @@ def changes_reading(summary: Mapping[str, Any]) -> str:
     base, sentences = summary["policies"]["pretrained"], []
     for name in ("ppo-full", "ppo-lora"):
         own, gain = summary["policies"][name], summary["gains"][name]["second_reward"]
-        by_second = "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "no different"
+        by_second = by_sign(gain, "better", "worse", "no different")
         words = {"distinct_2": "distinct pairs of words", "repetition": "repeated text"}
         words |= {"ended": "answers that end"}
         parts = [f"perplexity {base['perplexity']:.1f} to {own['perplexity']:.1f}"]
@@ -219,12 +220,12 @@ def share_explained_by_length(own: Mapping[str, Mapping[str, float]]) -> str:
 
 def gain_reading(own: Mapping[str, Any]) -> str:
     """What an interval of a gain allows to say."""
-    low, high = own["reward"]["low"], own["reward"]["high"]
-    if low > 0:
-        return "higher than the pretrained policy's, beyond what chance explains"
-    if high < 0:
-        return "lower than the pretrained policy's, beyond what chance explains"
-    return "not distinguishable from the pretrained policy's with so many prompts"
+    return by_sign(
+        own["reward"],
+        "higher than the pretrained policy's, beyond what chance explains",
+        "lower than the pretrained policy's, beyond what chance explains",
+        "not distinguishable from the pretrained policy's with so many prompts",
+    )
 
 
 def gain_example(run: Run, name: str) -> str:

@@ -11,7 +11,7 @@ from experiment_runs.run import Run
 from rlhf_jax.intervals import Interval, bootstrap
 from rlhf_jax.ratings.rater_agreement import by_model, mean_scores
 from rlhf_jax.ratings.store import RATINGS, load_ratings
-from rlhf_report.style import listed, policy_name, with_interval
+from rlhf_report.style import by_sign, listed, policy_name, with_interval
 
 RESULTS = settings.PROJECT / "results"
 WORDS = {
@@ -82,8 +82,7 @@ def reading(runs: Sequence[Run]) -> str:
     for run in runs:
         for name, (_, change) in rating_changes(run).items():
             if change:
-                below, above = change.high < 0, change.low > 0
-                verdict = "below" if below else "above" if above else "not to be told from"
+                verdict = by_sign(change._asdict(), "above", "below", "not to be told from")
                 verdicts.setdefault(verdict, []).append(f"“{setting(run, name)}”")
     told = "; ".join(f"{verdict} it: {listed(names)}" for verdict, names in verdicts.items())
     return f"Beside the pretrained policy at the same temperature, by the mean rating: {told}."

@@ -13,6 +13,7 @@ from rlhf_report.style import (
     GREEN,
     GREY,
     ORANGE,
+    by_sign,
     panels,
     percent_with_interval,
     with_interval,
@@ -205,13 +206,13 @@ def excerpt(text: str) -> str:
 
 def accuracy_gain_reading(own: Mapping[str, Any]) -> str:
     """Whether the model orders more pairs rightly than a baseline does."""
-    low, high = own["gain"]["low"], own["gain"]["high"]
-    text = f"{100 * own['gain']['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-    if low > 0:
-        return f"{text}, better than chance explains"
-    if high < 0:
-        return f"{text}, worse than chance explains"
-    return f"{text}, which chance alone may explain"
+    gain = own["gain"]
+    value, low, high = (f"{100 * gain[name]:+.1f}" for name in ("value", "low", "high"))
+    verdict = by_sign(
+        gain, "better than chance explains", "worse than chance explains",
+        "which chance alone may explain",
+    )  # fmt: skip
+    return f"{value} points [{low}, {high}], {verdict}"
 
 
 def repeats() -> list[Run]:
