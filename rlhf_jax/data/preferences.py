@@ -58,6 +58,16 @@ class Post:
     turns: tuple[Turn, ...] = ()  # of a dialogue, for the chat template; none of a single question
 
 
+def renumbered(
+    pairs: Iterable[tuple[int, int]],
+) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+    """The replies that pairs use, in their order, and the pairs as indices of these."""
+    pairs = list(pairs)
+    used = sorted({reply for pair in pairs for reply in pair})
+    number = {reply: i for i, reply in enumerate(used)}
+    return used, tuple((number[a], number[b]) for a, b in pairs)
+
+
 def load_preferences(data_dir: Path | None, given: str = "") -> tuple[pd.DataFrame, Source]:
     """One row a comparison in SHP's columns, with `score_ratio` where replies have votes.
 
