@@ -15,9 +15,7 @@ from gan_jax.data import ImageSet
 from gan_jax.features import FeatureSpace, feature_space, flat
 from gan_jax.training import GRID_SHAPE, Definitions, State, evaluated, to_bytes, to_unit
 
-CLASSIFIER, EVIDENCE, DRAWS, MATCHING = range(
-    10, 14
-)  # random streams, apart from those of training
+CLASSIFIER, EVIDENCE, DRAWS, MATCHING = 10, 11, 12, 13  # random streams, apart from training's
 RESAMPLES = 1000  # of the bootstrap
 FEWEST_PAIRS = 10  # of images of a class, from which on an interval of their mean is worth its name
 
