@@ -5,15 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiment_runs import settings
 from experiment_runs.inventory import find
 from experiment_runs.run import Run
+from experiment_runs.settings import RESULTS
 from rlhf_jax.intervals import Interval, bootstrap
 from rlhf_jax.ratings.rater_agreement import by_model, mean_scores
 from rlhf_jax.ratings.store import RATINGS, load_ratings
 from rlhf_report.style import by_sign, listed, policy_name, with_interval
 
-RESULTS = settings.PROJECT / "results"
 WORDS = {
     "target_kl": "KL target {:g}", "learning_rate": "rate {:g}", "response_tokens": "{} tokens",
     "temperature": "trained at {:g}",

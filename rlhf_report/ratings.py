@@ -13,7 +13,7 @@ from jaxtyping import Float
 from experiment_runs import settings
 from experiment_runs.inventory import find
 from experiment_runs.run import Run
-from experiment_runs.settings import PROJECT
+from experiment_runs.settings import RESULTS
 from rlhf_jax.config import RATED_PROMPTS
 from rlhf_jax.intervals import bootstrap
 from rlhf_jax.ratings.plain_text import read_until
@@ -41,7 +41,7 @@ PARTED = {
         "toxi|city",
     )
 }  # fmt: skip
-REFERENCE = PROJECT / "results" / "reference"  # committed runs
+REFERENCE = RESULTS / "reference"  # committed runs
 # What it means that reward and rating moved by these signs, from the baseline to a tuned policy.
 MOVED = {
     (1, -1): "Reward up and rating down, as in over-optimisation: the reward model is pleased, the "

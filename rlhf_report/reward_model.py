@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiment_runs import settings
 from experiment_runs.run import Run
+from experiment_runs.settings import RESULTS
 from rlhf_report.style import (
     BLUE,
     GREEN,
@@ -217,8 +217,7 @@ def accuracy_gain_reading(own: Mapping[str, Any]) -> str:
 
 def repeats() -> list[Run]:
     """The committed trainings of the assignment's length: one recipe, one seed, two machines."""
-    results = settings.PROJECT / "results"
-    paths = [*results.glob("repeats/reward-*"), *results.glob("assignment/reward-*")]
+    paths = [*RESULTS.glob("repeats/reward-*"), *RESULTS.glob("assignment/reward-*")]
     return sorted(map(Run, paths), key=lambda run: run.record["started"])
 
 

@@ -7,12 +7,12 @@ import pytest
 from experiment_runs import assignment
 from experiment_runs.errors import UserError
 from experiment_runs.files import encode, read_json
-from experiment_runs.settings import PROJECT
+from experiment_runs.settings import RESULTS
 from gan_jax import config as gan_config
 from rlhf_jax import config, profiles
 from rlhf_jax.config import EvaluationConfig, PPOConfig, RewardConfig
 
-REFERENCE = PROJECT / "results" / "reference"
+REFERENCE = RESULTS / "reference"
 
 
 @pytest.fixture
