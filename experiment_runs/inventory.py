@@ -19,6 +19,7 @@ from experiment_runs.run import Run
 WIDTH = 60  # columns
 UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
 COUNTS = ("parameters", "trained_parameters")  # by part of a model; their sum says enough
+MADE = ("started", "git", "format", "numerics", "device", "cores", "python", "packages")
 NAME, VALUE = 25, 16  # columns of a table of two runs: a name, a gap, two values with a gap
 
 
@@ -43,6 +44,19 @@ def find(stage: str, root: Path) -> Run:
         if run.stage == stage and run.finished:
             return run
     raise UserError(f"{root}: no finished run of stage '{stage}'; available: {available(root)}")
+
+
+def run_of(path: Path, stage: str) -> Run:
+    """The finished run in a directory, which must be of a stage.
+
+    Raises:
+      UserError: it is not.
+    """
+    run = Run(path)
+    if run.stage != stage:
+        raise UserError(f"{path}: a run of stage {run.stage!r}; name one of {stage!r}")
+    run.require_finished()
+    return run
 
 
 def available(root: Path) -> str:
@@ -101,21 +115,16 @@ def training_seconds(run: Run) -> float:
 
 def description(run: Run) -> str:
     """How a run was made, what it found, and the disk that it takes."""
-    record = run.record
     weights = disk_bytes(run.checkpoints) if run.checkpoints.is_dir() else 0
-    parts = {
-        "": {
-            "folder": run.path, "stage": run.stage, "state": state(run),
-            "disk": f"{in_units(disk_bytes(run.path))}, weights {in_units(weights)}",
-            "seconds": round(training_seconds(run)),
-        },
-        "made": flat({name: record.get(name) for name in MADE}) | {"code since": code_since(run)},
-        "of": flat(record.get("about", {})) | flat({"fingerprint": run.record["inputs"]}),
-        "configuration": flat(run.config),
-        "results": flat(run.summary) if run.finished else {},
+    first = {
+        "folder": run.path, "stage": run.stage, "state": state(run),
+        "disk": f"{in_units(disk_bytes(run.path))}, weights {in_units(weights)}",
+        "seconds": round(training_seconds(run)),
     }  # fmt: skip
+    own = parts(run)
+    own["made"]["code since"] = code_since(run)
     lines = []
-    for title, values in parts.items():
+    for title, values in {"": first, **own}.items():
         lines += [f"\n{title}"] if title and values else []
         for name, value in values.items():
             lines += textwrap.wrap(
@@ -128,7 +137,14 @@ def description(run: Run) -> str:
     return "\n".join(lines)
 
 
-MADE = ("started", "git", "format", "numerics", "device", "cores", "python", "packages")
+def parts(run: Run) -> dict[str, dict[str, Any]]:
+    """How a run was made, of what and with which settings, and what it found."""
+    return {
+        "made": flat({name: run.record.get(name) for name in MADE}),
+        "of": flat({**run.about, "fingerprint": run.record["inputs"]}),
+        "configuration": flat(run.config),
+        "results": flat(run.summary) if run.finished else {},
+    }
 
 
 def comparison(one: Run, other: Run) -> str:
@@ -136,16 +152,9 @@ def comparison(one: Run, other: Run) -> str:
     lines = [f"A  {one.path}", f"B  {other.path}", row("", "A", "B")]
     sides = []
     for run in (one, other):
-        made = {name: run.record.get(name) for name in MADE}
-        about = {"fingerprint": run.record["inputs"], **run.record.get("about", {})}
-        sides.append(
-            {
-                "made": {"stage": run.stage, "state": state(run), **flat(made)},
-                "of": flat(about),
-                "configuration": flat(run.config),
-                "results": flat(run.summary) if run.finished else {},
-            }
-        )
+        own = parts(run)
+        own["made"] = {"stage": run.stage, "state": state(run), **own["made"]}
+        sides.append(own)
     for title in sides[0]:
         a, b = (side[title] for side in sides)
         names = [name for name in {**a, **b} if a.get(name) != b.get(name)]

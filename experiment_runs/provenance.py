@@ -8,6 +8,8 @@ import time
 from importlib import metadata
 from typing import Any
 
+import jax
+
 from experiment_runs.files import fingerprint
 from experiment_runs.precision import matmul_precision
 from experiment_runs.process import processor
@@ -36,8 +38,6 @@ def code_fingerprint() -> str:
 
 def provenance() -> dict[str, Any]:
     """What a reader needs to trust or repeat a run: code, versions, device, time."""
-    import jax
-
     device = jax.devices()[0]
     return {
         "git": git_revision(),

@@ -234,13 +234,12 @@ def ensure(
     inputs: Mapping[str, str],
     about: Mapping[str, Any] | None = None,
     root: Path | None = None,
-    wait: bool = True,
     on_step: StepCallback | None = None,
 ) -> Run:
     """Returns the finished run of exactly this configuration and these inputs, training if needed.
 
     A run that was cut off is handed to `train` again, which resumes from `run.checkpoints`. Only
-    one process trains a run.
+    one process trains a run; another one waits for it.
 
     Args:
       stage: name of the stage, e.g. "reward"; the run's directory starts with it.
@@ -249,11 +248,10 @@ def ensure(
       inputs: fingerprints of the model, the data and the upstream runs.
       about: what these are, in words, for the report; not part of the identity.
       root: directory of the runs; results/local by default.
-      wait: for another process that trains this run, or refuse.
       on_step: called with the step and what was logged of it, after every step that is trained.
 
     Raises:
-      UserError: the results directory cannot be written, or another process trains the run.
+      UserError: the results directory cannot be written.
       Stopped: by a signal; what was reached is saved.
     """
     root = Path(root or settings.results())
@@ -266,7 +264,7 @@ def ensure(
         if is_recorded(path, identity) and Run(path).finished:
             return Run(path)
         path.mkdir(parents=True, exist_ok=True)
-        with locked(path / "lock", wait=wait):
+        with locked(path / "lock", wait=True):
             if hosts.first() and not is_recorded(path, identity):
                 text = encode(record | provenance(), indent=1)
                 write_text(path / "config.json", text + "\n")

@@ -41,7 +41,8 @@ from experiment_runs.errors import UserError, first_line
 SOURCES = Path(__file__).resolve().parent.parent  # a checkout, or site-packages
 # An installed package writes into the working directory, never beside itself.
 PROJECT = SOURCES if (SOURCES / "report.qmd").is_file() else Path.cwd()
-LOCAL = PROJECT / "results" / "local"
+RESULTS = PROJECT / "results"
+LOCAL = RESULTS / "local"
 LIBRARIES = ("experiment_runs", "rlhf_jax", "gan_jax")  # whose code makes a run's numbers
 PRECISIONS = ("auto", "float32", "mixed", "bfloat16")
 SHOWN = (
@@ -232,7 +233,7 @@ def committed() -> Path | None:
     named = os.environ.get("RLHF_RUN")
     if not named:
         return None
-    folder = PROJECT / "results" / named
+    folder = RESULTS / named
     if Path(named).name != named or named == ".." or not folder.is_dir():
         known = ", ".join(sorted(path.name for path in folder.parent.glob("*/")))
         raise UserError(f"RUN={named}: no folder results/{named}; there are: {known or 'none'}")

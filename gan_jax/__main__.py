@@ -10,12 +10,11 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
-from experiment_runs import hosts, settings
+from experiment_runs import hosts, inventory, settings
 from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
 from experiment_runs.compilation import keep_programs
 from experiment_runs.errors import UserError
-from experiment_runs.run import Run
 from gan_jax import data, evaluation, experiment, export
 from gan_jax.config import EvidenceConfig, GANConfig
 
@@ -71,10 +70,7 @@ def train(command: Train) -> None:
 
 
 def evaluate(command: Evaluate) -> None:
-    run = Run(command.run)
-    if run.stage != "gan":
-        raise UserError(f"{command.run}: a run of stage {run.stage!r}; name one of 'gan'")
-    run.require_finished()
+    run = inventory.run_of(command.run, "gan")
     cfg, networks, state = export.load_networks(run)
     name = run.summary["dataset"]
     images = data.load(name, side=cfg.side, data_dir=command.data_dir, student_id=None)

@@ -10,6 +10,7 @@ from experiment_runs.configuration import (
     check_seed,
     check_types,
     made,
+    reject,
 )
 from experiment_runs.errors import UserError
 from experiment_runs.precision import resolved
@@ -37,7 +38,7 @@ class EvidenceConfig:
         check_types(self)
         check_positive(self, "classifier_steps", "matching_steps")
         if self.draws < 2:
-            raise UserError(f"draws is {self.draws}; an interval needs at least 2")
+            reject(self, "draws", "2 or more, of which there is an interval")
         if not 1 <= self.neighbours < self.images:
             raise UserError(
                 f"neighbours is {self.neighbours}; needs 1 <= neighbours < images ({self.images})"
@@ -71,15 +72,16 @@ class GANConfig:
 
     def __post_init__(self):
         check_types(self)
-        check_positive(self, "learning_rate")
+        check_positive(self, "learning_rate", "latents", "batch", "epochs", "most_steps")
+        check_positive(self, "dispatch_steps", "checkpoint_steps", "frames")
         for name in ("momentum", "variance_decay"):
             if not 0 <= getattr(self, name) < 1:  # at 1 nothing of a gradient is ever taken
-                raise UserError(f"{name} is {getattr(self, name)}; needs 0 to below 1")
+                reject(self, name, "from 0 to below 1")
         check_seed(self)
         if self.side not in (28, 64):
-            raise UserError(f"side is {self.side}; the generator's last layer makes 28 or 64")
+            reject(self, "side", "28 or 64, which the generator's last layer makes")
         if len(self.widths) != 4 or min(self.widths) < 1:
-            raise UserError(f"widths is {self.widths}; needs four positive numbers")
+            reject(self, "widths", "four positive numbers")
         channels = [self.latents, *self.widths, 3]
         weights = sum(16 * below * above for below, above in itertools.pairwise(channels))
         if weights > WEIGHTS:
@@ -87,21 +89,15 @@ class GANConfig:
                 f"widths is {self.widths} and latents {self.latents}: the generator would have "
                 f"{weights:,} weights; needs less than {WEIGHTS:,}"
             )
-        positive = ("latents", "batch", "epochs", "dispatch_steps", "checkpoint_steps", "frames")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; needs at least 1")
         if (values := self.batch * max(self.dispatch_steps, self.widest)) > VALUES:
             raise UserError(
                 f"batch is {self.batch}: with these widths and dispatch_steps it has "
                 f"{values:,} values; needs less than {VALUES:,}"
             )
-        if self.most_steps is not None and self.most_steps < 1:
-            raise UserError(f"most_steps is {self.most_steps}; needs at least 1, or None")
         if not 0 <= self.label_smoothing < 0.5:
-            raise UserError(f"label_smoothing is {self.label_smoothing}; needs 0 to below 0.5")
-        if unknown := set(self.augmentation) - set(POLICIES):
-            raise UserError(f"augmentation has {unknown}; known are {', '.join(POLICIES)}")
+            reject(self, "label_smoothing", "from 0 to below 0.5")
+        if not {*self.augmentation} <= {*POLICIES}:
+            reject(self, "augmentation", f"some of {', '.join(POLICIES)}")
 
     @property
     def widest(self) -> int:

@@ -15,9 +15,7 @@ from gan_jax.data import ImageSet
 from gan_jax.features import FeatureSpace, feature_space, flat
 from gan_jax.training import GRID_SHAPE, Definitions, State, evaluated, to_bytes, to_unit
 
-CLASSIFIER, EVIDENCE, DRAWS, MATCHING = range(
-    10, 14
-)  # random streams, apart from those of training
+CLASSIFIER, EVIDENCE, DRAWS, MATCHING = 10, 11, 12, 13  # random streams, apart from training's
 RESAMPLES = 1000  # of the bootstrap
 FEWEST_PAIRS = 10  # of images of a class, from which on an interval of their mean is worth its name
 
@@ -177,18 +175,17 @@ def discriminator_summary(
       report: precision, recall, F1 and support of each class, as scikit-learn reports them.
       accuracy: with its 95 % interval (Wilson), on as many images of either kind.
     """
-    verdicts = [generated > 0, real > 0]
-    confusion = np.array([[np.sum(~verdict), np.sum(verdict)] for verdict in verdicts])
-    report = []
-    for number, name in enumerate(("generated", "real")):
-        hits, claimed, support = (
-            confusion[number, number], confusion[:, number].sum(), confusion[number].sum()
-        )  # fmt: skip
-        precision, recall = hits / max(claimed, 1), hits / support
-        f1 = 2 * hits / (claimed + support)
-        report.append(
-            {"class": name, "precision": precision, "recall": recall, "f1": f1, "support": support}
-        )
+    from sklearn import metrics  # slow to import
+
+    kinds = ("generated", "real")
+    truth = np.repeat(kinds, (len(generated), len(real)))
+    verdicts = np.where(np.concatenate([generated, real]) > 0, "real", "generated")
+    scores = metrics.precision_recall_fscore_support(truth, verdicts, labels=kinds, zero_division=0)
+    report = [
+        dict(zip(("class", "precision", "recall", "f1", "support"), row, strict=True))
+        for row in zip(kinds, *scores, strict=True)
+    ]
+    confusion = metrics.confusion_matrix(truth, verdicts, labels=kinds)
     hits, total = int(np.trace(confusion)), int(confusion.sum())
     low, high = stats.binomtest(hits, total).proportion_ci(method="wilson")
     accuracy = {"mean": hits / total, "low": low, "high": high}

@@ -21,7 +21,6 @@ from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
 from experiment_runs.compilation import keep_programs
 from experiment_runs.errors import UserError
-from experiment_runs.run import Run
 from rlhf_jax import memory, run_commands
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.experiment import Experiment, from_environment
@@ -172,13 +171,10 @@ def tell(label: str, text: str) -> None:
     print(f"{label:9}" + f"\n{'':9}".join(lines), flush=True)
 
 
-def show(experiment: Experiment, stages: list[str]) -> list[Run]:
+def show(experiment: Experiment, stages: list[str]) -> None:
     """Trains or loads the stages and says where each is."""
-    runs = []
     for stage in stages:
-        runs.append(experiment.run(stage))
-        print(f"{stage:20}{runs[-1].path}", flush=True)
-    return runs
+        print(f"{stage:20}{experiment.run(stage).path}", flush=True)
 
 
 def parsed(arguments: list[str]) -> Command | run_commands.RunCommand:

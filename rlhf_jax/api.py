@@ -29,8 +29,7 @@ from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.ppo.rewards import named_rewards, reward_terms
 from rlhf_jax.pretrained import hub, loading
 from rlhf_jax.pretrained.model import Pretrained, model_fingerprint, tokenizer_fingerprint
-from rlhf_jax.pretrained.prompt_rows import prompt_rows
-from rlhf_jax.pretrained.responses import respond, response_texts
+from rlhf_jax.pretrained.responses import answers
 from rlhf_jax.reward_model import model as reward_models
 from rlhf_jax.reward_model import training as reward_training
 from rlhf_jax.reward_model.encoding import first_pairs
@@ -207,16 +206,11 @@ def generate(
     asked = conversations(prompts)
     if not asked:
         return []
-    rows, masks, _ = prompt_rows(asked, model.tokenizer, length=prompt_tokens)
-    texts = []
-    for start in range(0, len(rows), batch):
-        responses = respond(
-            (model.definition, model.state), rows[start : start + batch],
-            masks[start : start + batch], model.tokenizer, length=response_tokens,
-            temperature=temperature, seed=seed, first=start,
-        )  # fmt: skip
-        texts += response_texts(responses, model.tokenizer)
-    return texts
+    answered = answers(
+        (model.definition, model.state), asked, model.tokenizer, prompt_tokens=prompt_tokens,
+        length=response_tokens, temperature=temperature, seed=seed, batch=batch,
+    )  # fmt: skip
+    return [text for text, _ in answered]
 
 
 def evaluate(
@@ -293,7 +287,7 @@ def with_interval(
     name: str, values: Float[np.ndarray, "prompts samples"], cfg: EvaluationConfig
 ) -> dict[str, float]:
     """A mean with its 95 % interval, prompts drawn with replacement."""
-    found = bootstrap(values.mean(axis=1), resamples=cfg.resamples, seed=cfg.seed).asdict()
+    found = bootstrap(values.mean(axis=1), resamples=cfg.resamples, seed=cfg.seed)._asdict()
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 

@@ -6,9 +6,8 @@ import jax
 from flax import nnx
 
 from experiment_runs.errors import Stopped
-from rlhf_jax.language_model.sampling import draw_keys, sample
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
-from rlhf_jax.pretrained.responses import check_draws
+from rlhf_jax.pretrained.responses import ended, respond, response_texts
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.ratings.plain_text import block, printable, read_until
 from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
@@ -21,12 +20,11 @@ def chat(
     *,
     prompt_tokens: int = 256,
     response_tokens: int = 128,
-    temperature: float = 1.0,
-    seed: int = 0,
 ) -> None:
     """Asks for questions until there are no more, and shows the answers below each other.
 
-    Every question stands for itself: the models were trained on single ones.
+    Every question stands for itself: the models were trained on single ones. All models get the
+    same draws.
 
     Args:
       models: a policy's name to its decoder.
@@ -34,26 +32,19 @@ def chat(
       tokenizer: of all of them.
       prompt_tokens: longest question, template included; what is longer is cut and said to be.
       response_tokens: longest answer.
-      temperature: of the answers; 0 takes the most likely token.
-      seed: of the answers; all models get the same draws.
-
-    Raises:
-      UserError: temperature or seed is impossible.
     """
-    check_draws(temperature, seed)
-    key = jax.random.key(seed)
     print("Ask one question at a time; an empty line ends. The first answers take longest.")
     turn = 0
     while question := ask():
         if read := cut_texts([question], tokenizer, length=prompt_tokens)[0]:
             print(f"\n{printable(read_until(read))}")
         for name, decoder in models.items():
-            text, reward, ended = answer(
-                question, decoder, reward_model, tokenizer, jax.random.fold_in(key, turn),
-                temperature, prompt_tokens=prompt_tokens, response_tokens=response_tokens,
+            text, reward, whole = answer(
+                question, decoder, reward_model, tokenizer, turn, 1.0,
+                prompt_tokens=prompt_tokens, response_tokens=response_tokens,
             )  # fmt: skip
             notes = [] if reward is None else [f"reward {reward:+.2f}"]
-            notes += [] if ended else ["cut off"]
+            notes += [] if whole else ["cut off"]
             said = f" ({', '.join(notes)})" if notes else ""
             print(f"\n{name}{said}\n{block(text)}", flush=True)
         turn += 1
@@ -75,19 +66,18 @@ def answer(
     decoder: tuple[nnx.GraphDef, nnx.State],
     reward_model: FrozenRewardModel | None,
     tokenizer: Tokenizer,
-    key: jax.Array,
+    turn: int,
     temperature: float,
     *,
     prompt_tokens: int,
     response_tokens: int,
 ) -> tuple[str, float | None, bool]:
     """A policy's answer, its reward, and whether it ended by itself."""
-    definition, state = decoder
     rows, masks, _ = prompt_rows([question], tokenizer, length=prompt_tokens)
     prompt = jax.numpy.asarray(rows), jax.numpy.asarray(masks)
-    responses = sample(
-        state, *prompt, draw_keys(key, [0]), temperature,
-        decoder_def=definition, length=response_tokens, end=tokenizer.ends, pad=tokenizer.pad,
+    responses = respond(
+        decoder, *prompt, tokenizer,
+        length=response_tokens, temperature=temperature, seed=0, first=turn,
     )  # fmt: skip
     reward = None
     if reward_model is not None:
@@ -96,6 +86,5 @@ def answer(
             end=tokenizer.ends,
         )  # fmt: skip
         reward = float(scored[0])
-    tokens = jax.device_get(responses.tokens)[0]
-    ended = not set(tokenizer.ends).isdisjoint(tokens.tolist())
-    return tokenizer.decode(tokens), reward, ended
+    (text,), (whole,) = response_texts(responses, tokenizer), ended(responses, tokenizer)
+    return text, reward, bool(whole)

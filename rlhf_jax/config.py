@@ -241,12 +241,8 @@ def lora_config(stored: Mapping[str, Any] | None) -> LoRAConfig | None:
 
 
 def ppo_config(stored: Mapping[str, Any]) -> PPOConfig:
-    """A PPO configuration that was read from a run.
-
-    Older ones also say that the critic reads the policy's hidden states, as it always does now.
-    """
-    kept = {name: value for name, value in stored.items() if name != "critic"}
-    return PPOConfig(**kept | {"lora": lora_config(stored["lora"])})
+    """A PPO configuration that was read from a run."""
+    return PPOConfig(**stored | {"lora": lora_config(stored["lora"])})
 
 
 def with_lora(cfg: PPOConfig, **changes) -> PPOConfig:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from experiment_runs import inventory, settings
 from experiment_runs.errors import UserError
@@ -11,7 +13,6 @@ from experiment_runs.run import Run, ensure
 from experiment_runs.tracking import StepCallback
 from rlhf_jax import profiles
 from rlhf_jax.baselines import dpo
-from rlhf_jax.config import DPOConfig, PPOConfig, RewardConfig
 from rlhf_jax.data.dialogues import Conversation
 from rlhf_jax.data.near_duplicates import near_duplicates
 from rlhf_jax.data.preferences import Post, load_preferences, posts, posts_fingerprint
@@ -169,29 +170,39 @@ class Experiment:
             parts, prompts = self._parts(stage), self.training_texts[: cfg.reference_samples]
             inputs["posts"] = posts_fingerprint(parts)
             inputs["prompts"] = fingerprint(prompts)
-            train = functools.partial(self._reward, cfg=cfg, parts=parts, prompts=prompts)
-            return self._ensure(stage, cfg, train, inputs)
+            return self._ensure(stage, cfg, inputs, lambda run: reward_training.train_on_posts(
+                run, cfg, self.pretrained, parts, prompts
+            ))  # fmt: skip
         if stage == "dpo":
             cfg, parts = self.profile.dpo, self._pairs()
             inputs["posts"] = posts_fingerprint(parts)
-            train = functools.partial(self._dpo, cfg=cfg, parts=parts)
-            return self._ensure(stage, cfg, train, inputs)
+            return self._ensure(
+                stage, cfg, inputs, lambda run: dpo.train(run, cfg, self.pretrained, parts)
+            )
         inputs["reward"] = self.run("reward").identity
         if cfg := self.profile.policies.get(stage):
             prompts = self.training_texts[: cfg.prompts]
             inputs["prompts"] = fingerprint(prompts)
-            train = functools.partial(self._ppo, cfg=cfg, prompts=prompts)
-            return self._ensure(stage, cfg, train, inputs)
+            return self._ensure(stage, cfg, inputs, lambda run: ppo_training.train(
+                run, cfg, self.pretrained, self.reward_model(), prompts
+            ))  # fmt: skip
         prompts = self.prompts[1]
         inputs["prompts"] = fingerprint(
             [*zip(texts(prompts), (prompt.tree_id for prompt in prompts), strict=True)]
         )
-        needed = ("second_reward", *self.policies, *self.baselines)
-        inputs |= {name: self.run(name).identity for name in needed}
-        train = functools.partial(self._evaluate, prompts=prompts)
-        return self._ensure(stage, self.profile.evaluation, train, inputs)
+        tuned = [*self.policies, *self.baselines]
+        inputs |= {name: self.run(name).identity for name in ("second_reward", *tuned)}
+        cfg = self.profile.evaluation
+        return self._ensure(stage, cfg, inputs, lambda run: evaluation.evaluate(
+            run, cfg, self.profile.ppo, self.pretrained,
+            {name: self.reward_model(name) for name in REWARD_MODELS},
+            {name: functools.partial(self.tuned, name) for name in tuned},
+            texts(prompts), [prompt.tree_id for prompt in prompts],
+        ))  # fmt: skip
 
-    def _ensure(self, stage: str, cfg, train, inputs: dict[str, str]) -> Run:
+    def _ensure(
+        self, stage: str, cfg: Any, inputs: dict[str, str], train: Callable[[Run], None]
+    ) -> Run:
         where = self.model_path
         about = {
             "profile": {"name": self.profile.name, "promise": self.profile.promise},
@@ -202,7 +213,7 @@ class Experiment:
             },
         }
         for name, source in self.sources.items():
-            about[name] = dataclasses.asdict(dataclasses.replace(source, location=""))
+            about[name] = dataclasses.asdict(source)
 
         def checked(run: Run) -> None:  # a later stage's inputs too, before the first one's steps
             _ = self.checked
@@ -240,25 +251,6 @@ class Experiment:
     def training_texts(self) -> list[Conversation]:
         """The prompts to train on."""
         return texts(self.prompts[0])
-
-    def _reward(self, run: Run, *, cfg: RewardConfig, parts, prompts: list[Conversation]) -> None:
-        reward_training.train_on_posts(run, cfg, self.pretrained, parts, prompts)
-
-    def _ppo(self, run: Run, *, cfg: PPOConfig, prompts: list[Conversation]) -> None:
-        ppo_training.train(run, cfg, self.pretrained, self.reward_model(), prompts)
-
-    def _dpo(self, run: Run, *, cfg: DPOConfig, parts) -> None:
-        dpo.train(run, cfg, self.pretrained, parts)
-
-    def _evaluate(self, run: Run, *, prompts: list[Prompt]) -> None:
-        stages = [*self.policies, *self.baselines]
-        evaluation.evaluate(
-            run, self.profile.evaluation, self.profile.ppo, self.pretrained,
-            {name: self.reward_model(name) for name in REWARD_MODELS},
-            {stage: functools.partial(self.tuned, stage) for stage in stages},
-            texts(prompts),
-            [prompt.tree_id for prompt in prompts],
-        )  # fmt: skip
 
 
 def texts(prompts: list[Prompt]) -> list[Conversation]:

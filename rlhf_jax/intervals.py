@@ -15,9 +15,6 @@ class Interval(NamedTuple):
     high: float
     count: int
 
-    def asdict(self) -> dict[str, float]:
-        return self._asdict()
-
 
 def bootstrap(
     values: Float[np.ndarray, "items"],
@@ -112,13 +109,12 @@ def bootstrap_weighted(
 def by_group(
     values: Float[np.ndarray, "items"],
     groups: Shaped[np.ndarray, "items"],
-    **options,
+    *,
+    clusters: Shaped[np.ndarray, "items"],
 ) -> dict[str, dict[str, float]]:
-    """An interval for each group of items; `clusters` among the options is divided with them."""
-    clusters = options.pop("clusters", None)
-    result = {}
-    for group in sorted(set(groups)):
-        member = groups == group
-        own = {} if clusters is None else {"clusters": clusters[member]}
-        result[str(group)] = bootstrap(values[member], **own, **options).asdict()
-    return result
+    """An interval for each group of items; those of a cluster are drawn together."""
+    members = {str(group): groups == group for group in sorted(set(groups))}
+    return {
+        group: bootstrap(values[own], clusters=clusters[own])._asdict()
+        for group, own in members.items()
+    }

@@ -7,12 +7,10 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
-import numpy as np
 import tyro
 
 from experiment_runs import inventory, settings
-from experiment_runs.configuration import MOST_OF
+from experiment_runs.configuration import MOST_OF, check_not_negative, check_seed
 from experiment_runs.errors import UserError
 from experiment_runs.files import append_jsonl, fingerprint, read_whole, utf8
 from experiment_runs.lock import locked
@@ -21,10 +19,8 @@ from rlhf_jax import trained
 from rlhf_jax.chat import chat
 from rlhf_jax.export.foreign_reward_model import load_reward_model
 from rlhf_jax.export.huggingface import export_run
-from rlhf_jax.language_model.sampling import draw_keys, sample
 from rlhf_jax.pretrained import hub
-from rlhf_jax.pretrained.prompt_rows import prompt_rows
-from rlhf_jax.pretrained.responses import check_draws
+from rlhf_jax.pretrained.responses import answers
 from rlhf_jax.ratings.plain_text import block
 from rlhf_jax.ratings.questionnaire import rate_in_browser, rate_in_terminal
 from rlhf_jax.ratings.store import RATINGS
@@ -64,27 +60,20 @@ class Generate(UseModel):
             raise UserError(f"--out {self.out}: is there already; name another file or remove it")
         runs = trained.policy_runs(Run(self.run))
         base = trained.starting_model(Run(self.run), model=self.model)
-        cfg, tokenizer = trained.lengths(runs), base.tokenizer
-        rows, masks, _ = prompt_rows(prompts, tokenizer, length=cfg.prompt_tokens)
-        for name, (definition, state) in trained.policies(runs, base).items():
-            for start in range(0, len(prompts), BATCH):
-                part = slice(start, start + BATCH)
-                numbers = range(len(prompts))[part]
-                keys = draw_keys(jax.random.key(self.seed), numbers)
-                responses = sample(
-                    state, rows[part], masks[part],
-                    keys, self.temperature,
-                    decoder_def=definition, length=self.tokens or cfg.response_tokens,
-                    end=tokenizer.ends, pad=tokenizer.pad,
-                )  # fmt: skip
-                tokens, kept = jax.device_get((responses.tokens, responses.mask))
-                for prompt, row, mask in zip(prompts[part], tokens, kept, strict=True):
-                    ended = bool(np.isin(row[mask], tokenizer.ends).any())
-                    self.give(name, prompt, tokenizer.decode(row[mask]), ended)
+        cfg = trained.lengths(runs)
+        for name, decoder in trained.policies(runs, base).items():
+            answered = answers(
+                decoder, prompts, base.tokenizer, prompt_tokens=cfg.prompt_tokens,
+                length=self.tokens or cfg.response_tokens, temperature=self.temperature,
+                seed=self.seed, batch=BATCH,
+            )  # fmt: skip
+            for prompt, (text, ended) in zip(prompts, answered, strict=True):
+                self.give(name, prompt, text, ended)
 
     def prompts(self) -> list[str]:
         """Every prompt as often as it is to be answered."""
-        check_draws(self.temperature, self.seed)
+        check_not_negative(self, "temperature")
+        check_seed(self)
         if self.samples < 1 or (self.tokens or 1) < 1:
             raise UserError("--samples and --tokens must be at least 1")
         if self.samples > MOST_OF["best_of"] or (self.tokens or 1) > MOST_OF["response_tokens"]:
@@ -159,7 +148,7 @@ class Rate:
     kind: Literal["person", "ai"] = "person"  # who rates
 
     def execute(self) -> None:
-        run = trained.run_of(self.run, "evaluate")
+        run = inventory.run_of(self.run, "evaluate")
         samples = run.samples(prompt=str, response=str, model=str, rated=bool)
         responses = [row for row in samples if row["rated"]]
         rate = rate_in_browser if self.browser else rate_in_terminal

@@ -288,16 +288,3 @@ def reward_model(run: Run, pretrained: Pretrained) -> FrozenRewardModel | None:
     made = beside(run, paths[0]) if paths else upstream(run, "reward")
     same = made.record["inputs"]["model"] == run.record["inputs"]["model"]
     return reward_models.load(made, pretrained if same else starting_model(made))
-
-
-def run_of(path: Path, stage: str) -> Run:
-    """The finished run in a directory, which must be of a stage.
-
-    Raises:
-      UserError: it is not.
-    """
-    run = Run(path)
-    if run.stage != stage:
-        raise UserError(f"{path}: a run of stage {run.stage!r}; name one of {stage!r}")
-    run.require_finished()
-    return run

@@ -11,7 +11,7 @@ from IPython.display import Markdown
 from experiment_runs import assignment
 from experiment_runs.inventory import code_since
 from experiment_runs.run import Run
-from experiment_runs.settings import PROJECT
+from experiment_runs.settings import PROJECT, RESULTS
 from rlhf_report.style import policy_name
 
 
@@ -85,7 +85,7 @@ def invariants_table(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def tested_invariants_table() -> pd.DataFrame:
     """What the tests measured of the invariants, on small models: see `make invariants`."""
-    rows = json.loads((PROJECT / "results" / "measured" / "invariants.json").read_text())
+    rows = json.loads((RESULTS / "measured" / "invariants.json").read_text())
     numbers = {name: [f"{row[name]:.1g}" for row in rows] for name in ("measured", "at most")}
     return pd.DataFrame({"invariant": [row["invariant"] for row in rows], **numbers})
 

@@ -7,12 +7,11 @@ import pandas as pd
 
 from experiment_runs.run import Run
 from rlhf_jax.experiment import Experiment
-from rlhf_report.style import listed, policy_name, with_interval
+from rlhf_report.style import by_sign, listed, policy_name, with_interval
 
 
 def best_of_n_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """Each tuned policy beside the best of n at no greater distance; empty where that was not
-    sampled."""
+    """Each tuned policy beside the best of n at no greater distance."""
     return pd.DataFrame(
         {
             "policy": policy_name(name),
@@ -23,7 +22,7 @@ def best_of_n_table(summary: Mapping[str, Any]) -> pd.DataFrame:
             "by the second model": with_interval(against["second_reward"], 2),
         }
         for name, own in summary["gains"].items()
-        if (against := own.get("best_of_n"))
+        for against in [own["best_of_n"]]
     )
 
 
@@ -31,10 +30,8 @@ def best_of_n_reading(summary: Mapping[str, Any]) -> str:
     """Which tuned policies are worth more than choosing among samples."""
     verdicts: dict[str, list[str]] = {}
     for name, own in summary["gains"].items():
-        if "best_of_n" not in own:
-            return "Best of n was not sampled in this run."
-        low, high = (own["best_of_n"]["reward"][end] for end in ("low", "high"))
-        verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not to be told from"
+        ahead = own["best_of_n"]["reward"]
+        verdict = by_sign(ahead, "ahead of", "behind", "not to be told from")
         verdicts.setdefault(verdict, []).append(policy_name(name))
     total = len(summary["gains"])
     told = "; ".join(
@@ -63,6 +60,6 @@ def critic_free_reading(runs: Mapping[str, Run]) -> str:
         f"{policy_name(name)}: {run.config['responses_per_prompt']} responses to each of "
         f"{run.config['prompts']} prompts, {run.summary['steps']} steps"
         for name, run in runs.items()
-        if run.config.get("advantages", "gae") != "gae"
+        if run.config["advantages"] != "gae"
     ]
     return "; ".join(told) + "." if told else "No policy without a critic stands beside these runs."

@@ -71,7 +71,7 @@ def truncation_table(run: Run) -> pd.DataFrame:
                 "part": part, "posts": fit["posts"], "pairs": fit["pairs"],
                 "prompts cut": fit["prompts_cut"], "tokens cut": fit["tokens_cut"],
                 "replies too long": fit["replies_dropped"], "pairs lost": fit["pairs_dropped"],
-                "near repeats": fit.get("near_duplicates", "not counted"),
+                "near repeats": fit["near_duplicates"],
             }
         )  # fmt: skip
     return pd.DataFrame(rows)

@@ -167,21 +167,6 @@ def layers_table(run: Run, network: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def confusion_table(run: Run) -> pd.DataFrame:
-    """The discriminator's confusion matrix; rows are the truth."""
-    kinds = ("generated", "real")
-    counts = run.summary["discriminator"]["confusion"]
-    rows = zip(kinds, counts, strict=True)
-    return pd.DataFrame(
-        [{"truth": kind, **dict(zip(kinds, row, strict=True))} for kind, row in rows]
-    )
-
-
-def classification_table(run: Run) -> pd.DataFrame:
-    """The discriminator's classification report."""
-    return pd.DataFrame(run.summary["discriminator"]["report"])
-
-
 def memorisation_reading(run: Run) -> str:
     """Whether the discriminator knows its training images by heart."""
     gap = run.summary["scores"]["gap"]

@@ -14,7 +14,9 @@ from rlhf_report.style import (
     GREY,
     POLICY_NAMES,
     VARIANT_STYLES,
+    by_sign,
     panels,
+    percent_with_interval,
     policy_name,
     variant_of,
     with_interval,
@@ -59,15 +61,14 @@ def reward_against_kl_figure(run: Run, training: Mapping[str, Run]) -> None:
     second reward model.
     """
     _, (ax,) = panels(1, width=5.6)
-    chosen = run.summary.get("best_of_n", [])
+    chosen = run.summary["best_of_n"]
     places = [np.sqrt(row["kl_per_sequence"]) for row in chosen]
     for reward, label, line in (("reward", "best of n", "-"), ("second_reward", None, "--")):
         values = [row[reward]["value"] for row in chosen]
         ax.plot(places, values, line, color="black", marker="|", linewidth=0.8, label=label)
-    if chosen:
-        last = chosen[-1]
-        ax.annotate(f"n = {last['n']}", (places[-1], last["reward"]["value"]),
-                    xytext=(3, 3), textcoords="offset points", fontsize=7)  # fmt: skip
+    last = chosen[-1]
+    ax.annotate(f"n = {last['n']}", (places[-1], last["reward"]["value"]),
+                xytext=(3, 3), textcoords="offset points", fontsize=7)  # fmt: skip
     for name, own in training.items():
         metrics, style = own.metrics(), VARIANT_STYLES[variant_of(name)]
         ax.scatter(
@@ -104,23 +105,19 @@ def texts_table(run: Run) -> pd.DataFrame:
     """What the responses look like; none of this was optimised."""
     rows = []
     for name, own in run.summary["policies"].items():
-        shown = {"policy": policy_name(name), "tokens": own["tokens"]}
-        shown |= {word: f"{own[word]:.0%}" for word in ("ended", "empty")}
-        if "perplexity" in own:
-            shown |= {"perplexity": own["perplexity"], "distinct-1": own["distinct_1"]}
         rows.append(
-            shown | {"distinct-2": own["distinct_2"], "repeated": f"{own['repetition']:.0%}"}
-        )
+            {
+                "policy": policy_name(name), "tokens": own["tokens"],
+                "ended": f"{own['ended']:.0%}", "empty": f"{own['empty']:.0%}",
+                "perplexity": own["perplexity"], "distinct-1": own["distinct_1"],
+                "distinct-2": own["distinct_2"], "repeated": f"{own['repetition']:.0%}",
+            }
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def answers_reading(summary: Mapping[str, Any]) -> str:
     """How many responses were drawn, and what the intervals draw."""
-    if "conversations" not in summary:
-        return (
-            "Each policy answers each prompt once. The intervals of this run draw prompts as if "
-            "they were independent, although some belong to one conversation."
-        )
     return (
         f"Each policy answers each prompt {summary['responses_per_prompt']} times. The intervals "
         f"draw the {summary['conversations']} conversations that the prompts belong to, and a "
@@ -133,12 +130,11 @@ def changes_reading(summary: Mapping[str, Any]) -> str:
     base, sentences = summary["policies"]["pretrained"], []
     for name in ("ppo-full", "ppo-lora"):
         own, gain = summary["policies"][name], summary["gains"][name]["second_reward"]
-        by_second = "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "no different"
+        by_second = by_sign(gain, "better", "worse", "no different")
         words = {"distinct_2": "distinct pairs of words", "repetition": "repeated text"}
         words |= {"ended": "answers that end"}
-        parts = [f"{text} {base[key]:.0%} to {own[key]:.0%}" for key, text in words.items()]
-        if "perplexity" in own:
-            parts.insert(0, f"perplexity {base['perplexity']:.1f} to {own['perplexity']:.1f}")
+        parts = [f"perplexity {base['perplexity']:.1f} to {own['perplexity']:.1f}"]
+        parts += [f"{text} {base[key]:.0%} to {own[key]:.0%}" for key, text in words.items()]
         sentences.append(
             f"{policy_name(name)}: {by_second} by the second reward model "
             f"({with_interval(gain, 2)}); {', '.join(parts)}"
@@ -148,10 +144,6 @@ def changes_reading(summary: Mapping[str, Any]) -> str:
 
 def cut_reading(summary: Mapping[str, Any]) -> str:
     """How many prompts were longer than what the policies read."""
-    if "prompts_cut" not in summary:
-        return (
-            "Prompts that were longer than a prompt may be were cut, and not counted in this run."
-        )
     return (
         f"Of {summary['prompts_cut']} of the {summary['prompts']} prompts the policies and the "
         "reward model read the beginning only, because they are longer than a prompt may be."
@@ -178,12 +170,9 @@ def gains_table(run: Run) -> pd.DataFrame:
 
 def second_model_reading(second_reward: Run) -> str:
     """How far the second reward model can be believed: its own accuracy, beside the baseline's."""
-    own, longer = (
-        f"{of['value']:.1%} [{of['low']:.1%}, {of['high']:.1%}]"
-        for of in (
-            second_reward.summary["accuracy"],
-            second_reward.summary["baselines"]["longer"]["accuracy"],
-        )
+    summary = second_reward.summary
+    own, longer = map(
+        percent_with_interval, (summary["accuracy"], summary["baselines"]["longer"]["accuracy"])
     )
     return (
         f"The second reward model orders {own} of its own held-out pairs as the data have them; "
@@ -231,12 +220,12 @@ def share_explained_by_length(own: Mapping[str, Mapping[str, float]]) -> str:
 
 def gain_reading(own: Mapping[str, Any]) -> str:
     """What an interval of a gain allows to say."""
-    low, high = own["reward"]["low"], own["reward"]["high"]
-    if low > 0:
-        return "higher than the pretrained policy's, beyond what chance explains"
-    if high < 0:
-        return "lower than the pretrained policy's, beyond what chance explains"
-    return "not distinguishable from the pretrained policy's with so many prompts"
+    return by_sign(
+        own["reward"],
+        "higher than the pretrained policy's, beyond what chance explains",
+        "lower than the pretrained policy's, beyond what chance explains",
+        "not distinguishable from the pretrained policy's with so many prompts",
+    )
 
 
 def gain_example(run: Run, name: str) -> str:
@@ -269,10 +258,10 @@ def seeds_reading(summary: Mapping[str, Any]) -> str:
             for run, gain in summary["gains"].items()
             if variant_of(run) == name
         ]
-        drawn = "seeds and conversations drawn" if "seeds" in own else "the seeds as they are"
         parts.append(
             f"{POLICY_NAMES[name]}: {min(values):.2f} to {max(values):.2f} with {len(values)} "
-            f"seeds, {with_interval(own['reward'], 2)} their mean ({drawn})"
+            f"seeds, {with_interval(own['reward'], 2)} their mean (seeds and conversations "
+            "drawn)"
         )
     return f"Gains: {'; '.join(parts)}." if parts else "Each variant was trained with one seed."
 

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiment_runs import settings
 from experiment_runs.inventory import find
 from experiment_runs.run import Run
+from experiment_runs.settings import RESULTS
 from rlhf_jax.intervals import Interval, bootstrap
-from rlhf_jax.ratings.rater_agreement import mean_scores
+from rlhf_jax.ratings.rater_agreement import by_model, mean_scores
 from rlhf_jax.ratings.store import RATINGS, load_ratings
-from rlhf_report.style import listed, policy_name, with_interval
+from rlhf_report.style import by_sign, listed, policy_name, with_interval
 
-RESULTS = settings.PROJECT / "results"
 WORDS = {
     "target_kl": "KL target {:g}", "learning_rate": "rate {:g}", "response_tokens": "{} tokens",
     "temperature": "trained at {:g}",
@@ -45,9 +44,7 @@ def rating_changes(run: Run) -> dict[str, tuple[float, Interval | None]]:
     """By policy, the mean rating and its change from the pretrained one, prompt by prompt; those
     that were not rated are left out."""
     responses = run.samples()
-    scores: dict[str, dict[int, float]] = {}
-    for row, score in mean_scores(responses, load_ratings(run.path / RATINGS, responses)):
-        scores.setdefault(row["model"], {})[row["prompt_id"]] = score
+    scores = by_model(mean_scores(responses, load_ratings(run.path / RATINGS, responses)))
     base, found = scores.get("pretrained", {}), {}
     for name, own in scores.items():
         both = sorted(own.keys() & base.keys())
@@ -72,7 +69,7 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
                     "by the second": with_interval(gain["second_reward"], 2) if gain else "–",
                     "KL": own["kl_per_sequence"], "perplexity": own["perplexity"],
                     "rating": rating,
-                    "change": with_interval(change.asdict(), 2) if change else "–",
+                    "change": with_interval(change._asdict(), 2) if change else "–",
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -84,8 +81,7 @@ def reading(runs: Sequence[Run]) -> str:
     for run in runs:
         for name, (_, change) in rating_changes(run).items():
             if change:
-                below, above = change.high < 0, change.low > 0
-                verdict = "below" if below else "above" if above else "not to be told from"
+                verdict = by_sign(change._asdict(), "above", "below", "not to be told from")
                 verdicts.setdefault(verdict, []).append(f"“{setting(run, name)}”")
     told = "; ".join(f"{verdict} it: {listed(names)}" for verdict, names in verdicts.items())
     return f"Beside the pretrained policy at the same temperature, by the mean rating: {told}."

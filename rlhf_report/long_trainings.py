@@ -6,20 +6,19 @@ from typing import Any
 
 import pandas as pd
 
-from experiment_runs import settings
 from experiment_runs.run import Run
+from experiment_runs.settings import RESULTS
 from gan_jax.calibration import BLURRED
 from rlhf_report.mode_collapse import GENERATED, REAL
 from rlhf_report.style import mean_with_interval
 
-MATCHED = settings.PROJECT / "results" / "measured" / "matched_blur.json"
+MATCHED = RESULTS / "measured" / "matched_blur.json"
 MOST = 0.5  # share of images with a twin above which a training counts as collapsed
 
 
 def committed() -> dict[str, Run]:
     """The committed trainings of the assignment's length and of attempts at a cure, by name."""
-    results = settings.PROJECT / "results"
-    paths = sorted([*results.glob("assignment/gan-*"), *results.glob("collapse/gan-*")])
+    paths = sorted([*RESULTS.glob("assignment/gan-*"), *RESULTS.glob("collapse/gan-*")])
     return {options_in_words(run): run for run in map(Run, paths)}
 
 

@@ -117,7 +117,7 @@ def collapse_detectors(run: Run) -> list[str]:
 def rule_reading(run: Run) -> str:
     """How it was decided in this run what is caught."""
     rows = detector_results(run)
-    draws = run.config.get("evidence", {}).get("draws", "several")
+    draws = run.config["evidence"]["draws"]
     if "p" not in rows:
         return (
             "This run is older than the rule of today. In it a detector catches a set when the "

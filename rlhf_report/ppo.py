@@ -47,7 +47,7 @@ def kl_figure(runs: Mapping[str, Run]) -> None:
 
 def known_optimum_runs() -> dict[str, Run]:
     """The committed runs of examples/known_optimum.py by the stage whose style they share."""
-    found = map(Run, sorted((settings.PROJECT / "results" / "known-optimum").glob("ppo-*")))
+    found = map(Run, sorted((settings.RESULTS / "known-optimum").glob("ppo-*")))
     by_estimator = {run.config["advantages"]: run for run in found}
     return {stage: by_estimator[name] for name, stage in ESTIMATORS.items()}
 

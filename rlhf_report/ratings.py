@@ -13,11 +13,11 @@ from jaxtyping import Float
 from experiment_runs import settings
 from experiment_runs.inventory import find
 from experiment_runs.run import Run
-from experiment_runs.settings import PROJECT
+from experiment_runs.settings import RESULTS
 from rlhf_jax.config import RATED_PROMPTS
 from rlhf_jax.intervals import bootstrap
 from rlhf_jax.ratings.plain_text import read_until
-from rlhf_jax.ratings.rater_agreement import CHANCE, coin, mean_scores, rater_agreement
+from rlhf_jax.ratings.rater_agreement import CHANCE, by_model, coin, mean_scores, rater_agreement
 from rlhf_jax.ratings.store import (
     CRITERIA,
     RATINGS,
@@ -41,7 +41,7 @@ PARTED = {
         "toxi|city",
     )
 }  # fmt: skip
-REFERENCE = PROJECT / "results" / "reference"  # committed runs
+REFERENCE = RESULTS / "reference"  # committed runs
 # What it means that reward and rating moved by these signs, from the baseline to a tuned policy.
 MOVED = {
     (1, -1): "Reward up and rating down, as in over-optimisation: the reward model is pleased, the "
@@ -175,12 +175,11 @@ def over_optimisation_reading(responses: Sequence[Response], given: Sequence[Rat
     With so few prompts that all on one side would be no surprise, these responses are described
     and no model is ranked; with more, what moved by less than its interval did not move.
     """
-    by_model: dict[str, dict[int, tuple[float, float]]] = {}
-    for row, score in mean_scores(responses, given):
-        by_model.setdefault(row["model"], {})[row["prompt_id"]] = row["reward"], score
+    scored = mean_scores(responses, given)
+    others = by_model((row, (row["reward"], score)) for row, score in scored)
     base = responses[0]["model"]
-    own, texts = by_model.pop(base, {}), []
-    for name, theirs in by_model.items():
+    own, texts = others.pop(base, {}), []
+    for name, theirs in others.items():
         if both := sorted(own.keys() & theirs.keys()):
             pairs = np.array([[own[prompt], theirs[prompt]] for prompt in both])
             told = [movement(*pairs[:, :, column].T) for column in (0, 1)]

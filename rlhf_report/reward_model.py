@@ -6,13 +6,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiment_runs import settings
 from experiment_runs.run import Run
+from experiment_runs.settings import RESULTS
 from rlhf_report.style import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
+    by_sign,
     panels,
     percent_with_interval,
     with_interval,
@@ -134,23 +135,6 @@ def verdict_figure(run: Run) -> None:
     axes[1].text(0.98, 0.04, f"AUC {with_interval(auc, 2)}", ha="right")
 
 
-def confusion_table(run: Run) -> pd.DataFrame:
-    """The confusion matrix; rows are the truth."""
-    kinds = ("first preferred", "second preferred")
-    rows = zip(kinds, run.summary["verdicts"]["confusion"], strict=True)
-    return pd.DataFrame(
-        [
-            {"truth": kind, **{f"said: {k}": n for k, n in zip(kinds, row, strict=True)}}
-            for kind, row in rows
-        ]
-    )
-
-
-def classification_table(run: Run) -> pd.DataFrame:
-    """The classification report."""
-    return pd.DataFrame(run.summary["verdicts"]["report"])
-
-
 def reliability_figure(run: Run) -> None:
     """Accuracy against confidence, before and after the temperature; bars are 95 % intervals."""
     _, axes = panels(2, height=2.9)
@@ -222,19 +206,18 @@ def excerpt(text: str) -> str:
 
 def accuracy_gain_reading(own: Mapping[str, Any]) -> str:
     """Whether the model orders more pairs rightly than a baseline does."""
-    low, high = own["gain"]["low"], own["gain"]["high"]
-    text = f"{100 * own['gain']['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-    if low > 0:
-        return f"{text}, better than chance explains"
-    if high < 0:
-        return f"{text}, worse than chance explains"
-    return f"{text}, which chance alone may explain"
+    gain = own["gain"]
+    value, low, high = (f"{100 * gain[name]:+.1f}" for name in ("value", "low", "high"))
+    verdict = by_sign(
+        gain, "better than chance explains", "worse than chance explains",
+        "which chance alone may explain",
+    )  # fmt: skip
+    return f"{value} points [{low}, {high}], {verdict}"
 
 
 def repeats() -> list[Run]:
     """The committed trainings of the assignment's length: one recipe, one seed, two machines."""
-    results = settings.PROJECT / "results"
-    paths = [*results.glob("repeats/reward-*"), *results.glob("assignment/reward-*")]
+    paths = [*RESULTS.glob("repeats/reward-*"), *RESULTS.glob("assignment/reward-*")]
     return sorted(map(Run, paths), key=lambda run: run.record["started"])
 
 

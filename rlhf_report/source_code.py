@@ -14,7 +14,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from experiment_runs.assignment import PATH
-from experiment_runs.settings import PROJECT, SOURCES
+from experiment_runs.settings import PROJECT, RESULTS, SOURCES
 
 FOLDER = "source_code"
 BESIDE = re.compile(r"with_name\(\"(\w+\.py)\"\)")  # a program that is run as a file
@@ -24,7 +24,7 @@ OPEN = (  # what the report is about, in its order
     "rlhf_jax/language_model/", "gan_jax/dcgan", "gan_jax/training",
 )  # fmt: skip
 DATA = (  # what modules read
-    PATH, PROJECT / "results" / "measured" / "invariants.json", PROJECT / "tests" / "faults.csv",
+    PATH, RESULTS / "measured" / "invariants.json", PROJECT / "tests" / "faults.csv",
 )  # fmt: skip
 INTRODUCTION = f"""\
 ## Source code

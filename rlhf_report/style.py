@@ -94,6 +94,11 @@ def percent_with_interval(own: Mapping[str, float]) -> str:
     return f"{own['value']:.1%} [{own['low']:.1%}, {own['high']:.1%}]"
 
 
+def by_sign(own: Mapping[str, float], above: str, below: str, neither: str) -> str:
+    """One of three wordings: the whole 95 % interval is above zero, below it, or neither."""
+    return above if own["low"] > 0 else below if own["high"] < 0 else neither
+
+
 def policy_name(stage: str) -> str:
     """How a policy is called: the stage "ppo-lora-1" is LoRA with the next seed."""
     seed = stage.removeprefix(variant_of(stage)).removeprefix("-")

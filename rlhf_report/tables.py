@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,20 @@ def column_widths(columns: Sequence[Sequence[str]]) -> list[int]:
 def first_steps(metrics: pd.DataFrame, columns: Sequence[str], count: int = 8) -> pd.DataFrame:
     """The beginning of a training log."""
     return metrics[[name for name in columns if name in metrics]].head(count)
+
+
+def confusion(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The confusion matrix of a classifier, as a summary holds it; rows are the truth."""
+    kinds = [row["class"] for row in found["report"]]
+    return pd.DataFrame(
+        {"truth": kind, **{f"said: {name}": n for name, n in zip(kinds, row, strict=True)}}
+        for kind, row in zip(kinds, found["confusion"], strict=True)
+    )
+
+
+def classification(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The classification report beside it."""
+    return pd.DataFrame(found["report"])
 
 
 def source(function: Any) -> Markdown:

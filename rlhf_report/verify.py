@@ -16,7 +16,6 @@ import dataclasses
 import io
 import json
 import re
-import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -277,7 +276,3 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{rows['submission'].nunique()} submissions, {wrong} with problems")
 
     return concluded(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

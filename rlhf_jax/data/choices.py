@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 
 from experiment_runs.errors import UserError
 from rlhf_jax.data import tables
+from rlhf_jax.data.dialogues import messages
 from rlhf_jax.data.formats import encodable
 
 # The question of a row, its replies by where they stand, and the pairs (better, worse) of these.
@@ -167,12 +168,12 @@ def dialogues(prompt: Any, *replies: Any) -> Sequence[Any]:
     if not all(isinstance(turn, str | None) for turns in lists for turn in turns):
         return prompt, *replies
     return None, *(
-        [turn for pair in zip(asked, turns, strict=True) for turn in messages(*pair)]
+        messages(
+            tuple(
+                (role, text or "")
+                for pair in zip(asked, turns, strict=True)
+                for role, text in zip(("user", "assistant"), pair, strict=True)
+            )
+        )
         for turns in answered
     )
-
-
-def messages(question: str | None, answer: str | None) -> list[Mapping[str, str]]:
-    return [
-        {"role": "user", "content": question or ""}, {"role": "assistant", "content": answer or ""}
-    ]  # fmt: skip

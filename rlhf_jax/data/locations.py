@@ -68,7 +68,7 @@ def rows(kind: str, location: str, columns: Sequence[str]) -> list[tuple[str, pd
         folder = Path(location)
         frames = [
             (str(path), frame, str(path.relative_to(folder if folder.is_dir() else folder.parent)))
-            for path, frame in tables.tables(folder, [])
+            for path, frame in tables.tables(folder)
         ]
     named = [(where, frame, official_split(name)) for where, frame, name in frames]
     named.sort(key=lambda part: ("", *SPLITS).index(part[2]))

@@ -58,6 +58,16 @@ class Post:
     turns: tuple[Turn, ...] = ()  # of a dialogue, for the chat template; none of a single question
 
 
+def renumbered(
+    pairs: Iterable[tuple[int, int]],
+) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+    """The replies that pairs use, in their order, and the pairs as indices of these."""
+    pairs = list(pairs)
+    used = sorted({reply for pair in pairs for reply in pair})
+    number = {reply: i for i, reply in enumerate(used)}
+    return used, tuple((number[a], number[b]) for a, b in pairs)
+
+
 def load_preferences(data_dir: Path | None, given: str = "") -> tuple[pd.DataFrame, Source]:
     """One row a comparison in SHP's columns, with `score_ratio` where replies have votes.
 
@@ -75,7 +85,7 @@ def load_preferences(data_dir: Path | None, given: str = "") -> tuple[pd.DataFra
     kind, location = locate(given, data_dir, FOLDERS, SHP)
     if kind == "stand-in":
         frame, notes = documentation.preferences(), Counter()
-        name, location, licence = STANDIN_NAME, "built here", STANDIN_LICENCE
+        name, licence = STANDIN_NAME, STANDIN_LICENCE
     else:
         parts = rows(kind, location, KNOWN_COLUMNS)
         name = location if kind == "hub" else file_names(Path(where) for where, _ in parts)
@@ -86,7 +96,7 @@ def load_preferences(data_dir: Path | None, given: str = "") -> tuple[pd.DataFra
         frame["score_ratio"] = scores.max(axis=1) / scores.min(axis=1)
     note = standin_note() if kind == "stand-in" else said(notes)
     return frame, Source(
-        kind=kind, name=name, location=location, licence=licence, rows=len(frame),
+        kind=kind, name=name, licence=licence, rows=len(frame),
         fingerprint=tables.content_fingerprint(frame), note=note,
     )  # fmt: skip
 

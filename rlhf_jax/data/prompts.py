@@ -84,7 +84,7 @@ def load_prompts(data_dir: Path | None, given: str = "") -> tuple[list[Prompt], 
     """
     kind, location = locate(given, data_dir, FOLDERS, OASST)
     if kind == "stand-in":
-        name, location, licence = STANDIN_NAME, "built here", STANDIN_LICENCE
+        name, licence = STANDIN_NAME, STANDIN_LICENCE
         prompts = [
             Prompt(prompt_id=entry.name, tree_id=entry.name, text=text, origin="stand-in")
             for entry, text in documentation.questions()
@@ -99,7 +99,7 @@ def load_prompts(data_dir: Path | None, given: str = "") -> tuple[list[Prompt], 
     if not prompts:
         raise UserError(f"{location}: no question is left ({note})")
     return prompts, Source(
-        kind=kind, name=name, location=location, licence=licence, rows=len(prompts),
+        kind=kind, name=name, licence=licence, rows=len(prompts),
         fingerprint=prompts_fingerprint(prompts), note=note,
     )  # fmt: skip
 

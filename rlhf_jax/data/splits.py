@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from experiment_runs.errors import UserError
-from rlhf_jax.data.preferences import Post
+from rlhf_jax.data.preferences import Post, renumbered
 from rlhf_jax.data.prompts import Prompt
 from rlhf_jax.data.tables import normalised
 
@@ -97,15 +97,14 @@ def without(post: Post, seen: set[bytes]) -> Post | None:
         return None
     left = {i for i, reply in enumerate(post.replies) if digest_of(reply) not in seen}
     chosen = [i for i, pair in enumerate(post.pairs) if left.issuperset(pair)]
-    used = sorted({reply for i in chosen for reply in post.pairs[i]})
-    number = {reply: i for i, reply in enumerate(used)}
     if not chosen:
         return None
+    used, pairs = renumbered(post.pairs[i] for i in chosen)
     return dataclasses.replace(
         post,
         replies=tuple(post.replies[i] for i in used),
         scores=tuple(post.scores[i] for i in used) if post.scores else (),
-        pairs=tuple((number[post.pairs[i][0]], number[post.pairs[i][1]]) for i in chosen),
+        pairs=pairs,
         grades=tuple(post.grades[i] for i in chosen) if post.grades else (),
     )
 

@@ -1,13 +1,12 @@
 """Rows in local files, and what every reader checks of them.
 
-Files are validated here: a missing column, an empty or broken file is one message that names file,
-line and remedy.
+Files are validated here: an empty or broken file is one message that names file, line and remedy.
 """
 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,6 @@ class Source:
 
     kind: Literal["hub", "local", "stand-in"]
     name: str
-    location: str
     licence: str
     rows: int
     fingerprint: str  # of the content, wherever it came from
@@ -42,14 +40,14 @@ def content_fingerprint(frame: pd.DataFrame) -> str:
     return fingerprint(list(frame.columns), hashes.to_numpy())
 
 
-def tables(folder: Path, columns: Sequence[str]) -> Iterator[tuple[Path, pd.DataFrame]]:
+def tables(folder: Path) -> Iterator[tuple[Path, pd.DataFrame]]:
     """The files of a folder and of the folders in it, in order of their names; or one file.
 
     The index is the line of a file of JSON lines, the row of any other (counted from 1), and is
     named so.
 
     Raises:
-      UserError: no folder, no file, nothing in a file, a column missing, a file that is broken.
+      UserError: no folder, no file, nothing in a file, a file that is broken.
     """
     paths = data_files(folder)
     if not paths:
@@ -64,12 +62,6 @@ def tables(folder: Path, columns: Sequence[str]) -> Iterator[tuple[Path, pd.Data
         frame = table(path)
         if frame.empty:
             raise UserError(f"{path}: the file has no rows; remove it or download it again")
-        missing = [column for column in columns if column not in frame]
-        if missing:
-            raise UserError(
-                f"{path}: no column {', '.join(map(repr, missing))}; it has "
-                f"{brief_list(frame.columns)}. Rename or add what is missing"
-            )
         yield path, frame
 
 

@@ -32,7 +32,7 @@ from rlhf_jax.language_model.sharding import RULES
 from rlhf_jax.ppo.rewards import Term, function_rewards, functions_of, models_of, reward_terms
 from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.prompt_rows import cut_texts, prompt_rows
-from rlhf_jax.pretrained.responses import respond, response_texts
+from rlhf_jax.pretrained.responses import ended, respond, response_texts
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model.model import FrozenRewardModel, response_rewards
 
@@ -211,7 +211,7 @@ def answered(
             found = {name: own[: len(asked)] for name, own in devices.on_host(found).items()}
             found |= function_rewards(functions_of(rewards), asked, some)
             found["tokens"] = told.mask.sum(axis=1)
-            found["ended"] = (np.isin(told.tokens, tokenizer.ends) & told.mask).any(axis=1)
+            found["ended"] = ended(told, tokenizer)
             parts.append(found)
             bar.update()
         columns[name] = {

@@ -62,8 +62,8 @@ def gain(
     return {
         **intervals(changes, clusters, cfg),
         **tally(changes["reward"]),
-        "length_controlled": paired(length_controlled_gain, rewards, tokens, **options).asdict(),
-        "stratified": paired(stratified_gain, rewards, tokens, **options).asdict(),
+        "length_controlled": paired(length_controlled_gain, rewards, tokens, **options)._asdict(),
+        "stratified": paired(stratified_gain, rewards, tokens, **options)._asdict(),
     }
 
 
@@ -75,7 +75,7 @@ def intervals(
 ) -> dict[str, dict[str, float]]:
     """Means over the prompts, each with its interval."""
     options = {"clusters": clusters, "resamples": cfg.resamples, "seed": cfg.seed}
-    return {name: bootstrap(own, **options).asdict() for name, own in values.items()}
+    return {name: bootstrap(own, **options)._asdict() for name, own in values.items()}
 
 
 def tally(changes: Float[np.ndarray, "prompts"]) -> dict[str, int]:
@@ -96,7 +96,7 @@ def gain_over_seeds(
         name: np.stack([own[name].mean(axis=1) for own in runs]) - base[name].mean(axis=1)
         for name in COMPARED
     }
-    found = {name: bootstrap_crossed(own, **options).asdict() for name, own in changes.items()}
+    found = {name: bootstrap_crossed(own, **options)._asdict() for name, own in changes.items()}
     return found | tally(changes["reward"].mean(axis=0)) | {"seeds": len(runs)}
 
 

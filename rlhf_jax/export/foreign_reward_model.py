@@ -9,7 +9,7 @@ from experiment_runs.errors import UserError, brief
 from experiment_runs.foreign import readable
 from rlhf_jax.language_model.decoder import DecoderConfig
 from rlhf_jax.pretrained.hub import model_files
-from rlhf_jax.pretrained.loading import check_finite, read_config, stored_tensors
+from rlhf_jax.pretrained.loading import check_weights, read_config, stored_tensors
 from rlhf_jax.pretrained.tensor_names import abstract, decoder_state
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 from rlhf_jax.reward_model.model import FrozenRewardModel, RewardModel
@@ -57,7 +57,7 @@ def read_reward_model(path: Path, tokenizer: Tokenizer, *, dtype: str) -> Frozen
             "the same family"
         )
     state = decoder_state(cfg, tensors, source=str(path))
-    check_finite(state, path)
+    check_weights(state, path)
     model = RewardModel(nnx.merge(nnx.split(abstract(cfg))[0], state), rngs=nnx.Rngs(0))
     head, offset = jnp.asarray(weight.read(), jnp.float32), config.get("reward_offset", 0.0)
     if not jnp.isfinite(head).all():

@@ -49,10 +49,9 @@ def reward_card(run: Run, tokenizer: Tokenizer, *, adapter: bool) -> str:
     )
     header = front_matter(
         run,
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-classification",
-        base_model_relation="adapter" if adapter else "finetune",
-        tags=["reward-model", "rlhf", "jax", *(["lora"] if adapter else [])],
+        adapter=adapter,
+        task="text-classification",
+        tags=["reward-model", "rlhf", "jax"],
         metrics={"accuracy": accuracy["value"]},
     )
     what = "Low-rank adapter and head of a reward model" if adapter else "Reward model"
@@ -73,10 +72,9 @@ def policy_card(run: Run, tokenizer: Tokenizer, *, adapter: bool) -> str:
     name, summary = base_name(run), run.summary
     header = front_matter(
         run,
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
-        base_model_relation="adapter" if adapter else "finetune",
-        tags=["rlhf", "ppo", "jax", *(["lora"] if adapter else [])],
+        adapter=adapter,
+        task="text-generation",
+        tags=["rlhf", "ppo", "jax"],
         metrics={
             "reward": summary["reward_last_quarter"],
             "kl_per_token": summary["kl_last_quarter"],
@@ -141,11 +139,10 @@ def card(
     limits: Sequence[str],
 ) -> str:
     """A whole README.md."""
-    about = run.record.get("about", {})
     data = [
         f"* {part}: {source['name']} ({source['kind']}), {source['rows']} rows; "
         f"licence: {source['licence']}"
-        for part, source in about.items()
+        for part, source in run.about.items()
         if "rows" in source
     ]
     provenance = {name: run.record[name] for name in ("git", "device", "started")}
@@ -162,13 +159,13 @@ def card(
     return f"---\n{header}\n---\n\n# {title_of(run)}\n\n{lead}\n\n{body}\n"
 
 
-def front_matter(run: Run, *, metrics: Mapping[str, float], **fields: Any) -> str:
+def front_matter(
+    run: Run, *, adapter: bool, task: str, tags: Sequence[str], metrics: Mapping[str, float]
+) -> str:
     """The part of a card that the hub reads."""
-    about = run.record.get("about", {})
-    sources = [source for source in about.values() if "rows" in source]
-    model = about.get("model", {}).get("name", "")
-    task = fields["pipeline_tag"]
-    measured_on = about.get("prompts" if run.stage.startswith("ppo") else "preferences", {})
+    sources = [source for source in run.about.values() if "rows" in source]
+    model = run.about.get("model", {}).get("name", "")
+    measured_on = run.about.get("prompts" if run.stage.startswith("ppo") else "preferences", {})
     dataset = measured_on.get("name", "not recorded")
     results = [
         EvalResult(
@@ -183,7 +180,10 @@ def front_matter(run: Run, *, metrics: Mapping[str, float], **fields: Any) -> st
         datasets=sorted(hub) or None,
         model_name=title_of(run),
         eval_results=results,
-        **fields,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag=task,
+        base_model_relation="adapter" if adapter else "finetune",
+        tags=[*tags, "lora"] if adapter else [*tags],
     ).to_yaml()
 
 
@@ -193,7 +193,7 @@ def is_hub_id(name: str) -> bool:
 
 def base_name(run: Run) -> str:
     """The model that the run started from, without a path of this machine."""
-    name = run.record.get("about", {}).get("model", {}).get("name", "a random model")
+    name = run.about.get("model", {}).get("name", "a random model")
     return name if is_hub_id(name) else Path(name).name
 
 

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from experiment_runs.errors import UserError
-from rlhf_jax.data.dialogues import Turn
-from rlhf_jax.data.dialogues import messages as as_messages
+from rlhf_jax.data.dialogues import Turn, messages
 
 MARK = "\N{BLACK SQUARE}mark\N{BLACK SQUARE}"
 PROGRAM = Path(__file__).with_name("render.py")
@@ -130,7 +129,7 @@ class ChatTemplate:
           UserError: the template has no place for the turns.
         """
         huggingface, ways = self.huggingface, [self.ways(turns) for turns in dialogues]
-        asked = [[as_messages(tuple(turns)), True] for some in ways for turns in some]
+        asked = [[messages(tuple(turns)), True] for some in ways for turns in some]
         values = json.dumps(huggingface.special_tokens_map)
         name = huggingface.name_or_path
         texts = iter(run(huggingface.chat_template, values, name, asked) if asked else ())
@@ -228,7 +227,7 @@ def rendered(template: str, values: str, name: str) -> dict[tuple[bool, bool, bo
         (system, answer, not answer, text)
         for system in (False, True) for answer in (False, True) for text in TEXTS
     ]  # fmt: skip
-    asked = [[messages(system, answer, text), prompt] for system, answer, prompt, text in keys]
+    asked = [[exchange(system, answer, text), prompt] for system, answer, prompt, text in keys]
     return dict(zip(keys, run(template, values, name, asked), strict=True))
 
 
@@ -246,7 +245,7 @@ def run(
     Raises:
       UserError: it takes longer or more memory than it may.
     """
-    longest = max(sum(len(one["content"]) for one in messages) for messages, _ in conversations)
+    longest = max(sum(len(one["content"]) for one in own) for own, _ in conversations)
     seconds = SECONDS + len(conversations) // 100
     asked = {
         "template": template, "values": json.loads(values), "seconds": seconds, "memory": MEMORY,
@@ -265,9 +264,9 @@ def run(
     return json.loads(done.stdout)
 
 
-def messages(system: bool, answer: bool, text: str) -> list[dict[str, str]]:
+def exchange(system: bool, answer: bool, text: str) -> list[dict[str, str]]:
     turns = [("user", "a"), ("assistant", text)] if answer else [("user", text)]
-    return as_messages((*[("system", "")] * system, *turns))
+    return messages((*[("system", "")] * system, *turns))
 
 
 def failure(name: str, reason: str, asked: str = "a single question") -> str:

@@ -47,12 +47,12 @@ def load(path: Path | None, *, name: str, dtype: str = "float32") -> Pretrained:
         model_files(path)
     with readable(path, "a model"):
         loaded = (load_gguf if path.is_file() else load_directory)(path, name=name, dtype=dtype)
-    check_finite(loaded.state, path)
+    check_weights(loaded.state, path)
     release_memory()  # of the files and of what they were converted from
     return loaded
 
 
-def check_finite(state: nnx.State, path: Path) -> None:
+def check_weights(state: nnx.State, path: Path) -> None:
     """Refuses weights that are not numbers, which would be blamed on the learning rate later.
 
     Raises:

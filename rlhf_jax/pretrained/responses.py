@@ -1,7 +1,7 @@
 """Responses of a model to prompts, and their text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Int
 
 from experiment_runs.configuration import SEEDS
 from experiment_runs.errors import UserError
+from rlhf_jax.data.dialogues import Conversation
 from rlhf_jax.language_model.sampling import Responses, draw_keys, sample
+from rlhf_jax.pretrained.prompt_rows import prompt_rows
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 
 SAMPLE_BIT = 24  # the number of a draw is that of its prompt, and above this bit of its sample
@@ -57,6 +59,48 @@ def check_draws(temperature: float, seed: int) -> None:
         raise UserError(f"temperature={temperature}: must be 0 or a number above it")
     if not 0 <= seed < SEEDS:
         raise UserError(f"seed={seed}: must be from 0 to {SEEDS - 1}")
+
+
+def answers(
+    decoder: tuple[nnx.GraphDef, nnx.State],
+    prompts: Sequence[Conversation],
+    tokenizer: Tokenizer,
+    *,
+    prompt_tokens: int,
+    length: int,
+    temperature: float,
+    seed: int,
+    batch: int,
+) -> Iterator[tuple[str, bool]]:
+    """The text of a response to each prompt, and whether it ended by itself.
+
+    Args:
+      decoder: static half and arrays of the model.
+      prompts: texts of users, or dialogues.
+      tokenizer: of the model.
+      prompt_tokens: longest prompt, template included; what is longer is cut.
+      length: the longest response, in tokens.
+      temperature: 0 takes the most likely token.
+      seed: of the draws.
+      batch: how many prompts are answered at a time.
+    """
+    rows, masks, _ = prompt_rows(prompts, tokenizer, length=prompt_tokens)
+    for start in range(0, len(rows), batch):
+        part = slice(start, start + batch)
+        responses = jax.device_get(
+            respond(
+                decoder, rows[part], masks[part], tokenizer,
+                length=length, temperature=temperature, seed=seed, first=start,
+            )
+        )  # fmt: skip
+        texts = response_texts(responses, tokenizer)
+        yield from zip(texts, ended(responses, tokenizer).tolist(), strict=True)
+
+
+def ended(responses: Responses, tokenizer: Tokenizer) -> Bool[np.ndarray, "batch"]:
+    """Which responses ended by themselves; the others were cut off."""
+    tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
+    return (np.isin(tokens, tokenizer.ends) & mask).any(axis=1)
 
 
 def response_texts(responses: Responses, tokenizer: Tokenizer) -> list[str]:

@@ -2,7 +2,8 @@
 
 import collections
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,6 +78,14 @@ def mean_scores(responses: Sequence[Response], ratings: Sequence[Rating]) -> Sco
     return [(row, mean(given[k])) for k, row in zip(keys, responses, strict=True) if k in given]
 
 
+def by_model(given: Iterable[tuple[Response, Any]]) -> dict[str, dict[int, Any]]:
+    """What was given to responses, such as a mean rating, by model and prompt."""
+    found: dict[str, dict[int, Any]] = {}
+    for row, value in given:
+        found.setdefault(row["model"], {})[row["prompt_id"]] = value
+    return found
+
+
 def model_means(table: pd.DataFrame) -> str:
     """The mean rating of each model over criteria and rated responses."""
     means = table.set_index("model")["mean"].dropna()
@@ -101,10 +110,7 @@ def widest_criterion(table: pd.DataFrame) -> str:
 
 def against_baseline(scored: Scored) -> str:
     """On how many prompts each model was rated above and below the first one."""
-    by_model: dict[str, dict] = collections.defaultdict(dict)
-    for row, score in scored:
-        by_model[row["model"]][row["prompt_id"]] = score
-    (base, own), *others = by_model.items()
+    (base, own), *others = by_model(scored).items()
     sentences = []
     for name, scores in others:
         signs = np.sign([scores[prompt] - own[prompt] for prompt in scores if prompt in own])

@@ -29,7 +29,6 @@ from experiment_runs.files import append_jsonl, read_jsonl, utf8
 RUBRIC = ASSIGNMENT["ratings"]
 CRITERIA: dict[str, list[str]] = RUBRIC["rubric"]  # to what the scores mean that are explained
 EXPLAINED: list[int] = RUBRIC["scores"]
-UNRATED = "unrated"
 RATINGS = "ratings.jsonl"  # beside the responses, in the folder of their evaluation
 
 Response = Mapping[str, Any]  # a row of an evaluation: prompt_id, prompt, response, model
@@ -97,10 +96,8 @@ def load_ratings(path: Path, responses: Sequence[Response] | None = None) -> lis
     return loaded
 
 
-def rating_from(row: Any) -> Rating:
+def rating_from(row: Mapping[str, Any]) -> Rating:
     """A rating from a line of the file."""
-    if not isinstance(row, dict):
-        raise UserError("not an object; a line is {...} with the fields of a rating")
     fields = dataclasses.fields(Rating)
     required = [f.name for f in fields if f.default is dataclasses.MISSING]
     if missing := [name for name in required if row.get(name) is None]:
@@ -163,53 +160,25 @@ def rubric() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["criterion", *map(str, EXPLAINED)])
 
 
-def rating_table(
-    responses: Sequence[Response], ratings: Sequence[Rating], prompt_id: Any = None
-) -> pd.DataFrame:
-    """Mean ratings of each model's response to a prompt, and who gave them.
-
-    Args:
-      responses: all that may be shown.
-      ratings: of any of them.
-      prompt_id: of the prompt; None takes all prompts together.
-
-    Returns:
-      A row for each model: its name, the mean rating on each criterion, the mean of those, and a
-      column "rated", which says "unrated" where nobody has rated.
-    """
+def rating_table(responses: Sequence[Response], ratings: Sequence[Rating]) -> pd.DataFrame:
+    """A row for each model: its name, the mean rating of its responses on each criterion, and the
+    mean of those; not-a-number where nobody has rated."""
     given = collections.defaultdict(list)
     for rating in ratings:
         given[rating.response_hash].append(rating)
+    by_model = collections.defaultdict(list)
+    for row in responses:
+        by_model[row["model"]] += given[response_hash(row["prompt"], row["response"])]
     rows = []
-    for model in dict.fromkeys(row["model"] for row in responses):
-        texts = [
-            given[response_hash(row["prompt"], row["response"])]
-            for row in responses
-            if row["model"] == model and prompt_id in (None, row["prompt_id"])
-        ]
-        every = [rating for own in texts for rating in own]
-        means = {label(c): mean(getattr(rating, c) for rating in every) for c in CRITERIA}
-        overall = mean(means.values())
-        rows.append({"model": model, **means, "mean": overall, "rated": standing(texts)})
+    for model, own in by_model.items():
+        means = {label(c): mean(getattr(rating, c) for rating in own) for c in CRITERIA}
+        rows.append({"model": model, **means, "mean": mean(means.values())})
     return pd.DataFrame(rows)
 
 
 def mean(values) -> float:
     values = list(values)
     return float(np.mean(values)) if values else np.nan
-
-
-def standing(texts: Sequence[Sequence[Rating]]) -> str:
-    """Who rated the responses of one model, and how many of them where not all."""
-    rated = sum(bool(own) for own in texts)
-    if not rated:
-        return UNRATED
-    raters = {(rating.rater_kind, rating.rater) for own in texts for rating in own}
-    people, systems = (sum(kind == k for k, _ in raters) for kind in ("person", "ai"))
-    names = [f"{people} {'person' if people == 1 else 'people'}"] if people else []
-    names += [f"{systems} AI system{'s' * (systems > 1)}"] if systems else []
-    part = f"{rated} of {len(texts)} responses, " if rated < len(texts) else ""
-    return f"{part}by {' and '.join(names)}"
 
 
 def rating_state(responses: Sequence[Response], ratings: Sequence[Rating]) -> str:

@@ -71,7 +71,7 @@ def gain(
     clusters: Shaped[np.ndarray, "pairs"],
 ) -> dict[str, float]:
     """By how much one predictor is more accurate than another, pair by pair."""
-    return bootstrap(agreement(difference) - agreement(other), clusters=clusters).asdict()
+    return bootstrap(agreement(difference) - agreement(other), clusters=clusters)._asdict()
 
 
 def accuracies(difference: Float[np.ndarray, "pairs"], pairs: Columns) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def accuracies(difference: Float[np.ndarray, "pairs"], pairs: Columns) -> dict[s
     classes = np.asarray(LENGTHS)[np.digitize(ratio, LENGTH_EDGES)]
     by_length = by_group(correct, classes, clusters=clusters)
     found = {
-        "accuracy": bootstrap(correct, clusters=clusters).asdict(),
+        "accuracy": bootstrap(correct, clusters=clusters)._asdict(),
         "accuracy_by_domain": by_group(correct, pairs["domain"], clusters=clusters),
         "accuracy_by_length": {name: by_length[name] for name in LENGTHS if name in by_length},
     }
@@ -128,7 +128,7 @@ def verdicts(
     auc = bootstrap_weighted(
         lambda weights: area_under_curve(shown, first, weights), clusters=clusters
     )
-    return {"confusion": confusion, "report": report, "auc": auc.asdict()}
+    return {"confusion": confusion, "report": report, "auc": auc._asdict()}
 
 
 def roc_curve(
@@ -197,7 +197,7 @@ def calibration(
     drawn = [error(rng.random(len(confidence)) < confidence) for _ in range(200)]
     bins = [
         {"confidence": float(confidence[place == k].mean())}
-        | bootstrap(correct[place == k], clusters=clusters[place == k]).asdict()
+        | bootstrap(correct[place == k], clusters=clusters[place == k])._asdict()
         for k in np.unique(place)
     ]
     return {

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from experiment_runs.errors import UserError
 from rlhf_jax.data.dialogues import Turn
-from rlhf_jax.data.preferences import Post
+from rlhf_jax.data.preferences import Post, renumbered
 from rlhf_jax.pretrained.prompt_rows import fit_dialogues
 from rlhf_jax.pretrained.tokenizer import Tokenizer
 
@@ -84,8 +84,7 @@ def encode_posts(
         pairs_dropped += len(post.pairs) - len(fitting)
         if not fitting:
             continue
-        used = sorted({reply for i in fitting for reply in post.pairs[i]})
-        number = {reply: i for i, reply in enumerate(used)}
+        used, pairs = renumbered(post.pairs[i] for i in fitting)
         longest = max(len(ends[reply]) for reply in used)
         if post.turns:
             dialogues[len(encoded)] = post.turns, max_tokens - longest
@@ -96,7 +95,7 @@ def encode_posts(
                 domain=post.domain,
                 prompt=(*tokenizer.prefix, *prompt[:length], *tokenizer.suffix),
                 replies=tuple(ends[reply] for reply in used),
-                pairs=tuple((number[post.pairs[i][0]], number[post.pairs[i][1]]) for i in fitting),
+                pairs=pairs,
                 grades=tuple(post.grades[i] for i in fitting) if post.grades else (),
                 cut_tokens=len(prompt) - length,
             )
@@ -137,12 +136,10 @@ def first_pairs(posts: Sequence[Post], count: int | None) -> list[Post]:
 
 def subpost(post: EncodedPost, chosen_pairs: Sequence[int]) -> EncodedPost:
     """The post with some of its pairs, and the replies that they need."""
-    pairs = [post.pairs[i] for i in chosen_pairs]
-    used = sorted({reply for pair in pairs for reply in pair})
-    number = {reply: i for i, reply in enumerate(used)}
+    used, pairs = renumbered(post.pairs[i] for i in chosen_pairs)
     return dataclasses.replace(
         post,
         replies=tuple(post.replies[reply] for reply in used),
-        pairs=tuple((number[a], number[b]) for a, b in pairs),
+        pairs=pairs,
         grades=tuple(post.grades[i] for i in chosen_pairs) if post.grades else (),
     )

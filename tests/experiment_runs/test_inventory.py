@@ -8,9 +8,9 @@ from experiment_runs import run as runs
 from experiment_runs.errors import UserError
 from experiment_runs.lock import locked
 from experiment_runs.run import Run
-from experiment_runs.settings import PROJECT
+from experiment_runs.settings import RESULTS
 
-REFERENCE = PROJECT / "results" / "reference"
+REFERENCE = RESULTS / "reference"
 
 
 @dataclasses.dataclass(frozen=True)

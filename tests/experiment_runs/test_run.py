@@ -12,7 +12,7 @@ from experiment_runs import files, inventory, process, provenance
 from experiment_runs import run as runs
 from experiment_runs.errors import UserError
 from experiment_runs.run import Run
-from experiment_runs.settings import PROJECT
+from experiment_runs.settings import RESULTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def test_a_run_of_an_older_number_is_neither_continued_nor_taken_for_the_present
 
 
 def test_committed_runs_stay_readable_and_older_ones_are_shown_as_such():
-    folders = [PROJECT / "results" / name for name in ("reference", "assignment", "collapse")]
+    folders = [RESULTS / name for name in ("reference", "assignment", "collapse")]
     paths = [path for folder in folders for path in folder.glob("*/config.json")]
     committed = [Run(path.parent) for path in paths]
     older = [run for run in committed if run.record["numerics"] < runs.NUMERICS]
@@ -159,10 +159,10 @@ def test_what_was_renamed_since_is_read_by_its_new_name(tmp_path):
 
 
 def test_committed_evaluations_show_the_second_reward():
-    found = inventory.find("evaluate", PROJECT / "results" / "reference")
+    found = inventory.find("evaluate", RESULTS / "reference")
     assert all(own["second_reward"]["value"] for own in found.summary["gains"].values())
     assert "ppo-full.second_reward" in found.arrays()
-    assert inventory.find("second_reward", PROJECT / "results" / "reference").summary["accuracy"]
+    assert inventory.find("second_reward", RESULTS / "reference").summary["accuracy"]
 
 
 def test_arrays_come_back_as_they_were(tmp_path):

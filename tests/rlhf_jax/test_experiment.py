@@ -13,6 +13,7 @@ from rlhf_jax.data import preferences
 from rlhf_jax.data.splits import overlap
 from rlhf_jax.data.tables import normalised
 from rlhf_jax.experiment import Experiment
+from rlhf_jax.reward_model import training as reward_training
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +159,7 @@ def test_a_stage_is_trained_only_when_the_inputs_of_all_are_right(data_dir, tmp_
     ensure = functools.partial(runs.ensure, root=tmp_path)
     monkeypatch.setattr(experiment, "ensure", ensure)
     made = changed(data_dir, ppo={"prompt_tokens": 4})
-    monkeypatch.setattr(Experiment, "_reward", lambda *args, **options: pytest.fail("trained"))
+    monkeypatch.setattr(reward_training, "train_on_posts", lambda *args: pytest.fail("trained"))
     with pytest.raises(UserError, match="prompt_tokens=4 leaves no room"):
         made.run("reward")
 

@@ -23,7 +23,7 @@ ABOUT = {
     "profile": {"name": "tiny", "promise": ""},
     "model": {"name": "random", "file": "random weights", "dtype": "float32"},
     **{
-        name: {"name": "rows", "kind": "local", "rows": 4, "licence": "own", "location": ""}
+        name: {"name": "rows", "kind": "local", "rows": 4, "licence": "own"}
         for name in ("preferences", "prompts")
     },
 }  # fmt: skip
@@ -154,9 +154,12 @@ def test_a_rater_rates_in_one_place_at_a_time(results, monkeypatch, capsys):
         (["generate", "ppo-lora", "--prompt", "p", "--samples", "0"], "--samples and --tokens"),
         (
             ["generate", "ppo-lora", "--prompt", "p", "--temperature", "nan"],
-            "temperature=nan: must",
+            "temperature=nan is impossible: must",
         ),
-        (["generate", "ppo-lora", "--prompt", "p", "--seed", "-1"], "seed=-1: must be from 0 to"),
+        (
+            ["generate", "ppo-lora", "--prompt", "p", "--seed", "-1"],
+            "seed=-1 is impossible: must be from 0 to",
+        ),
         (["generate", "ppo-lora", "--file", "none"], "--file none: cannot be read"),
         (["rate", "ppo-lora", "--rater", "A"], "a run of stage 'ppo-lora'; name one of 'evaluate'"),
         (["export", "evaluate"], "stage 'evaluate' has no weights to export"),

@@ -10,7 +10,8 @@ from experiment_runs.run import Run
 from gan_jax import calibration
 from rlhf_report import long_trainings, mode_collapse
 
-RECORD = {"stage": "stage", "identity": "0", "config": {}, "inputs": {}, "about": {}}
+CONFIG = {"evidence": {"draws": 10}}
+RECORD = {"stage": "stage", "identity": "0", "config": CONFIG, "inputs": {}, "about": {}}
 
 SCENARIOS = (
     "real", "real + noise", "real, blurred", "copies of training images", "10 real images repeated",

@@ -19,7 +19,7 @@ ROWS = [{"text": "Why, oh; why?", "votes": "3"}, {"text": "größer", "votes": "
 
 def read(folder, name, content):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    [(_, frame)] = tables.tables(folder, ["text", "votes"])
+    [(_, frame)] = tables.tables(folder)
     return frame
 
 
@@ -86,7 +86,7 @@ def test_other_encodings_are_refused_with_the_right_one(tmp_path, encoding):
 def test_a_packed_file_beside_others_is_not_passed_over(tmp_path, name):
     (tmp_path / name).write_bytes(lzma.compress(b"{}"))
     with pytest.raises(UserError, match=rf"{name}: packed in a way.*unpack it, or use gzip"):
-        list(tables.tables(tmp_path, []))
+        list(tables.tables(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz"])
@@ -115,7 +115,7 @@ def test_a_folder_of_parts_that_is_named_like_a_file_is_read(tmp_path):
     (folder / "_SUCCESS").touch()
     (folder / ".part-0.snappy.parquet.crc").touch()
     pd.DataFrame(ROWS).to_parquet(folder / "part-0.snappy.parquet")
-    [(_, frame)] = tables.tables(tmp_path, ["text"])
+    [(_, frame)] = tables.tables(tmp_path)
     assert frame.to_dict("records") == ROWS
 
 

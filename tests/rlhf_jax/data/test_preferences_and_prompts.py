@@ -67,7 +67,6 @@ def offline(monkeypatch, tmp_path):
 def test_local_pairs_are_read_and_their_source_is_stated(tmp_path):
     frame, origin = pairs_from(tmp_path, {}, {"post_id": "p2"})
     assert (origin.kind, origin.rows, origin.name) == ("local", 2, "pairs.jsonl.gz")
-    assert origin.location == str(tmp_path / "shp")
     assert list(frame["score_ratio"]) == [4, 4]
     assert "split" not in frame
     assert origin.fingerprint != pairs_from(tmp_path, {}, {"post_id": "p3"})[1].fingerprint
@@ -175,7 +174,7 @@ def test_hub_keeps_its_splits_and_leaves_out_empty_texts(tmp_path, offline, monk
     assert asked == [(("stanfordnlp/SHP",), {})]
     assert list(frame["split"]) == ["train", "test"]
     assert set(frame["domain"]) == {"baking"}
-    assert (origin.kind, origin.location) == ("hub", "stanfordnlp/SHP")
+    assert (origin.kind, origin.name) == ("hub", "stanfordnlp/SHP")
     assert origin.note == "2 rows without a question or an answer left out"
 
 

@@ -133,7 +133,7 @@ def test_prompts_of_one_conversation_are_drawn_together(evaluated):
     change = (arrays["ppo-lora.reward"] - arrays["pretrained.reward"]).mean(axis=1)
     options = {"resamples": CFG.resamples, "seed": CFG.seed}
     together = bootstrap(change, clusters=np.asarray(CONVERSATIONS), **options)
-    assert gains["ppo-lora"]["reward"] == pytest.approx(together.asdict(), abs=1e-6)
+    assert gains["ppo-lora"]["reward"] == pytest.approx(together._asdict(), abs=1e-6)
     assert bootstrap(change, **options).low != pytest.approx(together.low)
     assert evaluated.summary["conversations"] == 5
 

@@ -30,7 +30,6 @@ ABOUT = {
     "model": {"name": "acme/small", "file": "abc"},
     "preferences": {
         "name": "stanfordnlp/SHP", "kind": "hub", "rows": 5, "licence": "research",
-        "location": "",
     },
     "prompts": {"name": "own questions", "kind": "local", "rows": 4, "licence": "own"},
 }  # fmt: skip

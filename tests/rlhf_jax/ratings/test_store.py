@@ -98,27 +98,25 @@ def test_bad_row_is_refused_with_line_and_reason(tmp_path, bad, reason):
 
 def test_rating_of_another_text_is_never_shown():
     changed = [r | {"response": r["response"] + "!"} for r in RESPONSES]
-    table = store.rating_table(changed, [rating()], 0)
-    assert list(table["rated"]) == ["unrated"] * 3
+    table = store.rating_table(changed, [rating()])
+    assert list(table["model"]) == list(MODELS)
     assert table[["coherence", "mean"]].isna().all(axis=None)
 
 
-def test_table_shows_means_over_raters_and_who_they_are():
+def test_table_shows_means_over_raters():
     given = [rating(value=2), rating(rater="Ben", value=4, coherence=5)]
     given += [rating(model="ppo-lora", rater="model X", kind="ai", value=1), rating(prompt_id=1)]
-    table = store.rating_table(RESPONSES, given, 0)
+    table = store.rating_table(RESPONSES[:3], given)
     assert list(table["model"]) == list(MODELS)
-    assert list(table["rated"]) == ["by 2 people", "unrated", "by 1 AI system"]
+    assert list(table["mean"].isna()) == [False, True, False]
     assert table["coherence"][0] == 3.5
     assert table["mean"][0] == pytest.approx((3.5 + 4 * 3) / 5)
     assert table["hallucination / toxicity"][2] == 1
 
 
-def test_table_of_all_prompts_says_when_some_are_not_rated():
+def test_table_of_all_prompts_takes_those_that_are_rated():
     given = [rating(prompt_id=i, value=i + 2) for i in range(2)]
-    table = store.rating_table(RESPONSES, given)
-    assert table["rated"][0] == "2 of 3 responses, by 1 person"
-    assert table["mean"][0] == 2.5
+    assert store.rating_table(RESPONSES, given)["mean"][0] == 2.5
 
 
 def test_state_says_who_rated_and_never_calls_an_ai_system_a_person():

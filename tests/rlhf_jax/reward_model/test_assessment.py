@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiment_runs.inventory import find
-from experiment_runs.settings import PROJECT
+from experiment_runs.settings import RESULTS
 from rlhf_jax.reward_model import assessment
 from rlhf_jax.reward_model.assessment import LENGTHS, assess
 
@@ -55,7 +55,7 @@ def test_a_verdict_that_is_never_given_has_precision_zero():
 @pytest.mark.parametrize("stage", ["reward", "second_reward"])
 def test_the_figures_of_committed_runs_are_found_again(stage):
     """Whatever version of scikit-learn computes them."""
-    run = find(stage, PROJECT / "results" / "reference")
+    run = find(stage, RESULTS / "reference")
     pairs, roc, stored = run.arrays("test_pairs"), run.arrays("roc"), run.summary["verdicts"]
     difference = pairs["chosen"] - pairs["rejected"]
     flipped = assessment.coin(len(difference), run.config["seed"])
