@@ -71,6 +71,7 @@ def train(command: Train) -> None:
 
 def evaluate(command: Evaluate) -> None:
     run = inventory.run_of(command.run, "gan")
+    keep_programs()
     cfg, networks, state = export.load_networks(run)
     name = run.summary["dataset"]
     images = data.load(name, side=cfg.side, data_dir=command.data_dir, student_id=None)

@@ -4,6 +4,7 @@ The first five read a profile and train what it describes; the others use what h
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import operator
@@ -16,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiment_runs import devices, hosts, precision, settings
+from experiment_runs import devices, hosts, inventory, precision, settings
 from experiment_runs.accelerator import idle_gpu
 from experiment_runs.command import concluded
 from experiment_runs.compilation import keep_programs
@@ -157,11 +158,24 @@ def announce(experiment: Experiment) -> None:
     if warning := idle_gpu():
         print(warning, file=sys.stderr)
     tell("products", precision.told(profile.dtype))
+    if others := other_precisions(settings.results(), profile.dtype):
+        tell("", f"{settings.results()} has runs in {' and '.join(others)}, which PRECISION or "
+             "--precision goes on with")  # fmt: skip
     mesh = devices.mesh()
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
     tell("device", f"{mesh.size} x {kind} ({axes}), {os.cpu_count()} cores")
     tell("time", f"about {profile.time} on two cores, less what is done")
+
+
+def other_precisions(folder: Path, own: str) -> list[str]:
+    """The precisions of runs in a folder, where none of them is in this one."""
+    found = set()
+    for run in inventory.runs_in(folder) if folder.is_dir() else []:
+        with contextlib.suppress(UserError):
+            model = run.about.get("model")
+            found.add(model.get("dtype") if isinstance(model, dict) else None)
+    return [] if own in found else sorted({*settings.PRECISIONS} & found)
 
 
 def tell(label: str, text: str) -> None:

@@ -10,16 +10,19 @@ from typing import Annotated, Literal
 import tyro
 
 from experiment_runs import inventory, settings
+from experiment_runs.compilation import keep_programs
 from experiment_runs.configuration import MOST_OF, check_not_negative, check_seed
 from experiment_runs.errors import UserError
 from experiment_runs.files import append_jsonl, fingerprint, read_whole, utf8
 from experiment_runs.lock import locked
+from experiment_runs.precision import resolved
 from experiment_runs.run import Run
 from rlhf_jax import trained
 from rlhf_jax.chat import chat
 from rlhf_jax.export.foreign_reward_model import load_reward_model
 from rlhf_jax.export.huggingface import export_run
 from rlhf_jax.pretrained import hub
+from rlhf_jax.pretrained.model import Pretrained
 from rlhf_jax.pretrained.responses import answers
 from rlhf_jax.ratings.plain_text import block
 from rlhf_jax.ratings.questionnaire import rate_in_browser, rate_in_terminal
@@ -35,9 +38,27 @@ class UseModel:
     run: tyro.conf.Positional[Path]  # the run's directory, as training printed it
     model: str = ""  # folder or hub id, where the model it started from is elsewhere now
 
+    def starting_model(self) -> Pretrained:
+        """The model that the run started from."""
+        return trained.starting_model(Run(self.run), model=self.model)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(UseModel):
+class AskModel(UseModel):
+    """A command that lets them answer."""
+
+    precision: Literal["", "auto", "float32", "mixed", "bfloat16"] = ""  # as in training by default
+
+    def starting_model(self) -> Pretrained:
+        """The model that the run started from, in the precision that is asked for."""
+        keep_programs()
+        base = super().starting_model()
+        dtype = resolved(self.precision) if self.precision else base.config.dtype
+        return dataclasses.replace(base, config=dataclasses.replace(base.config, dtype=dtype))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(AskModel):
     """Answers of a tuned policy, and of the model that it started from, to your prompts.
 
     For instance:
@@ -59,7 +80,7 @@ class Generate(UseModel):
         if self.out is not None and self.out.exists():
             raise UserError(f"--out {self.out}: is there already; name another file or remove it")
         runs = trained.policy_runs(Run(self.run))
-        base = trained.starting_model(Run(self.run), model=self.model)
+        base = self.starting_model()
         cfg = trained.lengths(runs)
         for name, decoder in trained.policies(runs, base).items():
             answered = answers(
@@ -103,7 +124,7 @@ class Generate(UseModel):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chat(UseModel):
+class Chat(AskModel):
     """Ask tuned policies and the model that they started from, and see each answer's reward.
 
     The run is one of ppo-..., or an evaluation, which brings all the policies that it compared.
@@ -119,7 +140,7 @@ class Chat(UseModel):
             raise UserError("--judge random: no reward model; name the folder or hub id of one")
         run = Run(self.run)
         runs = trained.policy_runs(run)
-        base = trained.starting_model(run, model=self.model)
+        base = self.starting_model()
         reward_model = (
             load_reward_model(hub.find(self.judge), base.tokenizer)
             if self.judge
@@ -171,7 +192,7 @@ class Export(UseModel):
 
     def execute(self) -> None:
         run = Run(self.run)
-        base = trained.starting_model(run, model=self.model)
+        base = self.starting_model()
         export_run(run, base, self.out, merged=self.merged)
         print(f"wrote {self.out}")
 

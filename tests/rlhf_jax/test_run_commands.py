@@ -7,13 +7,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiment_runs import run as runs
 from experiment_runs.checkpoints import save_weights
 from experiment_runs.errors import UserError
 from experiment_runs.files import read_jsonl
-from rlhf_jax import config, profiles, trained
-from rlhf_jax.__main__ import main
+from rlhf_jax import config, profiles, run_commands, trained
+from rlhf_jax.__main__ import main, other_precisions
 from rlhf_jax.ppo import training as ppo_training
 from rlhf_jax.pretrained import hub
 from rlhf_jax.ratings.store import CRITERIA
@@ -102,6 +103,24 @@ def test_a_run_answers_in_a_conversation(results, stage, monkeypatch, capsys):
     main(["chat", directory(results, stage)])
     said = capsys.readouterr().out
     assert "\npretrained (reward " in said and "\nppo-lora (reward " in said
+
+
+def test_a_run_answers_in_the_precision_that_is_asked_for(results, monkeypatch):
+    asked = []
+
+    def chat(policies, *_, **lengths):
+        asked.append({nnx.merge(*policy).cfg.dtype for policy in policies.values()})
+
+    monkeypatch.setattr(run_commands, "chat", chat)
+    for options in ([], ["--precision", "mixed"]):
+        main(["chat", directory(results, "ppo-lora"), *options])
+    assert asked == [{"float32"}, {"mixed"}]
+
+
+def test_runs_of_another_precision_alone_are_named_with_what_goes_on_with_them(results):
+    assert other_precisions(results, "float32") == []
+    assert other_precisions(results, "mixed") == ["float32"]
+    assert other_precisions(results / "none", "mixed") == []
 
 
 def test_answers_to_many_prompts_are_written_as_rows(results, tmp_path):
