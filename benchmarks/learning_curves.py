@@ -75,10 +75,10 @@ def curve(args: argparse.Namespace) -> pd.Series:
     slower = 0.5 if args.side == CONTROL else 1.0
     out = args.folder / "runs"
     if args.work == "reward":
-        pairs = documentation.preferences().query("grade in ('easy', 'hard')")
+        pairs = documentation.preferences().query("grade == 'medium'")
         cfg = rlhf_jax.RewardConfig(
             learning_rate=5e-5 * slower, epochs=1, batch_pairs=4, batch_rows=3, max_tokens=128,
-            train_pairs=96, validation_pairs=16, test_pairs=16, evaluations_per_epoch=1,
+            train_pairs=64, validation_pairs=16, test_pairs=16, evaluations_per_epoch=1,
             max_pairs_per_post=1, reference_samples=2, reference_prompt_tokens=32,
             reference_response_tokens=4, seed=args.seed,
         )  # fmt: skip
@@ -99,15 +99,15 @@ def curve(args: argparse.Namespace) -> pd.Series:
 
 
 def compared(curves: Curves) -> str:
-    """The mean over the second half of the steps, seed by seed, and how far it is from float32's
-    beside how far the seeds are from each other."""
-    late = {side: own[:, own.shape[1] // 2 :].mean(1) for side, own in curves.items()}
-    apart = np.ptp(late[STEADY])
+    """The mean over all steps, which is the area under the curve, seed by seed, and how far it is
+    from float32's beside how far the seeds are from each other."""
+    means = {side: own.mean(axis=1) for side, own in curves.items()}
+    apart = np.ptp(means[STEADY])
     lines = [f"the seeds of {STEADY} lie within {apart:.3f} of each other"]
-    for side, own in late.items():
+    for side, own in means.items():
         line = f"{side}: {written(own, '.3f')}; mean {own.mean():.3f}"
         if side != STEADY:
-            apart = own - late[STEADY][: len(own)]
+            apart = own - means[STEADY][: len(own)]
             line += f"; less {STEADY}: {written(apart, '+.3f')}; mean {apart.mean():+.3f}"
         lines.append(line)
     return "\n".join(f"* {line}" for line in lines)
@@ -119,13 +119,13 @@ def written(values: Sequence[float], how: str) -> str:
 
 
 def plot(found: Mapping[str, Curves], target: Path) -> None:
-    """Mean of the seeds as a line, their range as a band, over five steps at a time."""
+    """Mean of the seeds as a line, their range as a band, over three steps at a time."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, len(found), figsize=(9, 3.2), layout="constrained")
     for ax, (work, curves) in zip(axes, found.items(), strict=True):
         for side, own in curves.items():
-            smooth = pd.DataFrame(own.T).rolling(5, min_periods=1).mean()
+            smooth = pd.DataFrame(own.T).rolling(3, min_periods=1).mean()
             ax.plot(smooth.index + 1, smooth.mean(axis=1), label=side)
             ax.fill_between(smooth.index + 1, smooth.min(axis=1), smooth.max(axis=1), alpha=0.2)
         ax.set(xlabel="step", ylabel=f"{work} model, {WORKS[work]}")
