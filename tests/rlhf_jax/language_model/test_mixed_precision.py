@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 from flax import nnx
 from hlo import collectives
@@ -13,7 +14,7 @@ from hlo import collectives
 from experiment_runs import devices
 from experiment_runs.precision import fast_flag
 from experiment_runs.products import matmul
-from rlhf_jax.config import LoRAConfig
+from rlhf_jax.config import EvaluationConfig, LoRAConfig, PPOConfig, RewardConfig
 from rlhf_jax.language_model import attention, logprobs, sampling
 from rlhf_jax.language_model.decoder import Decoder, for_products
 from rlhf_jax.language_model.sharding import RULES
@@ -200,6 +201,36 @@ def test_every_product_is_compiled_to_one_of_bfloat16(model):
     )  # fmt: skip
     for lowered in (gradient.lower(definition, state, tokens, mask), sampled):
         assert operands(lowered.compile()) == {("bf16", "bf16")}
+
+
+SIZES = {"prompts": 4, "batch": 4, "forward_batch": 2, "prompt_tokens": 16, "response_tokens": 8}
+PROGRAMS = {
+    "reward model": lambda base: programs.reward(base, RewardConfig(batch_rows=2, max_tokens=32)),
+    "its adapters": lambda base: programs.reward(
+        base, RewardConfig(batch_rows=2, max_tokens=32, lora=LoRAConfig())
+    ),
+    "PPO": lambda base: programs.ppo(base, PPOConfig(**SIZES)),
+    "PPO of adapters": lambda base: programs.ppo(base, PPOConfig(lora=LoRAConfig(), **SIZES)),
+    "sampling": lambda base: programs.sampling(base, PPOConfig(**SIZES)),
+    "evaluation": lambda base: programs.evaluation(
+        base, EvaluationConfig(prompts=4, batch=4), PPOConfig(**SIZES)
+    ),
+}
+DOT = re.compile(r"dot_general.* : \(tensor<([\dx]+)x(\w+)>, tensor<([\dx]+)x(\w+)>\)")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_all_products_but_those_of_heads_have_operands_of_bfloat16_row_by_row(program, monkeypatch):
+    """As they are handed to XLA, on any processor, with one of SmolLM2's layers."""
+    monkeypatch.setitem(programs.MODELS, "one", programs.MODELS["135M"] | {"num_hidden_layers": 1})
+    function, arguments, static = PROGRAMS[program](programs.model("one", "mixed"))
+    text = function.lower(*arguments, **static).as_text()
+    dots = DOT.findall(text)
+    halves = [dot for dot in dots if dot[1] == dot[3] == "bf16"]
+    assert len(halves) > 15
+    assert text.count("@LayoutConstraint") == 3 * len(halves)  # operands and result
+    for left, _, right, _ in set(dots) - set(halves):
+        assert "1" in (*left.split("x"), *right.split("x"))  # a single score or value
 
 
 @pytest.mark.parametrize("variant", ["full", "lora"])
