@@ -77,7 +77,7 @@ def curve(args: argparse.Namespace) -> pd.Series:
     if args.work == "reward":
         pairs = documentation.preferences().query("grade == 'medium'")
         cfg = rlhf_jax.RewardConfig(
-            learning_rate=5e-5 * slower, epochs=1, batch_pairs=4, batch_rows=3, max_tokens=128,
+            learning_rate=3e-6 * slower, epochs=1, batch_pairs=4, batch_rows=3, max_tokens=128,
             train_pairs=64, validation_pairs=16, test_pairs=16, evaluations_per_epoch=1,
             max_pairs_per_post=1, reference_samples=2, reference_prompt_tokens=32,
             reference_response_tokens=4, seed=args.seed,
