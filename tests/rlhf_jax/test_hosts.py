@@ -174,12 +174,13 @@ def test_several_processes_train_what_one_trains(start, several, tmp_path, count
 
 
 @pytest.mark.exhaustive
-def test_two_processes_train_smollm2_as_one_does(start, several, tmp_path):
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_smollm2_as_one_does(start, several, tmp_path, count):
     train = ("ppo", "--variant", "lora", *SMALL)
     smollm2 = {"RLHF_PROFILE": "cpu", "RLHF_MODEL": ""}
-    finished(*several("two", *train, **smollm2))
-    finished(start("one", *RLHF, *train, devices=2, **smollm2))
-    assert same(tmp_path / "two", tmp_path / "one") == 2
+    finished(*several("several", *train, count=count, **smollm2))
+    finished(start("one", *RLHF, *train, devices=count, **smollm2))
+    assert same(tmp_path / "several", tmp_path / "one") == 2
 
 
 @pytest.mark.exhaustive
