@@ -42,14 +42,17 @@ def main() -> None:
     rows, texts = [], []
     for script, own in (QUICK if args.quick else dict.fromkeys(SCRIPTS, [])).items():
         output, kept = folder / f"{script}.txt", folder / f"{script}.json"
+        if not (sides := [side for side in args.sides if side in SCRIPTS[script]]):
+            continue
         own = [*own, "--output", output, "--rows", kept, "--torch-python", args.torch_python]
-        own += ["--sides", *(side for side in args.sides if side in SCRIPTS[script])]
+        own += ["--sides", *sides]
         own += ["--turns", str(args.turns)] if args.turns else []
         if args.data_dir and script != "bench_gan":
             own += ["--data-dir", args.data_dir]
-        program = Path(__file__).with_name(f"{script}.py")
-        if not (kept.exists() and f"revision  {turns.revision()}\n" in output.read_text()):
-            subprocess.run([sys.executable, program, *own], check=True, stdout=sys.stderr)
+        words = [Path(__file__).with_name(f"{script}.py"), *own]
+        of = f"{turns.command(words)},", f"revision  {turns.revision()}\n"
+        if not kept.exists() or not all(line in output.read_text() for line in of):
+            subprocess.run([sys.executable, *words], check=True, stdout=sys.stderr)
         rows += json.loads(kept.read_text())
         texts.append(f"## {script}\n\n{detailed(output.read_text())}")
     lines = [f"* {line}" for line in turns.circumstances().splitlines()]

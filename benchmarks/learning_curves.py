@@ -20,6 +20,7 @@ import turns
 STEADY, CHANGED, CONTROL = "float32", "mixed", "float32, half the rate"
 SEEDS = {STEADY: 3, CHANGED: 3, CONTROL: 1}
 WORKS = {"reward": "loss", "policy": "reward"}  # what of each is followed
+TITLES = {"reward": "Reward model", "policy": "Policy"}
 Curves = Mapping[str, np.ndarray]  # by side, of a seed and a step
 
 
@@ -42,7 +43,7 @@ def main() -> None:
             side: np.stack([made(args, work, side, seed) for seed in range(number)])
             for side, number in SEEDS.items()
         }
-        lines += ["", f"## {work} model, {followed}", "", compared(found[work])]
+        lines += ["", f"## {TITLES[work]}, {followed} of a step", "", compared(found[work])]
     turns.keep("\n".join(lines), args.output)
     plot(found, args.output.with_suffix(".png"))
 
@@ -102,8 +103,7 @@ def compared(curves: Curves) -> str:
     """The mean over all steps, which is the area under the curve, seed by seed, and how far it is
     from float32's beside how far the seeds are from each other."""
     means = {side: own.mean(axis=1) for side, own in curves.items()}
-    apart = np.ptp(means[STEADY])
-    lines = [f"the seeds of {STEADY} lie within {apart:.3f} of each other"]
+    lines = [f"the seeds of {STEADY} lie within {np.ptp(means[STEADY]):.3f} of each other"]
     for side, own in means.items():
         line = f"{side}: {written(own, '.3f')}; mean {own.mean():.3f}"
         if side != STEADY:
@@ -128,7 +128,7 @@ def plot(found: Mapping[str, Curves], target: Path) -> None:
             smooth = pd.DataFrame(own.T).rolling(3, min_periods=1).mean()
             ax.plot(smooth.index + 1, smooth.mean(axis=1), label=side)
             ax.fill_between(smooth.index + 1, smooth.min(axis=1), smooth.max(axis=1), alpha=0.2)
-        ax.set(xlabel="step", ylabel=f"{work} model, {WORKS[work]}")
+        ax.set(xlabel="step", ylabel=f"{TITLES[work]}, {WORKS[work]}")
     axes[0].legend(fontsize=8)
     figure.savefig(target, dpi=120)
 

@@ -22,13 +22,14 @@ import optax
 from flax import nnx
 
 from experiment_runs.compilation import keep_programs
+from experiment_runs.files import fingerprint
 from experiment_runs.provenance import code_fingerprint
 from gan_jax import GANConfig
 from gan_jax import training as gan_training
 from rlhf_jax.experiment import from_environment
 from rlhf_jax.language_model.logprobs import response_states, token_logprobs
 from rlhf_jax.language_model.sampling import draw_keys, sample
-from rlhf_jax.pretrained.model import Pretrained
+from rlhf_jax.pretrained.model import Pretrained, model_fingerprint
 from rlhf_jax.pretrained.prompt_rows import prompt_rows
 
 LENGTH, WIDTH = 32, 64  # of responses and of prompts, tokens
@@ -48,8 +49,8 @@ def main() -> int:
     of = {
         "device": device.device_kind,
         "jax": jax.__version__,
-        "dtype": pretrained.config.dtype,
-        "code": code_fingerprint(),
+        "model": model_fingerprint(pretrained),
+        "code": fingerprint(code_fingerprint(), Path(__file__).read_text()),
     }
     path = Path(accelerator.circumstances()["RLHF_RESULTS"]) / "logs" / "parity.json"
     found = json.loads(path.read_text()) if path.exists() else {}

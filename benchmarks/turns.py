@@ -197,7 +197,7 @@ def take(side: Callable[[argparse.Namespace], Answer], args: argparse.Namespace)
     """Takes one turn and says what it measured, as one line of JSON."""
     with contextlib.redirect_stdout(sys.stderr):  # libraries may print, only the answer is heard
         measured = side(args)
-    print(json.dumps(measured | {"memory": peak_memory_gb()}), flush=True)
+    print(json.dumps({"memory": peak_memory_gb()} | measured), flush=True)
 
 
 def peak_memory_gb() -> float:
@@ -282,13 +282,17 @@ def circumstances() -> str:
     """Machine, command and revision, for the top of a result."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     tunables = os.environ.get("GLIBC_TUNABLES", "none")
-    command = " ".join(Path(word).name for word in sys.argv)  # folders concern nobody else
     return (
         f"machine   {os.cpu_count()} cores of {processor()}, {memory:.0f} GB, {platform.system()}, "
         f"load {os.getloadavg()[0]:.1f} at the start\n"
-        f"command   {command}, GLIBC_TUNABLES {tunables}\n"
+        f"{command(sys.argv)}, GLIBC_TUNABLES {tunables}\n"
         f"revision  {revision()}"
     )
+
+
+def command(words: Iterable[Any]) -> str:
+    """A command; folders concern nobody else."""
+    return f"command   {' '.join(Path(word).name for word in words)}"
 
 
 def revision() -> str:

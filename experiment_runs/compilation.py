@@ -43,12 +43,14 @@ def machine() -> str:
 
 
 def remove_torn(folder: Path) -> None:
-    """Removes the programs that a process was writing when it was killed: JAX would read what there
-    is of them, and store no other one beside them.
+    """Removes the programs that a process was writing when it was killed, unless another one has
+    read what there is of them: JAX would store nothing in their place.
 
-    JAX writes when a program was used last after the program itself, under the same lock.
+    JAX writes when a program was used last after the program itself, under the same lock. Where
+    that cannot be had, as in another user's folder, JAX warns of what it cannot read or write.
     """
-    with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / ".lockfile", timeout=10):
+    lock = filelock.FileLock(folder / ".lockfile", timeout=10)
+    with contextlib.suppress(filelock.Timeout, OSError), lock:
         for program in folder.glob("*-cache"):
             if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
                 program.unlink()

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiment_runs import hosts, settings
+from experiment_runs import devices, hosts, settings
 from experiment_runs.accelerator import multiplies_bfloat16
 from experiment_runs.errors import UserError
 
@@ -35,7 +35,7 @@ def resolved(asked: str = "auto") -> str:
         raise UserError(f"precision={asked}: unknown; say one of {known}")
     if asked != "auto":
         return asked
-    return first_s() if hosts.several() else fast()
+    return fast_on_first() if hosts.several() else fast()
 
 
 def fast() -> str:
@@ -46,7 +46,7 @@ def fast() -> str:
 
 
 @functools.cache
-def first_s() -> str:
+def fast_on_first() -> str:
     """What the first process's machine is fast in; all must ask."""
     number = hosts.of_first(np.asarray(settings.PRECISIONS.index(fast())))
     return settings.PRECISIONS[int(number)]
@@ -63,6 +63,9 @@ def told(precision: str) -> str:
     """A precision in words, for the log."""
     processor = jax.default_backend() == "cpu"
     flag = fast_flag() if processor else None
+    if processor and devices.mesh().size > 1:  # whose arrays cannot be laid out row by row
+        rounds = ": operands rounded to bfloat16, multiplied in float32 on several devices"
+        return precision + rounds * (precision != "float32")
     if precision == "mixed":
         has = f"the processor has {flag}" if flag else "which is slow without amx_bf16, avx512_bf16"
         has = f" ({has})" if processor else ""

@@ -12,6 +12,7 @@ from experiment_runs.configuration import (
     check_seed,
     check_tokens,
     check_types,
+    made,
     reject,
 )
 from experiment_runs.errors import UserError
@@ -242,7 +243,7 @@ def lora_config(stored: Mapping[str, Any] | None) -> LoRAConfig | None:
 
 def ppo_config(stored: Mapping[str, Any]) -> PPOConfig:
     """A PPO configuration that was read from a run."""
-    return PPOConfig(**stored | {"lora": lora_config(stored["lora"])})
+    return made(PPOConfig, stored | {"lora": lora_config(stored.get("lora"))}, "the run's config")
 
 
 def with_lora(cfg: PPOConfig, **changes) -> PPOConfig:

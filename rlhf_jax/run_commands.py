@@ -45,7 +45,7 @@ class UseModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AskModel(UseModel):
-    """A command that lets them answer."""
+    """A command in which the models of a run answer prompts."""
 
     precision: Literal["", "auto", "float32", "mixed", "bfloat16"] = ""  # as in training by default
 

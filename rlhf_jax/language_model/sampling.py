@@ -76,20 +76,19 @@ def sample(
     """
     size, left = len(prompts) * samples, []
     halved = (lambda rows: 0) if layer_loop.looped() or devices.parted() else fewer
-    settings = {"decoder_def": decoder_def, "end": end, "pad": pad}
+    static = {"decoder_def": decoder_def, "end": end, "pad": pad}
     going = begun(
         decoder_state, prompts, prompt_mask, keys, temperature, length=length, samples=samples,
-        until=halved(size), **settings,
+        until=halved(size), **static,
     )  # fmt: skip
     while halved(size) and going.index < length and not (done := np.asarray(going.done)).all():
         while (~done).sum() <= halved(size):
             size = halved(size)
         rows = np.argsort(done, kind="stable")[:size]
         left.append((rows, going.responses))
-        going = of_rows(going, rows)  # whose caches are left alone before anything is computed
         going = continued(
-            decoder_state, going, temperature, prompt=prompts.shape[1], until=halved(size),
-            **settings,
+            decoder_state, of_rows(going, rows), temperature, prompt=prompts.shape[1],
+            until=halved(size), **static,
         )  # fmt: skip
     responses = going.responses
     for rows, before in reversed(left):
@@ -98,20 +97,33 @@ def sample(
 
 
 def fewer(rows: int) -> int:
-    """With how many of the rows decoding goes on once no more are left; 0: with all to the end."""
+    """With how many of the rows decoding goes on once no more are left; 0: all to the end."""
     return rows // 2 if rows >= 2 * FEWEST else 0
 
 
-SETTINGS = ("temperature", "decoder_def", "end", "pad", "until")
+STATIC = ("temperature", "decoder_def", "end", "pad", "until")
 
 
-@functools.partial(jax.jit, static_argnames=(*SETTINGS, "length", "samples"))
+@functools.partial(jax.jit, static_argnames=(*STATIC, "length", "samples"))
 def begun(
-    decoder_state, prompts, prompt_mask, keys, temperature, *,
-    decoder_def, length, samples=1, until=0, **settings,
-) -> Decoding:  # fmt: skip
-    """Reads the prompts and decodes; without a cache where nothing will go on."""
-    decoder = multiplied(decoder_state, decoder_def)
+    decoder_state: nnx.State,
+    prompts: Int[Array, "batch prompt"],
+    prompt_mask: Bool[Array, "batch prompt"],
+    keys: Key[Array, "rows"],
+    temperature: float,
+    *,
+    decoder_def: nnx.GraphDef,
+    length: int,
+    end: int | tuple[int, ...],
+    pad: int,
+    samples: int = 1,
+    until: int = 0,
+) -> Decoding:
+    """Reads the prompts and decodes until so many rows are left; 0: to the end, without a cache.
+
+    Args: as for `sample`.
+    """
+    decoder = rounded(decoder_state, decoder_def)
     batch, prompt = len(prompts) * samples, prompts.shape[1]
     blocks = arranged(decoder.blocks)
     hidden, cache = prefill(decoder, blocks, prompts, prompt_mask, length)
@@ -121,7 +133,7 @@ def begun(
         cache = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=rows), cache)
     draws = jax.vmap(lambda key: jax.random.uniform(key, (length,), jnp.float32))(keys)
     empty = Responses(
-        jnp.full((batch, length), settings["pad"], prompts.dtype),
+        jnp.full((batch, length), pad, prompts.dtype),
         jnp.zeros((batch, length), bool),
         jnp.zeros((batch, length), jnp.float32),
     )
@@ -129,23 +141,34 @@ def begun(
         jnp.zeros((), jnp.int32), hidden.T, cache, jnp.zeros(batch, bool),
         prompt_mask.sum(axis=1), blocked(prompt_mask, prompt + length), draws, empty,
     )  # fmt: skip
-    going = decoded(decoder, blocks, going, temperature, prompt=prompt, until=until, **settings)
+    loop = {"prompt": prompt, "end": end, "pad": pad, "until": until}
+    going = decoded(decoder, blocks, going, temperature, **loop)
     return going if until else going._replace(cache=None)
 
 
-@functools.partial(jax.jit, static_argnames=(*SETTINGS, "prompt"), donate_argnames="going")
-def continued(decoder_state, going, temperature, *, decoder_def, **settings) -> Decoding:
-    """Decodes on."""
-    decoder = multiplied(decoder_state, decoder_def)
-    return decoded(decoder, arranged(decoder.blocks), going, temperature, **settings)
+@functools.partial(jax.jit, static_argnames=(*STATIC, "prompt"), donate_argnames="going")
+def continued(
+    decoder_state: nnx.State, going: Decoding, temperature: float, *,
+    decoder_def: nnx.GraphDef, prompt: int, end: int | tuple[int, ...], pad: int, until: int,
+) -> Decoding:  # fmt: skip
+    """Decodes on, after prompts of so many tokens with their padding."""
+    decoder = rounded(decoder_state, decoder_def)
+    loop = {"prompt": prompt, "end": end, "pad": pad, "until": until}
+    return decoded(decoder, arranged(decoder.blocks), going, temperature, **loop)
 
 
-@jax.jit
-def of_rows(going: Decoding, rows: Int[Array | np.ndarray, "some"]) -> Decoding:
-    """Some of the rows."""
-    columns = going._replace(hidden=going.hidden.T)
+def of_rows(going: Decoding, rows: Int[np.ndarray, "some"]) -> Decoding:
+    """Some of the rows; memory holds the cache of all and that of some for one block at a time."""
+
+    def taken_from(x):
+        some = x[rows]
+        x.delete()
+        return some
+
+    cache = jax.tree.map(taken_from, going.cache)
+    columns = going._replace(hidden=going.hidden.T, cache=None)
     some = jax.tree.map(lambda x: x[rows] if x.ndim else x, columns)
-    return some._replace(hidden=some.hidden.T)
+    return some._replace(hidden=some.hidden.T, cache=cache)
 
 
 @jax.jit
@@ -156,7 +179,7 @@ def put_back(
     return jax.tree.map(lambda all_, some: all_.at[rows].set(some), before, responses)
 
 
-def multiplied(state: nnx.State, definition: nnx.GraphDef) -> nnx.Module:
+def rounded(state: nnx.State, definition: nnx.GraphDef) -> nnx.Module:
     """The decoder with its weights as they are multiplied: rounded once, not for every token."""
     products = nnx.merge(definition, state).cfg.products
     if products != "float32":
@@ -165,8 +188,9 @@ def multiplied(state: nnx.State, definition: nnx.GraphDef) -> nnx.Module:
 
 
 def decoded(
-    decoder, blocks, going: Decoding, temperature: float, *, prompt: int, end, pad: int, until: int
-) -> Decoding:
+    decoder: nnx.Module, blocks: layer_loop.Layers, going: Decoding, temperature: float, *,
+    prompt: int, end: int | tuple[int, ...], pad: int, until: int,
+) -> Decoding:  # fmt: skip
     """Goes on to the last token, or, before the rest is short, until so many rows are left."""
     length = going.draws.shape[1]
     slots = blocked(jnp.arange(prompt + length)[None], prompt + length)

@@ -27,6 +27,7 @@ def test_what_is_asked_for_is_taken_and_else_what_the_processor_is_fast_in(
     monkeypatch, asked, named, flag, taken
 ):
     monkeypatch.setenv("RLHF_PRECISION", named)
+    monkeypatch.setenv("RLHF_MESH", "data=1")
     monkeypatch.setattr(precision, "fast_flag", lambda: flag)
     assert precision.resolved(asked) == taken
     told = precision.told(taken)
@@ -40,19 +41,12 @@ def test_an_accelerator_computes_activations_in_bfloat16_too(monkeypatch):
     assert precision.resolved() == precision.told("bfloat16") == "bfloat16"
 
 
-def test_processes_that_train_together_take_what_the_first_one_is_fast_in(monkeypatch):
-    monkeypatch.setenv("RLHF_PRECISION", "")
-    monkeypatch.setattr(precision, "fast_flag", lambda: None)
-    monkeypatch.setattr(precision.hosts, "several", lambda: True)
-    first_has = precision.settings.PRECISIONS.index("mixed")
-    monkeypatch.setattr(precision.hosts, "of_first", lambda own: 0 * own + first_has)
-    precision.first_s.cache_clear()
-    assert precision.resolved() == "mixed" and precision.resolved("float32") == "float32"
-    precision.first_s.cache_clear()
-
-
 def test_what_is_said_of_mixed_products_is_true_of_the_device(monkeypatch):
     monkeypatch.setattr(precision, "fast_flag", lambda: None)
+    monkeypatch.setenv("RLHF_MESH", "data=2")
+    assert "multiplied in float32" in precision.told("mixed")
+    assert precision.told("float32") == "float32"
+    monkeypatch.setenv("RLHF_MESH", "data=1")
     assert "slow without" in precision.told("mixed")
     assert "for accelerators" in precision.told("bfloat16")
     monkeypatch.setattr(precision.jax, "default_backend", lambda: "gpu")

@@ -26,10 +26,12 @@ GAN = [sys.executable, "-m", "gan_jax"]
 MEETING = """
 import sys
 import numpy as np
-from experiment_runs import command, hosts
+from experiment_runs import command, hosts, precision
 
 def work():
     hosts.join()
+    precision.fast_flag = lambda: "amx_bf16" if sys.argv[1] == "0" else None
+    assert precision.resolved() == "mixed"  # what the first one is fast in
     own = np.full(3, 1 + float(sys.argv[1]), np.float32)
     assert (hosts.of_first({"rewards": own})["rewards"] == 1).all()
     hosts.meet("door")
@@ -238,7 +240,7 @@ def test_where_nobody_listens_the_others_are_told(monkeypatch, capsys):
 @pytest.mark.slow
 def test_processes_with_other_settings_are_told_and_a_command_for_one_process_is_refused(several):
     """What the first one has read is what all have."""
-    jobs = several("met", "{number}", program=[sys.executable, "-c", MEETING])
+    jobs = several("met", "{number}", program=[sys.executable, "-c", MEETING], RLHF_PRECISION="")
     for number, job in enumerate(jobs):
         assert job.wait(600) == 2
         told = f"process {number} of this job is at the room {number}, another one is not"

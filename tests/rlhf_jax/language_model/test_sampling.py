@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -152,7 +153,10 @@ def test_decoding_stops_when_every_response_has_ended(model, prompts, monkeypatc
 def test_rows_that_have_ended_are_decoded_no_further(model, prompts, monkeypatch, samples):
     """And what the others draw is what they would have drawn beside them."""
     count, length = 4 * samples, 24
-    keys = lambda: sampling.draw_keys(jax.random.key(4), range(count))  # noqa: E731
+
+    def keys():
+        return sampling.draw_keys(jax.random.key(4), range(count))
+
     settings = {
         "decoder_def": model.definition, "length": length, "pad": model.tokenizer.pad,
         "samples": samples,
@@ -192,6 +196,42 @@ def test_rows_that_have_ended_are_decoded_no_further(model, prompts, monkeypatch
         )
     monkeypatch.undo()
     jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("rows", "samples", "temperature", "dtype"),
+    [(33, 1, 1.0, "float32"), (11, 3, 0.7, "mixed"), (20, 1, 1.0, "bfloat16")],
+)
+def test_a_batch_that_is_halved_answers_as_one_that_is_not(
+    model, monkeypatch, rows, samples, temperature, dtype
+):
+    random = np.random.default_rng(0)
+    prompts = random.integers(0, 250, (rows, 7), np.int32), random.random((rows, 7)) < 0.8
+    prompts[1][:, -1] = True
+    ends = tuple(range(0, 256, 9))
+    config = dataclasses.replace(model.config, dtype=dtype)
+    settings = {
+        "decoder_def": dataclasses.replace(model, config=config).definition, "length": 44,
+        "pad": 256, "samples": samples,
+    }  # fmt: skip
+    sizes, continued = [], sampling.continued
+
+    def counted(state, going, *args, **options):
+        sizes.append(len(going.done))
+        return continued(state, going, *args, **options)
+
+    def answered():
+        keys = sampling.draw_keys(jax.random.key(4), range(rows * samples))
+        return sampling.sample(model.state, *prompts, keys, temperature, end=ends, **settings)
+
+    monkeypatch.setattr(sampling, "continued", counted)
+    halved = answered()
+    assert sizes and max(sizes) <= rows * samples / 2
+    monkeypatch.setattr(sampling, "fewer", lambda rows: 0)
+    whole = answered()
+    np.testing.assert_array_equal(halved.tokens, whole.tokens)
+    np.testing.assert_array_equal(halved.mask, whole.mask)
+    np.testing.assert_allclose(halved.logprobs, whole.logprobs, atol=0.02)
 
 
 def test_draws_follow_the_distribution_and_weightless_words_are_never_drawn():
