@@ -144,7 +144,7 @@ def test_help_explains_each_command(command, capsys):
         (["train", "--profile", "huge"], "profile 'huge': unknown; use one of tiny, cpu"),
         (["train", "--student-id", "x"], "student ID 'x'"),
         (["train", "--dataset", "nope"], "dataset 'nope'"),
-        (["train", "--side", "32"], "side is 32"),
+        (["train", "--side", "32"], "GANConfig.side=32 is impossible: must be 28 or 64"),
         (["train", "--neighbours", "0"], "neighbours is 0"),
         (["evaluate", "/nowhere"], "/nowhere: not a run"),
         (["train", "--data-dir", "/nowhere"], "--data-dir /nowhere: no such folder"),

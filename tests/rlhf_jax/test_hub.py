@@ -309,7 +309,6 @@ def test_what_the_hub_gives_is_read_again_without_it(repositories, model, tmp_pa
 @pytest.fixture
 def ask(monkeypatch, tmp_path):
     """A function that points this process at a hub with an empty cache."""
-    monkeypatch.setenv("RLHF_HUB_SECONDS", "1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache" / "datasets")
@@ -317,6 +316,7 @@ def ask(monkeypatch, tmp_path):
     monkeypatch.setattr(data_hub, "LARGEST", 10**8)
 
     def point(hub):
+        monkeypatch.setenv("RLHF_HUB_SECONDS", "1" if hub.fault else "30")  # is waited for
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
         data_hub.reachable.cache_clear()
 
