@@ -39,10 +39,12 @@ def main() -> None:
         return
     lines, found = [turns.circumstances()], {}
     for work, followed in WORKS.items():
-        found[work] = {
-            side: np.stack([made(args, work, side, seed) for seed in range(number)])
+        each = {
+            side: [made(args, work, side, seed) for seed in range(number)]
             for side, number in SEEDS.items()
         }
+        steps = min(len(own) for curves in each.values() for own in curves)  # data differ by seed
+        found[work] = {side: np.stack([x[:steps] for x in own]) for side, own in each.items()}
         lines += ["", f"## {TITLES[work]}, {followed} of a step", "", compared(found[work])]
     turns.keep("\n".join(lines), args.output)
     plot(found, args.output.with_suffix(".png"))
