@@ -30,6 +30,7 @@ def main() -> None:
     options.add_argument(
         "--output", type=Path, default=turns.PROJECT / "results/measured/learning_curves.txt"
     )
+    options.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     options.add_argument("--work", choices=WORKS, help=argparse.SUPPRESS)
     options.add_argument("--side", choices=SEEDS, help=argparse.SUPPRESS)
     options.add_argument("--seed", type=int, help=argparse.SUPPRESS)
@@ -38,14 +39,14 @@ def main() -> None:
         curve(args).to_json(path(args))
         return
     lines, found = [turns.circumstances()], {}
-    for work, followed in WORKS.items():
+    for work in args.works:
         each = {
             side: [made(args, work, side, seed) for seed in range(number)]
             for side, number in SEEDS.items()
         }
         steps = min(len(own) for curves in each.values() for own in curves)  # data differ by seed
         found[work] = {side: np.stack([x[:steps] for x in own]) for side, own in each.items()}
-        lines += ["", f"## {TITLES[work]}, {followed} of a step", "", compared(found[work])]
+        lines += ["", f"## {TITLES[work]}, {WORKS[work]} of a step", "", compared(found[work])]
     turns.keep("\n".join(lines), args.output)
     plot(found, args.output.with_suffix(".png"))
 
@@ -124,14 +125,15 @@ def plot(found: Mapping[str, Curves], target: Path) -> None:
     """Mean of the seeds as a line, their range as a band, over three steps at a time."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(found), figsize=(9, 3.2), layout="constrained")
-    for ax, (work, curves) in zip(axes, found.items(), strict=True):
+    size = 4.5 * len(found), 3.2
+    figure, axes = plt.subplots(1, len(found), figsize=size, layout="constrained", squeeze=False)
+    for ax, (work, curves) in zip(axes[0], found.items(), strict=True):
         for side, own in curves.items():
             smooth = pd.DataFrame(own.T).rolling(3, min_periods=1).mean()
             ax.plot(smooth.index + 1, smooth.mean(axis=1), label=side)
             ax.fill_between(smooth.index + 1, smooth.min(axis=1), smooth.max(axis=1), alpha=0.2)
         ax.set(xlabel="step", ylabel=f"{TITLES[work]}, {WORKS[work]}")
-    axes[0].legend(fontsize=8)
+    axes[0, 0].legend(fontsize=8)
     figure.savefig(target, dpi=120)
 
 
