@@ -4,7 +4,8 @@
     mixed     operands of matrix products in bfloat16, sums and all else in float32
     bfloat16  activations as well, for accelerators
 
-What is trained is kept in float32, and so are losses, whatever the precision.
+What is trained is kept in float32, and so are losses, whatever the precision. How much of a small
+step of the optimizer rounded weights see is measured by benchmarks/rounded_steps.py.
 """
 
 import functools
