@@ -178,6 +178,7 @@ def test_several_processes_train_what_one_trains(start, several, tmp_path, count
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_train_smollm2_as_one_does(start, several, tmp_path, count):
+    """Four of them take some 19 GB together."""
     train = ("ppo", "--variant", "lora", *SMALL)
     smollm2 = {"RLHF_PROFILE": "cpu", "RLHF_MODEL": ""}
     finished(*several("several", *train, count=count, **smollm2))
