@@ -1,7 +1,7 @@
 """All benchmarks in one table: `python benchmarks/bench.py`, or `--quick` for what matters most.
 
-Ours in mixed precision and in float32, PyTorch under bfloat16 autocast and in float32, in turns. A
-ratio is the median, over the turns, of ours by the peer's faster side.
+Ours in mixed precision and in float32, PyTorch under bfloat16 autocast and in float32, its steps
+also compiled, in turns. A ratio is the median, over the turns, of ours by the peer's fastest side.
 """
 
 import argparse
