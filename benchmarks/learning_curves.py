@@ -1,9 +1,10 @@
 """Learning curves in float32 and in mixed precision: `python benchmarks/learning_curves.py`.
 
 Three seeds each of a reward model on the documentation of the installed packages and of a policy on
-the reward of examples/known_optimum.py, both from SmolLM2-135M. A third side, float32 with half the
-learning rate, one seed, is what a difference looks like. Goes on where it was cut off; writes a
-table and a plot, results/measured/learning_curves.txt and .png.
+the reward of examples/known_optimum.py, both from SmolLM2-135M. Two further sides, of one seed, are
+what a difference looks like: float32 with half the learning rate, and mixed with weights rounded to
+nearest. Goes on where it was cut off; writes a table and a plot,
+results/measured/learning_curves.txt and .png.
 """
 
 import argparse
@@ -18,7 +19,8 @@ import pandas as pd
 import turns
 
 STEADY, CHANGED, CONTROL = "float32", "mixed", "float32, half the rate"
-SEEDS = {STEADY: 3, CHANGED: 3, CONTROL: 1}
+NEAREST = "mixed, to nearest"
+SEEDS = {STEADY: 3, CHANGED: 3, CONTROL: 1, NEAREST: 1}
 WORKS = {"reward": "loss", "policy": "reward"}  # what of each is followed
 TITLES = {"reward": "Reward model", "policy": "Policy"}
 Curves = Mapping[str, np.ndarray]  # by side, of a seed and a step
@@ -69,6 +71,7 @@ def path(args: argparse.Namespace) -> Path:
 def curve(args: argparse.Namespace) -> pd.Series:
     """What is followed of one training, by step."""
     import rlhf_jax
+    from experiment_runs import products
 
     sys.path.insert(0, str(turns.PROJECT / "examples"))
     import known_optimum
@@ -76,8 +79,10 @@ def curve(args: argparse.Namespace) -> pd.Series:
     from rlhf_jax.data import documentation
 
     model = rlhf_jax.load(turns.SMOLLM2, precision=args.side.split(",")[0])
+    if args.side == NEAREST:
+        products.rounded_by_place = lambda weights, rows: weights.astype("bfloat16")
     slower = 0.5 if args.side == CONTROL else 1.0
-    out = args.folder / "runs"
+    out = args.folder / "runs" / args.side
     if args.work == "reward":
         pairs = documentation.preferences().query("grade == 'medium'")
         cfg = rlhf_jax.RewardConfig(

@@ -4,8 +4,9 @@
     mixed     operands of matrix products in bfloat16, sums and all else in float32
     bfloat16  activations as well, for accelerators
 
-What is trained is kept in float32, and so are losses, whatever the precision. How much of a small
-step of the optimizer rounded weights see is measured by benchmarks/rounded_steps.py.
+What is trained is kept in float32, and so are losses, whatever the precision. Weights are rounded
+so that products see steps of the optimizer that are small beside the distance of two numbers of
+bfloat16 (`products.dithered`), which benchmarks/rounded_steps.py measures.
 """
 
 import functools

@@ -61,7 +61,7 @@ from experiment_runs.tracking import StepCallback, tracker
 RECORD = {"stage": str, "identity": str, "config": dict, "inputs": dict, "about": dict}  # at least
 
 FORMAT = 1
-NUMERICS = 2
+NUMERICS = 3
 NUMBERS = ("format", "numerics")  # as config.json calls them
 
 KEPT = "metrics.jsonl", "samples.jsonl", "[!.]*.npz"  # no one changes them after the end

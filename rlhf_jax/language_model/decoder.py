@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from experiment_runs import devices
-from experiment_runs.products import product
+from experiment_runs.products import dithered, product
 from rlhf_jax.config import LoRAConfig
 from rlhf_jax.language_model.attention import (
     attend,
@@ -34,7 +34,6 @@ from rlhf_jax.language_model.layers import (
     gated,
     gelu_gated,
     logits,
-    rounded,
 )
 from rlhf_jax.language_model.sharding import gathered
 
@@ -193,8 +192,8 @@ class Decoder(nnx.Module):
 
     def embedded(self, tokens: Int[Array, "*rows"]) -> Float[Array, "*rows embed"]:
         """What goes into the first block: rounded, as the whole matrix is where it is frozen."""
-        x = gathered(self.embedding[...])[tokens].astype(self.cfg.activations)
-        x = rounded(x, self.cfg.products)
+        x = dithered(gathered(self.embedding[...])[tokens], self.cfg.products, rows=tokens)
+        x = x.astype(self.cfg.activations)
         factor = self.cfg.embedding_factor
         return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
 
@@ -244,7 +243,7 @@ class Decoder(nnx.Module):
         """The same of few hidden states, which stand in columns."""
         hidden = columns_together(hidden.astype(self.cfg.products))
         hidden = jax.lax.optimization_barrier(hidden)
-        matrix = self.kept_output_matrix().astype(hidden.dtype)
+        matrix = dithered(self.kept_output_matrix(), hidden.dtype)
         found = columns_together(product("ve,eb->vb", matrix, hidden))
         return devices.constrained(jax.lax.optimization_barrier(found), None, "data")
 
@@ -270,7 +269,7 @@ def for_products(state: nnx.State, dtype: str) -> nnx.State:
         multiplied = {"blocks", "embedding", "unembedding"}.intersection(
             getattr(key, "key", None) for key in path
         )
-        return x.astype(dtype) if multiplied and x.ndim > 1 else x
+        return dithered(x, dtype) if multiplied and x.ndim > 1 else x
 
     return jax.tree_util.tree_map_with_path(kept, state)
 

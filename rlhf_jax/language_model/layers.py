@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from experiment_runs import devices
-from experiment_runs.products import matmul, product
+from experiment_runs.products import dithered, matmul, product
 from rlhf_jax.config import LoRAConfig
 
 
@@ -65,7 +65,7 @@ class Linear(nnx.Module):
         dtype = x.dtype
 
         def applied(matrix, x):
-            matrix = matrix[...].astype(self.products)
+            matrix = dithered(matrix[...], self.products)
             x = jax.lax.optimization_barrier(columns_together(x.astype(self.products)))
             return columns_together(product("oi,ib->ob", matrix, x, dtype))
 
@@ -103,15 +103,7 @@ def logits(
     hidden: Float[Array, "*rows embed"], matrix: Float[Array, "vocab embed"]
 ) -> Float[Array, "*rows vocab"]:
     """Logits in float32 by a decoder's output matrix."""
-    return product("...e,ve->...v", hidden, matrix.astype(hidden.dtype))
-
-
-def rounded(x: Array, dtype: str) -> Array:
-    """x with no more digits than `dtype` has, in its own dtype."""
-    if jnp.finfo(dtype).bits >= jnp.finfo(x.dtype).bits:
-        return x
-    kept = jnp.finfo(dtype)
-    return jax.lax.reduce_precision(x, exponent_bits=kept.nexp, mantissa_bits=kept.nmant)
+    return product("...e,ve->...v", hidden, dithered(matrix, hidden.dtype))
 
 
 # The two functions below keep little more than their arguments for the gradient. XLA would find

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from experiment_runs import devices
-from experiment_runs.products import product
+from experiment_runs.products import dithered, product
 from rlhf_jax.language_model.attention import block_mask
 from rlhf_jax.language_model.decoder import Decoder
 from rlhf_jax.language_model.layers import logits
@@ -76,7 +76,7 @@ def _target_backward(temperature, saved, d_out):
     target = jnp.arange(scores.shape[1])[None] == targets[:, None]
     d_scores = (target - jnp.exp(scores - total[:, None])) * (d_out[:, None] / temperature)
     d_scores = d_scores.astype(states.dtype)
-    d_states = product("rv,ve->re", d_scores, matrix.astype(states.dtype))
+    d_states = product("rv,ve->re", d_scores, dithered(matrix, states.dtype))
     d_matrix = product("vr,re->ve", d_scores.T, states)
     return d_states.astype(states.dtype), d_matrix.astype(matrix.dtype), None
 

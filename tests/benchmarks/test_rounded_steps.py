@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from rounded_steps import seen
+from rounded_steps import as_here, seen, to_nearest
 
 BETWEEN = 2.0**-7  # of two numbers of bfloat16 from 1 to 2
 
@@ -16,13 +16,17 @@ BETWEEN = 2.0**-7  # of two numbers of bfloat16 from 1 to 2
         (0.0, 1e-6, 1.0),
     ],
 )
-def test_a_step_is_seen_where_it_carries_a_weight_over_the_middle(weight, step, share):
-    assert seen(np.float32([weight]), np.float32([step])) == pytest.approx(share, rel=0.01)
+def test_to_nearest_a_step_is_seen_where_it_carries_a_weight_over_the_middle(weight, step, share):
+    weights = np.full((300, 300), weight, "float32")
+    assert seen(weights, np.float32([step]), to_nearest) == pytest.approx(share, rel=0.01)
+    assert seen(weights, np.float32([step]), as_here) == pytest.approx(1, abs=0.1)
 
 
-def test_of_weights_that_lie_anywhere_every_step_is_seen_in_full_on_average():
+@pytest.mark.parametrize("rounded", [to_nearest, as_here])
+def test_of_weights_that_lie_anywhere_every_step_is_seen_in_full_on_average(rounded):
     random = np.random.default_rng(0)
-    weights = random.uniform(1, 2, 1_000_000).astype("float32")
-    sign = random.choice(np.float32([-1, 1]), len(weights))
+    weights = random.uniform(1, 2, (1000, 1000)).astype("float32")
+    sign = random.choice(np.float32([-1, 1]), weights.shape)
     for step in (0.1, 0.5, 3):
-        assert seen(weights, np.float32(step * BETWEEN) * sign) == pytest.approx(1, abs=0.02)
+        found = seen(weights, np.float32(step * BETWEEN) * sign, rounded)
+        assert found == pytest.approx(1, abs=0.02)

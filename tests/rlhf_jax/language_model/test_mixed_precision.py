@@ -1,6 +1,7 @@
 """Products of bfloat16 operands, with all else in float32, beside float32 itself."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -142,6 +143,27 @@ def test_weights_that_are_kept_as_they_are_multiplied_give_the_same_to_the_bit(m
     )
     value = jax.jit(loss, static_argnums=0)
     assert value(definition, state, *rows()) == value(definition, kept, *rows())
+
+
+def test_a_small_step_changes_the_loss_as_in_float32(model):
+    """From numbers of bfloat16, as a checkpoint has them. Weights that are rounded to nearest do
+    not see a step of a tenth of the distance between two such numbers."""
+    definition, state = decoder(model, "float32")
+    start = to_nearest(state)
+    gradient = jax.grad(loss, argnums=1)(definition, start, *rows())
+    after = jax.tree.map(lambda x, d: x + 1e-5 * jnp.sign(d), start, gradient)
+
+    def change(dtype, after):
+        value = jax.jit(functools.partial(loss, decoder(model, dtype)[0]))
+        return float(value(after, *rows()) - value(start, *rows()))
+
+    seen = change("float32", after)
+    assert change("mixed", to_nearest(after)) < 0.3 * seen
+    assert change("mixed", after) == pytest.approx(seen, rel=0.15)
+
+
+def to_nearest(state):
+    return jax.tree.map(lambda x: x.astype("bfloat16").astype("float32"), state)
 
 
 def test_what_is_sampled_is_scored_alike(model):
