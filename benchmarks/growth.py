@@ -19,7 +19,7 @@ import turns
 BASE = {"rows": 8, "tokens": 256, "heads": 9}  # nine heads of 64 are the 135M of SmolLM2
 AXES = {"rows": (2, 4, 8, 16), "tokens": (64, 128, 256, 512), "heads": (3, 6, 9, 12)}
 WORKS = {"training": "a training step of the reward model", "sampling": "sampling, tokens a row"}
-TIMES = 5
+TIMES = 3
 
 
 def main() -> None:

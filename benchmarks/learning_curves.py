@@ -1,10 +1,10 @@
 """Learning curves in float32 and in mixed precision: `python benchmarks/learning_curves.py`.
 
 Three seeds each of a reward model on the documentation of the installed packages and of a policy on
-the reward of examples/known_optimum.py, both from SmolLM2-135M. Two further sides, of one seed, are
-what a difference looks like: float32 with half the learning rate, and mixed with weights rounded to
-nearest. Goes on where it was cut off; writes a table and a plot,
-results/measured/learning_curves.txt and .png.
+the reward of examples/known_optimum.py, both from SmolLM2-135M. Further sides, of one seed, are
+what a difference looks like: float32 with half the learning rate, and, for the reward model, which
+trains all weights, mixed with weights rounded to nearest. Goes on where it was cut off; writes a
+table and a plot, results/measured/learning_curves.txt and .png.
 """
 
 import argparse
@@ -20,8 +20,9 @@ import turns
 
 STEADY, CHANGED, CONTROL = "float32", "mixed", "float32, half the rate"
 NEAREST = "mixed, to nearest"
-SEEDS = {STEADY: 3, CHANGED: 3, CONTROL: 1, NEAREST: 1}
+SEEDS = {STEADY: 3, CHANGED: 3, CONTROL: 1}
 WORKS = {"reward": "loss", "policy": "reward"}  # what of each is followed
+SIDES = {"reward": SEEDS | {NEAREST: 1}, "policy": SEEDS}
 TITLES = {"reward": "Reward model", "policy": "Policy"}
 Curves = Mapping[str, np.ndarray]  # by side, of a seed and a step
 
@@ -34,7 +35,7 @@ def main() -> None:
     )
     options.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     options.add_argument("--work", choices=WORKS, help=argparse.SUPPRESS)
-    options.add_argument("--side", choices=SEEDS, help=argparse.SUPPRESS)
+    options.add_argument("--side", choices=SIDES["reward"], help=argparse.SUPPRESS)
     options.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.side:
@@ -44,7 +45,7 @@ def main() -> None:
     for work in args.works:
         each = {
             side: [made(args, work, side, seed) for seed in range(number)]
-            for side, number in SEEDS.items()
+            for side, number in SIDES[work].items()
         }
         steps = min(len(own) for curves in each.values() for own in curves)  # data differ by seed
         found[work] = {side: np.stack([x[:steps] for x in own]) for side, own in each.items()}
