@@ -96,16 +96,20 @@ def plot(found: dict, path: Path) -> None:
     """Every series with its fitted power, on logarithmic axes."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(AXES), figsize=(9, 3), layout="constrained", sharey=True)
+    from rlhf_report import style
+
+    figure, axes = plt.subplots(1, len(AXES), figsize=(7, 2.8), layout="constrained", sharey=True)
+    looks = {"training": (style.BLUE, "o-"), "sampling": (style.ORANGE, "s--")}
     for (work, name), (sizes, medians, exponent) in found.items():
         ax = axes[[key for key in found if key[0] == work].index((work, name))]
-        ax.plot(sizes, medians, "o-", label=f"{work}, exponent {exponent:.2f}")
+        color, line = looks[work]
+        ax.plot(sizes, medians, line, color=color, label=f"{work}: {exponent:.2f}")
         ax.set(xscale="log", yscale="log", xlabel=name)
         ax.set_xticks(sizes, [f"{size:.0f}" for size in sizes], minor=False)
         ax.minorticks_off()
         ax.legend(fontsize=7)
     axes[0].set_ylabel("seconds")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=200)
 
 
 if __name__ == "__main__":

@@ -131,16 +131,24 @@ def plot(found: Mapping[str, Curves], target: Path) -> None:
     """Mean of the seeds as a line, their range as a band, over three steps at a time."""
     from matplotlib import pyplot as plt
 
-    size = 4.5 * len(found), 3.2
+    from rlhf_report import style
+
+    size = 7, 2.8
     figure, axes = plt.subplots(1, len(found), figsize=size, layout="constrained", squeeze=False)
+    looks = {
+        STEADY: (style.BLUE, "-"), CHANGED: (style.ORANGE, "--"), CONTROL: (style.GREY, ":"),
+        NEAREST: (style.GREEN, "-."),
+    }  # fmt: skip
     for ax, (work, curves) in zip(axes[0], found.items(), strict=True):
         for side, own in curves.items():
+            color, line = looks[side]
             smooth = pd.DataFrame(own.T).rolling(3, min_periods=1).mean()
-            ax.plot(smooth.index + 1, smooth.mean(axis=1), label=side)
-            ax.fill_between(smooth.index + 1, smooth.min(axis=1), smooth.max(axis=1), alpha=0.2)
+            ax.plot(smooth.index + 1, smooth.mean(axis=1), line, color=color, label=side)
+            low, high = smooth.min(axis=1), smooth.max(axis=1)
+            ax.fill_between(smooth.index + 1, low, high, color=color, alpha=0.2, linewidth=0)
         ax.set(xlabel="step", ylabel=f"{TITLES[work]}, {WORKS[work]}")
     axes[0, 0].legend(fontsize=8)
-    figure.savefig(target, dpi=120)
+    figure.savefig(target, dpi=200)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
 """The appendix: protocol and departures, invariants, models, and where every number comes from."""
 
+import itertools
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Image, Markdown
 
 from experiment_runs import assignment
 from experiment_runs.inventory import code_since
 from experiment_runs.run import Run
 from experiment_runs.settings import PROJECT, RESULTS
 from rlhf_report.style import policy_name
+
+MEASURED = RESULTS / "measured"
+PICTURE_WIDTH = 670  # of a picture as wide as the text, pixels
 
 
 def parameters_table(counts: Mapping[str, int]) -> pd.DataFrame:
@@ -85,9 +90,30 @@ def invariants_table(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def tested_invariants_table() -> pd.DataFrame:
     """What the tests measured of the invariants, on small models: see `make invariants`."""
-    rows = json.loads((RESULTS / "measured" / "invariants.json").read_text())
+    rows = json.loads((MEASURED / "invariants.json").read_text())
     numbers = {name: [f"{row[name]:.1g}" for row in rows] for name in ("measured", "at most")}
     return pd.DataFrame({"invariant": [row["invariant"] for row in rows], **numbers})
+
+
+def speed_table() -> pd.DataFrame:
+    """How fast this project and PyTorch were: the first table that `make bench` has written."""
+    lines = (MEASURED / "bench.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    head, _, *cells = ([cell.strip() for cell in row.strip("| ").split("|")] for row in rows)
+    frame = pd.DataFrame(cells, columns=head)
+    return frame.loc[:, (frame != "-").any()]  # without sides that took no turn
+
+
+def machine(name: str) -> str:
+    """What a measurement was made on, in a sentence."""
+    told = re.search(r"machine +(.+?), load", (MEASURED / name).read_text())
+    return f"Measured on {told[1]}." if told else ""
+
+
+def measured_picture(name: str) -> Image:
+    """A picture that a benchmark has drawn."""
+    return Image((MEASURED / name).read_bytes(), format="png", width=PICTURE_WIDTH)
 
 
 def exercises() -> Markdown:
