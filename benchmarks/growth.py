@@ -93,7 +93,7 @@ def measured(work: str, rows: int, tokens: int, heads: int) -> dict:
 
 
 def plot(found: dict, path: Path) -> None:
-    """Every series with its fitted power, on logarithmic axes."""
+    """Every series on logarithmic axes, with the exponent of its fitted power."""
     from matplotlib import pyplot as plt
 
     from rlhf_report import style

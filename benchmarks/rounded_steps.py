@@ -3,9 +3,9 @@
 Weights are kept in float32 and rounded for products. Rounded to nearest, a step that is small
 beside the distance of two numbers of bfloat16 is seen where it carries a weight over the middle
 between them: on average in full where weights lie anywhere, not at all where they are numbers of
-bfloat16, as those of most checkpoints, and too much where they lie in the middle. `dithered`, as
-they are here, weights see it in full wherever they lie. Adam's first step moves every weight by the
-learning rate. Writes results/measured/rounded_steps.txt.
+bfloat16, as those of most checkpoints, and too much where they lie in the middle. Where weights are
+`dithered`, as here, it is seen in full on average wherever they lie. Adam's first step moves every
+weight by the learning rate. Writes results/measured/rounded_steps.txt.
 """
 
 import argparse

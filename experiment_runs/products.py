@@ -45,13 +45,14 @@ def dithered(
     dtype: str | jnp.dtype,
     rows: Int[Array, "*layers rows"] | None = None,
 ) -> Float[Array, "*layers rows columns"]:
-    """Trained weights as they are multiplied: each is rounded up or down in bfloat16, up with the
-    probability of what is rounded off, by a draw that belongs to its place in the matrix.
+    """Trained weights as they are multiplied: each becomes one of the two numbers of bfloat16 next to
+    it, the nearer one with the greater probability, by a draw that belongs to its place.
 
-    So a step of the optimizer, however small, moves rounded weights as far as itself, on average
-    over a matrix. Rounded to nearest, numbers of bfloat16, as the weights of most checkpoints are,
-    would see nothing of a step before half of the distance to the next number. Here they also stay
-    as they are, and equal matrices stay equal: a policy begins as its reference.
+    A step of the optimizer, however small, then moves the rounded weights as far as itself, on
+    average over a matrix. To nearest, weights that are numbers of bfloat16, as those of most
+    checkpoints, would not move before half of the distance to the next one. The price is an error
+    of up to the whole distance, for weights that lie anywhere twice the variance. Numbers of
+    bfloat16 stay what they are, and equal matrices stay equal: a policy begins as its reference.
 
     Stochastic rounding (Gupta et al., 2015, section 3) whose draws are kept.
 
@@ -68,13 +69,15 @@ def dithered(
 
 
 @jax.custom_jvp
+@jax.jit
 def rounded_by_place(weights: Array, rows: Array) -> Array:
     """`dithered` in bfloat16: a draw is added to the bits that are cut off, and carries or not."""
     columns = jax.lax.broadcasted_iota(jnp.uint32, weights.shape, weights.ndim - 1)
     rows = jnp.broadcast_to(rows.astype(jnp.uint32)[..., None], weights.shape)
     places = rows * jnp.uint32(weights.shape[-1]) + columns
-    bits = jax.lax.bitcast_convert_type(weights, jnp.uint32) + scattered(places) % 2**CUT
-    return jax.lax.bitcast_convert_type((bits >> CUT).astype(jnp.uint16), jnp.bfloat16)
+    bits = jax.lax.bitcast_convert_type(weights, jnp.uint32) + (scattered(places) >> CUT)
+    found = jax.lax.bitcast_convert_type((bits >> CUT).astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(weights), found, weights.astype(jnp.bfloat16))
 
 
 @rounded_by_place.defjvp

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from IPython.display import Image, Markdown
+from IPython.display import Image, Markdown, display
 
 from experiment_runs import assignment
 from experiment_runs.inventory import code_since
@@ -107,13 +107,13 @@ def speed_table() -> pd.DataFrame:
 
 def machine(name: str) -> str:
     """What a measurement was made on, in a sentence."""
-    told = re.search(r"machine +(.+?), load", (MEASURED / name).read_text())
-    return f"Measured on {told[1]}." if told else ""
+    (told,) = re.findall(r"machine +(.+?), load", (MEASURED / name).read_text())[:1]
+    return f"Measured on {told}."
 
 
-def measured_picture(name: str) -> Image:
-    """A picture that a benchmark has drawn."""
-    return Image((MEASURED / name).read_bytes(), format="png", width=PICTURE_WIDTH)
+def measured_picture(name: str) -> None:
+    """Shows a picture that a benchmark has drawn."""
+    display(Image((MEASURED / name).read_bytes(), format="png", width=PICTURE_WIDTH))
 
 
 def exercises() -> Markdown:

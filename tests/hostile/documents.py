@@ -9,7 +9,7 @@ import nbformat
 import typst
 from damage import damaged, misplaced, special_file
 
-from experiment_runs.run import identity_of
+from experiment_runs.run import NUMERICS, identity_of
 from gan_jax.config import PROFILES
 from rlhf_jax.config import EvaluationConfig
 from rlhf_jax.profiles import profile
@@ -92,7 +92,7 @@ def carried() -> dict:
     runs = {
         stage: {
             "stage": stage, "config": json.loads(json.dumps(dataclasses.asdict(cfg))),
-            "inputs": {"dataset": "chestmnist"}, "format": 1, "numerics": 2,
+            "inputs": {"dataset": "chestmnist"}, "format": 1, "numerics": NUMERICS,
         } for stage, cfg in configs.items()
     }  # fmt: skip
     for record in runs.values():
