@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import bench_ppo
+import bench_reward
 import turns
 
 SIDES = turns.SIDES + turns.COMPILED
@@ -20,6 +22,8 @@ SCRIPTS = {  # and the sides that each has
     "bench_ppo": turns.SIDES,
     "bench_gan": SIDES,
 }
+PARTS_OF = {"bench_reward": tuple(bench_reward.PARTS), "bench_ppo": tuple(bench_ppo.PARTS)}
+PARTS = [part for parts in PARTS_OF.values() for part in parts]
 # What each script is given for a look of some minutes: fewer turns, shorter responses.
 QUICK = {
     "bench_reward": ["--parts", "step", "--turns", "2"],
@@ -35,6 +39,9 @@ def main() -> None:
     options.add_argument("--output", type=Path, help="keep the table in this file")
     options.add_argument("--folder", type=Path, help="of an earlier call of this revision")
     options.add_argument("--sides", nargs="+", choices=SIDES, default=turns.able(SIDES))
+    options.add_argument(
+        "--parts", nargs="+", choices=PARTS, help="of reward model and PPO; else all"
+    )
     options.add_argument("--turns", type=int, help="of each side; else what the benchmark takes")
     args = options.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="bench-"))
@@ -47,6 +54,10 @@ def main() -> None:
         own = [*own, "--output", output, "--rows", kept, "--torch-python", args.torch_python]
         own += ["--sides", *sides]
         own += ["--turns", str(args.turns)] if args.turns else []
+        if args.parts and script in PARTS_OF:
+            if not (parts := [part for part in args.parts if part in PARTS_OF[script]]):
+                continue
+            own += ["--parts", *parts]
         if args.data_dir and script != "bench_gan":
             own += ["--data-dir", args.data_dir]
         words = [Path(__file__).with_name(f"{script}.py"), *own]

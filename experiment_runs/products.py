@@ -4,12 +4,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, UInt32
 
 from experiment_runs import devices
 
 CUT = 16  # last bits of a number in float32, which one in bfloat16 does not have
+SIGN = np.uint32(2**31)
+GOLDEN = np.uint32(0x9E3779B9)  # odd, and sets rows far apart: 2**32 by the golden ratio
 
 
 def product(axes: str, left: Array, right: Array, dtype: str | jnp.dtype = "float32") -> Array:
@@ -45,8 +48,8 @@ def dithered(
     dtype: str | jnp.dtype,
     rows: Int[Array, "*layers rows"] | None = None,
 ) -> Float[Array, "*layers rows columns"]:
-    """Trained weights as they are multiplied: each becomes one of the two numbers of bfloat16 next to
-    it, the nearer one with the greater probability, by a draw that belongs to its place.
+    """Trained weights as they are multiplied: each is one of the two numbers of bfloat16 beside
+    it, the nearer one more probably, by a draw that belongs to its place and its sign.
 
     A step of the optimizer, however small, then moves the rounded weights as far as itself, on
     average over a matrix. To nearest, weights that are numbers of bfloat16, as those of most
@@ -63,21 +66,24 @@ def dithered(
     """
     if jnp.dtype(dtype) != jnp.bfloat16 or weights.dtype == jnp.bfloat16:
         return weights.astype(dtype)
-    if rows is None:
-        rows = jnp.arange(weights.shape[-2])
     return rounded_by_place(weights, rows)
 
 
 @jax.custom_jvp
 @jax.jit
-def rounded_by_place(weights: Array, rows: Array) -> Array:
+def rounded_by_place(weights: Array, rows: Array | None) -> Array:
     """`dithered` in bfloat16: a draw is added to the bits that are cut off, and carries or not."""
-    columns = jax.lax.broadcasted_iota(jnp.uint32, weights.shape, weights.ndim - 1)
-    rows = jnp.broadcast_to(rows.astype(jnp.uint32)[..., None], weights.shape)
-    places = rows * jnp.uint32(weights.shape[-1]) + columns
-    bits = jax.lax.bitcast_convert_type(weights, jnp.uint32) + (scattered(places) >> CUT)
-    found = jax.lax.bitcast_convert_type((bits >> CUT).astype(jnp.uint16), jnp.bfloat16)
-    return jnp.where(jnp.isfinite(weights), found, weights.astype(jnp.bfloat16))
+    shape, last = weights.shape, weights.ndim - 1
+    row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (last - 1, last))
+    if rows is not None:
+        row = jnp.broadcast_to(rows.astype(jnp.uint32)[..., None], shape)
+    bits = jax.lax.bitcast_convert_type(weights, jnp.uint32)
+    # The sign is in it from the first: XLA would make draws that have nothing to do with the
+    # weights ahead of a loop and keep them, twice as large as what is rounded.
+    place = ((bits & SIGN) ^ row) * GOLDEN + column
+    draw = jnp.where(jnp.isfinite(weights), scattered(place) >> CUT, 0)
+    bits = (bits + draw) >> CUT
+    return jax.lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)
 
 
 @rounded_by_place.defjvp
