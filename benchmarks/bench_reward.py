@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
 import os
 import statistics
 import time
@@ -61,12 +60,10 @@ def report(part: str, folder: Path, answers: dict) -> tuple[str, dict]:
     rates = {
         side: statistics.median(a["matrix_rate"] for a in turn) for side, turn in answers.items()
     }
-    peaks = {
-        "float32": max((r for side, r in rates.items() if "float32" in side), default=math.nan),
-        "bfloat16": max(
-            (r for side, r in rates.items() if "float32" not in side), default=math.nan
-        ),
-    }
+    peaks: dict[str, float] = {}  # of either side
+    for side, rate in rates.items():
+        name = "float32" if "float32" in side else "bfloat16"
+        peaks[name] = max(rate, peaks.get(name, 0.0))
     peak = max(peaks.values())
     width = shape["head_dim"] * shape["num_attention_heads"]
     projections = 2 * width + 2 * shape["head_dim"] * shape["num_key_value_heads"]
@@ -99,8 +96,8 @@ def report(part: str, folder: Path, answers: dict) -> tuple[str, dict]:
     text = (
         f"## {PARTS[part].title}\n\n{turns.table(answers, columns)}\n\n"
         f"over all planned batches, {tokens['jax']:.0f} (jax) and {tokens['torch']:.0f} (torch) "
-        f"tokens a pair; first losses {losses}; matrix peaks: float32 "
-        f"{peaks['float32'] / 1e9:.0f}, bfloat16 {peaks['bfloat16'] / 1e9:.0f} GFLOP/s"
+        f"tokens a pair; first losses {losses}; matrix peaks: "
+        + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in peaks.items())
     )
     return text, speeds
 

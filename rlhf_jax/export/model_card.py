@@ -31,6 +31,11 @@ POLICY_LIMITS = (
     "`max_new_tokens` in `generation_config.json` is the length of the training. vLLM's server "
     "takes it as a limit for all requests; `--override-generation-config` raises it.",
 )
+IN_HALF = (  # of models whose every weight was trained
+    "The weights are in float32. Where they are read in half precision, as vLLM does by default, "
+    "they are rounded to nearest, and what training moved by less than half of the distance of two "
+    "such numbers is lost: `--dtype float32` keeps it.",
+)
 
 
 def reward_card(run: Run, tokenizer: Tokenizer, *, adapter: bool) -> str:
@@ -64,7 +69,8 @@ def reward_card(run: Run, tokenizer: Tokenizer, *, adapter: bool) -> str:
 inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
 offset = {"base" if adapter else "model"}.config.reward_offset
 reward = model(**inputs).logits[0, 0].item() - offset"""
-    return card(header, run, lead, use, results, (length, *REWARD_LIMITS))
+    limits = length, *REWARD_LIMITS, *(() if adapter else IN_HALF)
+    return card(header, run, lead, use, results, limits)
 
 
 def policy_card(run: Run, tokenizer: Tokenizer, *, adapter: bool) -> str:
@@ -95,7 +101,8 @@ def policy_card(run: Run, tokenizer: Tokenizer, *, adapter: bool) -> str:
 {prompt_code(tokenizer)}
 inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
 answer = model.generate(**inputs)"""
-    return card(header, run, lead, use, results, POLICY_LIMITS)
+    limits = *POLICY_LIMITS, *(() if adapter else IN_HALF)
+    return card(header, run, lead, use, results, limits)
 
 
 def loading_code(kind: str, adapter: bool) -> str:

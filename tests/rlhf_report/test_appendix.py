@@ -5,8 +5,10 @@ import json
 import re
 from types import SimpleNamespace
 
+import bench
 import pandas as pd
 import pytest
+from IPython.utils.capture import capture_output
 
 from experiment_runs import assignment
 from experiment_runs.files import encode
@@ -28,6 +30,32 @@ def test_what_the_tests_measured_is_shown_and_within_its_limits():
     rows = appendix.tested_invariants_table()
     assert len(rows) > 10
     assert (rows["measured"].astype(float) <= rows["at most"].astype(float)).all()
+
+
+def test_speed_is_shown_as_the_benchmarks_have_written_it(tmp_path, monkeypatch):
+    row = {
+        "work": "a step, steps/s",
+        "speeds": {"jax float32": [3.0, 4.0, 5.0], "torch float32": [2.0, 2.0, 2.0]},
+        "memory": {"jax float32": 1.0, "torch float32": 3.0},
+    }
+    head = "* machine   2 cores of a processor (avx2), 8 GB, Linux, load 0.1 at the start"
+    (tmp_path / "bench.md").write_text(f"# Speed\n\n{head}\n\n{bench.table([row])}\n\n| other |\n")
+    monkeypatch.setattr(appendix, "MEASURED", tmp_path)
+    (shown,) = appendix.speed_table().to_dict("records")
+    assert shown == {
+        "work": "a step, steps/s", "jax float32": "4 (3 to 5)", "torch float32": "2",
+        "float32, times": "2 (1.5 to 2.5)", "memory, times less": "3",
+    }  # fmt: skip
+    told = "Measured on 2 cores of a processor (avx2), 8 GB, Linux."
+    assert appendix.machine("bench.md") == told
+
+
+@pytest.mark.parametrize("name", ["growth.png", "learning_curves.png"])
+def test_a_picture_that_was_measured_is_displayed(name):
+    """Not returned: renderers leave out what a cell with a picture returns."""
+    with capture_output() as shown:
+        assert appendix.measured_picture(name) is None
+    assert len(shown.outputs[0].data["image/png"]) > 10_000
 
 
 def runs_of(profile):

@@ -183,6 +183,7 @@ def test_card_states_what_it_is_and_what_it_cannot_do(exported):
     assert ("0.43" in body) == (run.stage in REWARD_STAGES)
     limits = body.split("## Limits")[1]
     assert "onger answer" in limits
+    assert ("--dtype float32" in limits) == (not lora)
     assert ("max_new_tokens" in limits) == (run.stage not in REWARD_STAGES)
 
 
