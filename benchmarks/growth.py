@@ -20,6 +20,7 @@ BASE = {"rows": 8, "tokens": 256, "heads": 9}  # nine heads of 64 are the 135M o
 AXES = {"rows": (2, 4, 8, 16), "tokens": (64, 128, 256, 512), "heads": (3, 6, 9, 12)}
 WORKS = {"training": "a training step of the reward model", "sampling": "sampling, tokens a row"}
 TIMES = 3
+TICKS = (1, 2, 5, 10, 20, 50, 100)  # seconds
 
 
 def main() -> None:
@@ -106,6 +107,7 @@ def plot(found: dict, path: Path) -> None:
         ax.plot(sizes, medians, line, color=color, label=f"{work}: {exponent:.2f}")
         ax.set(xscale="log", yscale="log", xlabel=name)
         ax.set_xticks(sizes, [f"{size:.0f}" for size in sizes], minor=False)
+        ax.set_yticks(TICKS, map(str, TICKS))
         ax.minorticks_off()
         ax.legend(fontsize=7)
     axes[0].set_ylabel("seconds")
