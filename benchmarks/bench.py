@@ -22,7 +22,7 @@ SCRIPTS = {  # and the sides that each has
     "bench_ppo": turns.SIDES,
     "bench_gan": SIDES,
 }
-PARTS_OF = {"bench_reward": tuple(bench_reward.PARTS), "bench_ppo": tuple(bench_ppo.PARTS)}
+PARTS_OF = {"bench_reward": bench_reward.PARTS, "bench_ppo": bench_ppo.PARTS}
 PARTS = [part for parts in PARTS_OF.values() for part in parts]
 # What each script is given for a look of some minutes: fewer turns, shorter responses.
 QUICK = {

@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -29,8 +30,6 @@ def main() -> None:
         "--output", type=Path, default=turns.PROJECT / "results/measured/rounded_steps.txt"
     )
     args = options.parse_args()
-    import jax
-
     import rlhf_jax
 
     model = rlhf_jax.load(args.model, precision="float32")

@@ -107,8 +107,8 @@ def speed_table() -> pd.DataFrame:
 
 def machine(name: str) -> str:
     """What a measurement was made on, in a sentence."""
-    (told,) = re.findall(r"machine +(.+?), load", (MEASURED / name).read_text())[:1]
-    return f"Measured on {told}."
+    told = re.search(r"machine +(.+?), load", (MEASURED / name).read_text())
+    return f"Measured on {told[1]}."
 
 
 def measured_picture(name: str) -> None:
